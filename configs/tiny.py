@@ -1,0 +1,97 @@
+"""Two CPU cores and ten minutes: every stage at tiny size, on a corpus that every machine has.
+
+    bash launch/quickstart.sh runs/tiny                                                 # all of it, with a report
+    python launch/train.py --config=configs/tiny.py --workdir=runs/tiny --stage=all     # the training alone
+    python launch/train.py --config=configs/tiny.py:pydocs --workdir=runs/pydocs --stage=all
+    python launch/train.py --config=configs/tiny.py:/my/texts --workdir=runs/mine --stage=all
+
+The part after the colon is the corpus: `stories` (the default: a probabilistic grammar with exact oracles),
+`pydocs` (the documentation of this Python), or a folder, glob or file of text.
+"""
+
+from ml_collections import ConfigDict
+
+from diladiff_jax.config import default_config
+
+
+def get_config(corpus: str = "stories") -> ConfigDict:
+    c = default_config()
+    if corpus == "stories":
+        _stories(c)
+    else:
+        _real_text(c, corpus)
+
+    # Muon learns to copy a detail from one place to another several times faster than Adam alone at this size.
+    for stage in (c.mdlm, c.mdlm_long, c.autoencoder, c.ladiff, c.scorer):
+        stage.update(optimizer="muon", schedule="linear", final_ratio=0.1, warmup=20, b2=0.95, epsilon=1e-8, weight_decay=0.0)
+    for stage in (c.mdlm, c.mdlm_long, c.scorer):
+        stage.update(learning_rate=3e-3, muon_learning_rate=0.02, ema=0.99)
+    c.autoencoder.update(learning_rate=3e-3, muon_learning_rate=0.02, decoder_warmup=20, schedule="linear", final_ratio=0.0)
+    c.ladiff.update(learning_rate=3e-3, muon_learning_rate=0.02, ema=0.995)
+    c.diladiff.update(
+        optimizer="muon",
+        learning_rate=1e-3,
+        muon_learning_rate=0.005,
+        schedule="linear",
+        final_ratio=0.1,
+        warmup=20,
+        b2=0.95,
+        epsilon=1e-8,
+        weight_decay=0.0,
+        ema=0.99,
+        # The student starts as the teacher's DDIM sampler, and visits t = 1 and r = 0, where sampling starts and ends.
+        step_form="rotation",
+        p_noise=0.2,
+        p_clean=0.3,
+    )
+    c.sampling.update(prior_method="ddim", top_p=1.0)
+    return c
+
+
+def _stories(c: ConfigDict) -> None:
+    c.data.update(corpus="stories", documents=60_000, validation_documents=2_000, length=32, packing="document")
+    c.tokenizer.update(kind="unigram", vocab_size=512, whole_words=240)  # the language has 235 words: one piece each
+    c.features.with_embeddings = True  # identity of the words, beside their context
+    c.backbone.update(width=96, num_layers=3, heads=4)
+    c.encoder.update(num_latents=16, latent_dim=32, width=96, heads=4, num_layers=2)
+    c.decoder.cross_layers = (0, 2)
+    c.latent_denoiser.update(width=128, num_layers=3, heads=4, max_frequency=8.0, max_period=10.0)
+    c.scorer_network.update(width=96, num_layers=3, heads=4)
+    c.diffusion.d = 1.0  # chosen like the augmentation below: at this width a d of 10 spends its time on noise alone
+    for stage in (c.mdlm, c.mdlm_long, c.autoencoder, c.ladiff, c.diladiff):
+        stage.batch = 128
+    c.mdlm.steps, c.autoencoder.steps, c.ladiff.steps, c.diladiff.steps = 600, 700, 900, 600
+    c.mdlm_long.steps = c.mdlm.steps + c.autoencoder.steps  # the control: the decoder's whole budget, without a latent
+    # The published masks of 0.7 leave a latent of this width no identity.
+    c.autoencoder.update(noise=0.3, p_feat=0.3, p_lat=0.4, p_drop=0.5)
+    c.diladiff.tangent_warmup = 200
+    c.sampling.update(batch=128, decode_steps=8, prior_steps=50, student_steps=5)
+    c.evaluation.update(samples=512, decode_steps=(1, 2, 4, 8, 16, 32), bound_draws=16)
+    c.logging.update(metrics_every=50, validate_every=300, validation_batches=4, checkpoint_every=300, samples=2)
+
+
+def _real_text(c: ConfigDict, corpus: str) -> None:
+    if corpus == "pydocs":
+        c.data.corpus = "pydocs"
+    else:
+        c.data.update(corpus="text_files", files=corpus)
+    # A quarter of the documents trains the scorer, on text that the model has not seen and is not measured on.
+    c.data.update(length=64, packing="packed", validation_fraction=0.05, scorer_fraction=0.25)
+    c.tokenizer.update(kind="unigram", vocab_size=2048)
+    c.features.with_embeddings = True
+    c.backbone.update(width=128, num_layers=4, heads=4)
+    c.encoder.update(num_latents=32, latent_dim=32, width=128, heads=4, num_layers=2)
+    c.decoder.cross_layers = (0, 3)
+    c.latent_denoiser.update(width=160, num_layers=4, heads=4, max_frequency=8.0, max_period=10.0)
+    c.scorer_network.update(width=160, num_layers=4, heads=4, dropout=0.1)
+    c.diffusion.d = 1.0
+    for stage in (c.mdlm, c.mdlm_long, c.autoencoder, c.ladiff, c.diladiff, c.scorer):
+        stage.batch = 64
+    c.mdlm.steps, c.autoencoder.steps, c.ladiff.steps, c.diladiff.steps = 1_000, 1_000, 1_200, 500
+    c.mdlm_long.steps = c.mdlm.steps + c.autoencoder.steps
+    c.scorer.steps = 800
+    c.autoencoder.update(noise=0.3, p_feat=0.3, p_lat=0.4, p_drop=0.5)
+    c.diladiff.tangent_warmup = 150
+    c.sampling.update(batch=64, decode_steps=16, prior_steps=50, student_steps=5)
+    c.evaluation.update(samples=256, decode_steps=(2, 4, 8, 16, 32, 64), bound_draws=16)
+    c.logging.update(metrics_every=50, validate_every=500, validation_batches=4, checkpoint_every=500, samples=2)

@@ -1,0 +1,371 @@
+"""The schema of an experiment: every setting with its default, checks before any array is made, and messages.
+
+The defaults are the paper's published setting (METHOD section 7). An experiment file in `configs/` starts from
+`default_config()` and changes what differs; whatever a file, a command line or a workdir gives is passed
+through `resolve`, which refuses unknown keys, wrong types and impossible combinations in one line each.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+STAGES = ("mdlm", "autoencoder", "ladiff", "diladiff")
+"""The method, in the order of training."""
+
+BASELINES = ("mdlm_long", "scorer")
+"""Trained beside it where their `steps` is above 0: the budget control, and the autoregressive scorer."""
+
+PREDECESSOR = {"mdlm": None, "autoencoder": "mdlm", "ladiff": "autoencoder", "diladiff": "ladiff", "mdlm_long": None, "scorer": None}
+
+MAY_CHANGE = ("mesh", "sampling", "evaluation", "logging")
+"""Blocks that a later command on the same workdir may give differently (as it may every `steps`)."""
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be: one line with the key, the value and what would be valid."""
+
+
+def _training(**changes: Any) -> ConfigDict:
+    block = dict(
+        steps=0,
+        batch=512,  # examples per update, over all devices and microbatches
+        accumulate=1,  # microbatches per update
+        optimizer="adamw",  # or "muon": orthogonalized momentum for matrices, Adam for the rest
+        learning_rate=3e-4,
+        muon_learning_rate=0.02,
+        b1=0.9,
+        b2=0.98,
+        epsilon=1e-6,
+        weight_decay=1e-5,
+        clip=1.0,  # global gradient norm; 0 turns it off
+        schedule="cosine",  # after the warm-up: "constant", "linear" or "cosine" down to final_ratio
+        final_ratio=0.0,
+        warmup=1_000,
+        ema=0.9999,  # 0 keeps no average; what follows then uses the parameters themselves
+    )
+    return ConfigDict(block | changes)
+
+
+def default_config() -> ConfigDict:
+    """The published setting on OpenWebText, with the pretrained denoiser's own features."""
+    c = ConfigDict()
+    c.seed = 0
+    c.compute_dtype = "float32"  # or "bfloat16"; parameters, optimizer and the student stay in float32
+
+    c.data = ConfigDict(
+        dict(
+            corpus="openwebtext",  # "stories", "pydocs", "text_files", or a TFDS name
+            files="",  # text_files: a file, folder or glob
+            validation_files="",  # text_files: held-out files; else a share of the documents
+            field="text",
+            documents=50_000,  # stories: training documents to draw
+            validation_documents=2_000,  # stories
+            scorer_documents=0,  # stories
+            validation_fraction=0.01,  # of the documents, chosen by a hash of their text
+            scorer_fraction=0.0,  # held out from everything else to train the scorer
+            max_documents=0,  # 0: all
+            length=1024,
+            packing="packed",  # or "document": one document a row, the rest filled with end-of-text
+            directory="",  # where prepared text lives; "" is WORKDIR/data
+            seed=0,
+        )
+    )
+    c.tokenizer = ConfigDict(
+        dict(
+            kind="unigram",  # or "bpe" (both trained on the corpus), "wordpiece", "byte_bpe", "sentencepiece" (from a file)
+            vocab_size=30_522,
+            whole_words=0,  # trained kinds: so many frequent words are pieces of their own
+            file="",
+            lowercase=False,
+        )
+    )
+    c.features = ConfigDict(dict(source="denoiser", with_embeddings=False))
+    c.backbone = ConfigDict(
+        dict(
+            width=768,
+            num_layers=12,
+            heads=12,
+            mlp_ratio=4.0,
+            positions="learned",
+            norm="rmsnorm",
+            qk_norm=True,
+            adaln=0,
+            tied_head=False,
+            zero_head=False,
+            dropout=0.0,
+        )
+    )
+    c.encoder = ConfigDict(dict(num_latents=512, latent_dim=768, width=768, heads=12, num_layers=2, dropout=0.1))
+    c.decoder = ConfigDict(dict(cross_layers=(0, 11)))
+    c.latent_denoiser = ConfigDict(dict(width=768, num_layers=12, heads=12, mlp_ratio=4.0, max_frequency=1.0, max_period=10.0))
+    c.scorer_network = ConfigDict(dict(width=768, num_layers=12, heads=12, dropout=0.0))
+    c.diffusion = ConfigDict(dict(schedule="tangent", d=10.0))
+
+    c.mdlm = _training(steps=1_000_000, weighting="one")
+    c.mdlm_long = _training(weighting="one")
+    c.autoencoder = _training(
+        steps=200_000,
+        learning_rate=5e-5,
+        clip=10.0,
+        ema=0.0,
+        warmup=1_000,
+        decoder_warmup=10_000,  # longer, so that the encoder learns first
+        weighting="one",
+        noise=0.5,  # s
+        p_feat=0.7,
+        p_lat=0.7,
+        p_drop=0.75,
+        statistics_decay=0.99,
+    )
+    c.ladiff = _training(steps=150_000, learning_rate=2e-4, schedule="constant", self_conditioning=0.5)
+    c.diladiff = _training(
+        steps=25_000,
+        batch=2048,
+        learning_rate=5e-5,
+        schedule="constant",
+        step_form="velocity",  # or "rotation": start from the teacher's DDIM step
+        teacher_noise="implied",  # or "drawn"
+        time_mean=-1.0,
+        time_std=1.0,
+        p_equal=0.25,
+        p_noise=0.0,
+        p_clean=0.0,
+        self_conditioning=0.5,
+        tangent_warmup=10_000,
+        loss_offset=5.0,
+    )
+    c.scorer = _training()
+
+    c.sampling = ConfigDict(
+        dict(
+            batch=32,
+            temperature=1.0,
+            top_p=0.9,
+            decode_steps=64,
+            prior_steps=200,
+            prior_method="euler",  # or "ddim"
+            prior_self_conditioning="previous",  # or "current", "none"
+            student_steps=5,
+            gamma=0.8,
+            gamma_warp="noise_level",  # or "literal"
+        )
+    )
+    c.evaluation = ConfigDict(
+        dict(samples=1024, decode_steps=(8, 16, 32, 64, 128, 256, 512, 1024), bound_draws=128, seed=1)
+    )
+    c.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # -1: all devices that are left
+    c.logging = ConfigDict(
+        dict(metrics_every=100, validate_every=5_000, validation_batches=8, checkpoint_every=5_000, keep_checkpoints=2, samples=2)
+    )
+    return c
+
+
+def resolve(given: Mapping[str, Any] | ConfigDict) -> ConfigDict:
+    """Lays `given` over the defaults and checks the whole.
+
+    Raises:
+      ConfigError: unknown key, wrong type, or a combination that cannot be.
+    """
+    config = default_config()
+    _overlay(config, given.to_dict() if isinstance(given, ConfigDict) else given, "")
+    check(config)
+    config.lock()
+    return config
+
+
+def _overlay(target: ConfigDict, given: Mapping[str, Any], prefix: str) -> None:
+    for key, value in given.items():
+        name = prefix + key
+        if key not in target:
+            near = difflib.get_close_matches(key, list(target), n=1)
+            hint = f"; did you mean {prefix}{near[0]}?" if near else f"; known here: {', '.join(target)}"
+            raise ConfigError(f"config key {name} is unknown{hint}")
+        if isinstance(target[key], ConfigDict):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"config key {name} is {value!r}; it must be a block of settings")
+            _overlay(target[key], value, name + ".")
+        else:
+            target[key] = _convert(name, value, target[key])
+
+
+def _convert(name: str, value: Any, default: Any) -> Any:
+    kind = type(default)
+    if kind is tuple and isinstance(value, list | tuple):
+        if not all(isinstance(v, int) and not isinstance(v, bool) for v in value):
+            raise ConfigError(f"config key {name} is {value!r}; it must be a sequence of whole numbers")
+        return tuple(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is not type(value):
+        words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", tuple: "a sequence of whole numbers"}
+        raise ConfigError(f"config key {name} is {value!r}; it must be {words[kind]}")
+    return value
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses impossible values and combinations.
+
+    Raises:
+      ConfigError: with the key, its value, and what would be valid.
+    """
+
+    def need(ok: bool, key: str, valid: str) -> None:
+        if not ok:
+            value: Any = config
+            for part in key.split("."):
+                value = value[part]
+            raise ConfigError(f"config key {key} is {value!r}; it must be {valid}")
+
+    def one_of(key: str, *values: str) -> None:
+        block, _, leaf = key.rpartition(".")
+        need((config[block] if block else config)[leaf] in values, key, "one of " + ", ".join(values))
+
+    one_of("compute_dtype", "float32", "bfloat16")
+    d = config.data
+    need(d.length >= 2, "data.length", "at least 2")
+    one_of("data.packing", "packed", "document")
+    need(0 < d.validation_fraction < 1, "data.validation_fraction", "between 0 and 1")
+    need(0 <= d.scorer_fraction < 1 - d.validation_fraction, "data.scorer_fraction", "between 0 and 1 - data.validation_fraction")
+    need(d.corpus != "text_files" or bool(d.files), "data.files", "a file, folder or glob when data.corpus is text_files")
+    need(d.documents > 0 and d.validation_documents > 0, "data.documents", "above 0, as data.validation_documents")
+    need(d.max_documents >= 0, "data.max_documents", "0 (all) or more")
+    one_of("tokenizer.kind", "unigram", "bpe", "wordpiece", "byte_bpe", "sentencepiece")
+    from_file = config.tokenizer.kind in ("wordpiece", "byte_bpe", "sentencepiece")
+    need(bool(config.tokenizer.file) or not from_file, "tokenizer.file", f"a vocabulary file when tokenizer.kind is {config.tokenizer.kind}")
+    need(config.tokenizer.vocab_size > 0, "tokenizer.vocab_size", "above 0")
+    need(config.tokenizer.whole_words >= 0, "tokenizer.whole_words", "0 or more")
+    one_of("features.source", "denoiser")
+
+    for name in ("backbone", "encoder", "latent_denoiser", "scorer_network"):
+        block = config[name]
+        need(block.width > 0 and block.num_layers > 0, f"{name}.width", "above 0, as the number of layers")
+        need(block.heads > 0 and block.width % block.heads == 0, f"{name}.heads", f"a divisor of {name}.width = {block.width}")
+    rotary_blocks = ["latent_denoiser"] + (["backbone", "scorer_network"] if config.backbone.positions == "rotary" else [])
+    for name in rotary_blocks:
+        need(config[name].width // config[name].heads % 2 == 0, f"{name}.heads", f"such that {name}.width / heads is even (rotary positions)")
+    one_of("backbone.positions", "learned", "rotary")
+    one_of("backbone.norm", "rmsnorm", "layernorm")
+    for key in ("backbone.dropout", "encoder.dropout"):
+        need(0 <= config[key.split(".")[0]].dropout < 1, key, "in [0, 1)")
+    need(config.backbone.adaln >= 0, "backbone.adaln", "0 (none) or the width of the condition")
+    need(1 <= config.encoder.num_latents <= d.length, "encoder.num_latents", f"between 1 and data.length = {d.length}")
+    need(config.encoder.latent_dim > 0, "encoder.latent_dim", "above 0")
+    layers, depth = config.decoder.cross_layers, config.backbone.num_layers
+    need(len(layers) > 0 and all(0 <= i < depth for i in layers), "decoder.cross_layers", f"layer indices from 0 to {depth - 1}")
+    one_of("diffusion.schedule", "tangent", "linear_variance")
+    need(config.diffusion.d > 0, "diffusion.d", "above 0")
+
+    for stage in STAGES + BASELINES:
+        _check_training(config, stage, need, one_of)
+    for stage in ("mdlm", "mdlm_long", "autoencoder"):
+        one_of(f"{stage}.weighting", "one", "bound")
+    for key in ("p_feat", "p_lat", "p_drop"):
+        need(0 <= config.autoencoder[key] <= 1, f"autoencoder.{key}", "between 0 and 1")
+    need(0 <= config.autoencoder.noise < 1, "autoencoder.noise", "in [0, 1)")
+    need(0 < config.autoencoder.statistics_decay <= 1, "autoencoder.statistics_decay", "in (0, 1]")
+    need(config.autoencoder.decoder_warmup >= 0, "autoencoder.decoder_warmup", "0 or more")
+    need(0 <= config.ladiff.self_conditioning <= 1, "ladiff.self_conditioning", "between 0 and 1")
+    one_of("diladiff.step_form", "velocity", "rotation")
+    one_of("diladiff.teacher_noise", "implied", "drawn")
+    for key in ("p_equal", "p_noise", "p_clean", "self_conditioning"):
+        need(0 <= config.diladiff[key] <= 1, f"diladiff.{key}", "between 0 and 1")
+    need(config.diladiff.time_std > 0, "diladiff.time_std", "above 0")
+    need(config.diladiff.loss_offset > 0, "diladiff.loss_offset", "above 0")
+    need(config.diladiff.tangent_warmup >= 0, "diladiff.tangent_warmup", "0 or more")
+    held_out = d.scorer_documents if d.corpus == "stories" else d.scorer_fraction
+    key = "data.scorer_documents" if d.corpus == "stories" else "data.scorer_fraction"
+    need(config.scorer.steps == 0 or held_out > 0, key, "above 0 when scorer.steps is: the scorer needs text of its own")
+
+    s = config.sampling
+    need(s.batch > 0, "sampling.batch", "above 0")
+    need(s.temperature >= 0, "sampling.temperature", "0 or more")
+    need(0 <= s.top_p <= 1, "sampling.top_p", "between 0 and 1")
+    for key in ("decode_steps", "prior_steps", "student_steps"):
+        need(s[key] > 0, f"sampling.{key}", "above 0")
+    one_of("sampling.prior_method", "euler", "ddim")
+    one_of("sampling.prior_self_conditioning", "previous", "current", "none")
+    need(0 <= s.gamma < 1, "sampling.gamma", "in [0, 1)")
+    one_of("sampling.gamma_warp", "noise_level", "literal")
+    e = config.evaluation
+    need(e.samples > 0, "evaluation.samples", "above 0")
+    need(e.bound_draws > 0, "evaluation.bound_draws", "above 0")
+    need(len(e.decode_steps) > 0 and min(e.decode_steps) > 0, "evaluation.decode_steps", "a sequence of numbers above 0")
+    for axis in ("data", "fsdp", "tensor"):
+        need(config.mesh[axis] > 0 or config.mesh[axis] == -1, f"mesh.{axis}", "above 0, or -1 for all devices that are left")
+    need(list(config.mesh.values()).count(-1) <= 1, "mesh.data", "given when another axis is -1: only one can take what is left")
+    for key in ("metrics_every", "validate_every", "validation_batches", "checkpoint_every", "keep_checkpoints"):
+        need(config.logging[key] > 0, f"logging.{key}", "above 0")
+    need(config.logging.samples >= 0, "logging.samples", "0 or more")
+
+
+def _check_training(config: ConfigDict, stage: str, need: Any, one_of: Any) -> None:
+    c = config[stage]
+    need(c.steps >= 0, f"{stage}.steps", "0 or more")
+    need(c.batch > 0, f"{stage}.batch", "above 0")
+    need(c.accumulate > 0 and c.batch % c.accumulate == 0, f"{stage}.accumulate", f"a divisor of {stage}.batch = {c.batch}")
+    one_of(f"{stage}.optimizer", "adamw", "muon")
+    one_of(f"{stage}.schedule", "constant", "linear", "cosine")
+    for key in ("learning_rate", "muon_learning_rate", "epsilon"):
+        need(c[key] > 0, f"{stage}.{key}", "above 0")
+    for key in ("b1", "b2", "ema"):
+        need(0 <= c[key] < 1, f"{stage}.{key}", "in [0, 1)")
+    need(0 <= c.final_ratio <= 1, f"{stage}.final_ratio", "between 0 and 1")
+    for key in ("weight_decay", "clip", "warmup"):
+        need(c[key] >= 0, f"{stage}.{key}", "0 or more")
+
+
+def stages_of(config: ConfigDict) -> tuple[str, ...]:
+    """The stages that `--stage=all` trains, in order: the method, then the baselines that have steps."""
+    return tuple(s for s in STAGES + BASELINES if config[s].steps > 0)
+
+
+def save(config: ConfigDict, workdir: str | pathlib.Path) -> None:
+    """Writes `WORKDIR/config.json`; where one is there already, checks that the experiment is the same.
+
+    Raises:
+      ConfigError: a setting that earlier stages were trained with has changed.
+    """
+    path = pathlib.Path(workdir) / "config.json"
+    if path.exists():
+        changed = [key for key in _differences(load(workdir).to_dict(), config.to_dict()) if key.split(".")[0] not in MAY_CHANGE and not key.endswith(".steps")]
+        if changed:
+            key = changed[0]
+            raise ConfigError(f"config key {key} differs from {path}, which this workdir was made with; use another --workdir, or leave {key} as it was")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".json.tmp")
+    aside.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    aside.replace(path)
+
+
+def load(workdir: str | pathlib.Path) -> ConfigDict:
+    """Reads and checks `WORKDIR/config.json`.
+
+    Raises:
+      ConfigError: no such file, not JSON, or not a valid experiment.
+    """
+    path = pathlib.Path(workdir) / "config.json"
+    try:
+        given = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist; a workdir is made by launch/train.py or launch/prepare.py") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not JSON ({error}); restore it or start a new workdir") from None
+    if not isinstance(given, dict):
+        raise ConfigError(f"{path} holds {type(given).__name__}; it must be one JSON object")
+    return resolve(given)
+
+
+def _differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[str]:
+    found: list[str] = []
+    for key in a:
+        if isinstance(a[key], Mapping):
+            found += _differences(a[key], b[key], prefix + key + ".")
+        elif a[key] != b[key]:
+            found.append(prefix + key)
+    return found

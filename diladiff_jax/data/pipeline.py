@@ -1,0 +1,149 @@
+"""Batches of rows through Grain, in an order that no machine layout can change."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diladiff_jax.data.errors import DataError
+
+if TYPE_CHECKING:
+    import grain
+
+
+def _take(rows: Any, indices: Sequence[int]) -> np.ndarray:
+    """int32 [len(indices), L]: by one batched read where the source offers it."""
+    batched = getattr(rows, "__getitems__", None)
+    return np.stack(batched(indices) if batched else [rows[i] for i in indices]).astype(np.int32, copy=False)
+
+
+def _share(rows: Any, batch_size: int, process_index: int, process_count: int) -> tuple[int, int]:
+    """(first row within a global batch, rows) of one process."""
+    if len(rows) < 1:
+        raise DataError("the row source is empty: expected at least one row")
+    if batch_size < 1 or process_count < 1 or batch_size % process_count:
+        raise DataError(f"batch_size={batch_size} with {process_count} processes: expected a positive multiple of "
+                        "the number of processes")
+    if not 0 <= process_index < process_count:
+        raise DataError(f"process_index={process_index}: expected 0 to {process_count - 1}")
+    share = batch_size // process_count
+    return process_index * share, share
+
+
+def _generator_seed(seed: int) -> int:
+    """A 32-bit seed for Grain, which shuffles epoch e with seed + e.
+
+    Neighbouring seeds given to it directly would train on the same epochs, moved by one.
+    """
+    return int.from_bytes(hashlib.blake2b(str(int(seed)).encode(), digest_size=4).digest(), "big")
+
+
+class Batches:
+    """Endless shuffled batches: this process's share of each global batch, int32 [batch_size / process_count, L].
+
+    Global batch k holds the rows at places k * batch_size ... (k + 1) * batch_size - 1 of the endless sequence
+    `permutation(seed, epoch 0), permutation(seed, epoch 1), ...` of all rows, so a batch may straddle two epochs
+    and each epoch holds every row once. Process p gets the p-th run of batch_size / process_count rows, and
+    reads no others: the processes' outputs, joined in order, are the same for every process count. The
+    position is the number of global batches taken, whatever the processes, threads and prefetch.
+    """
+
+    def __init__(self, rows: Any, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1, *,
+                 shuffle: bool = True, threads: int = 2, prefetch: int = 8):
+        """Args:
+          rows: a random-access source (`len`, `[i] -> int32 [L]`, and `__getitems__` where it has it).
+          batch_size: rows of a global batch, a multiple of `process_count`.
+          seed: of the permutations; any integer.
+          process_index, process_count: which share is this process's.
+          shuffle: False for the rows in order, epoch after epoch.
+          threads: reading threads; 0 reads in the caller's.
+          prefetch: batches read ahead.
+
+        Raises:
+          DataError: no rows, or a batch that cannot be shared out.
+        """
+        import grain
+
+        first, share = _share(rows, batch_size, process_index, process_count)
+        order = grain.MapDataset.range(len(rows))
+        if shuffle:
+            order = order.shuffle(seed=_generator_seed(seed))
+        order = order.repeat()  # reshuffles with a new seed each epoch
+
+        def batch(k: int) -> np.ndarray:
+            start = k * batch_size + first
+            return _take(rows, [int(order[place]) for place in range(start, start + share)])
+
+        self._identity = {"seed": int(seed), "batch_size": int(batch_size), "rows": len(rows),
+                          "shuffle": int(shuffle)}
+        # Elements are batches, not rows, so Grain's own position is the number of global batches.
+        self._batches = grain.MapDataset.range(sys.maxsize // batch_size).map(batch).to_iter_dataset(
+            grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch if threads else 0))
+        self._iterator = iter(self._batches)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return self
+
+    def __next__(self) -> np.ndarray:
+        if self._iterator is None:
+            raise ValueError("these batches are closed")
+        return next(self._iterator)
+
+    def get_state(self) -> dict[str, int]:
+        """The position and what it is a position in, as plain integers; batches in flight are not counted."""
+        if self._iterator is None:
+            raise ValueError("these batches are closed")
+        return {"position": int(self._iterator.get_state()["next_index"]), **self._identity}
+
+    def set_state(self, state: Mapping[str, int]) -> None:
+        """Goes to a position saved by `get_state`, under any process count.
+
+        Raises:
+          DataError: the state is of other rows, another seed or batch size, or no state.
+        """
+        for name, own in self._identity.items():
+            if state.get(name) != own:
+                raise DataError(f"data position: saved with {name}={state.get(name)}, this run has {name}={own}; "
+                                "resume with the same value or start anew")
+        position = state.get("position")
+        if not isinstance(position, int) or position < 0:
+            raise DataError(f"data position: {position!r} is not a number of batches")
+        self.close()
+        self._iterator = iter(self._batches)
+        self._iterator.set_state({"next_index": position})
+
+    def close(self) -> None:
+        """Stops the reading threads. Safe to call twice."""
+        if self._iterator is not None and hasattr(self._iterator, "close"):
+            self._iterator.close()
+        self._iterator = None
+
+    def __enter__(self) -> Batches:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @staticmethod
+    def fixed(rows: Any, batch_size: int, count: int = 0, process_index: int = 0,
+              process_count: int = 1) -> grain.MapDataset:
+        """The first rows in their order, as a finite sequence to pass over many times, for validation.
+
+        It holds `min(count, len(rows)) // batch_size` whole global batches, of which this process's share is
+        int32 [batch_size / process_count, L]; `count=0` means all rows.
+
+        Raises:
+          DataError: fewer rows than one batch, or a batch that cannot be shared out.
+        """
+        import grain
+
+        first, share = _share(rows, batch_size, process_index, process_count)
+        available = min(count, len(rows)) if count else len(rows)
+        if available < batch_size:
+            raise DataError(f"{available} rows do not fill one batch of {batch_size}: use a smaller batch or more rows")
+        return grain.MapDataset.range(available // batch_size).map(
+            lambda k: _take(rows, range(k * batch_size + first, k * batch_size + first + share)))

@@ -1,0 +1,150 @@
+"""Documents from plain files: .txt and .jsonl (also .gz, .xz, .zst) and .parquet."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import gzip
+import io
+import json
+import lzma
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from diladiff_jax.data.errors import DataError
+
+SEPARATOR = "<|endoftext|>"  # a line of its own in a .txt file that separates documents (as in TinyStories)
+_COMPRESSED = (".gz", ".xz", ".zst")
+_KINDS = (".txt", ".jsonl", ".parquet")
+_READABLE = ".txt, .jsonl (either also .gz, .xz or .zst) or .parquet"
+
+
+def matching(files: str) -> list[Path]:
+    """The readable files under a folder, behind a glob or of one path, sorted by path.
+
+    Raises:
+      DataError: nothing matches, or a file that was named is of no readable kind.
+    """
+    if not files:
+        raise DataError(f"data.files is empty: name a folder, a glob or a file of {_READABLE}")
+    path = Path(files).expanduser()
+    if path.is_dir():
+        found = sorted(p for p in path.rglob("*") if p.is_file() and _kind(p))
+    else:
+        found = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
+        unreadable = [p for p in found if not _kind(p)]
+        if unreadable:
+            raise DataError(f"{unreadable[0]}: not a kind of file that can be read; expected {_READABLE}")
+    if not found:
+        raise DataError(f"data.files={files!r} matches no file; expected a folder, a glob or a file of {_READABLE}")
+    return found
+
+
+def documents(files: str, field: str = "text") -> Iterator[str]:
+    """Yields the documents of `matching(files)`, file after file; empty documents are left out.
+
+    Args:
+      files: a folder, a glob or one file.
+      field: the key (.jsonl) or column (.parquet) that holds the text.
+
+    Raises:
+      DataError: a file that cannot be read, with its path and line.
+    """
+    readers = {".txt": _txt, ".jsonl": _jsonl, ".parquet": _parquet}
+    for path in matching(files):
+        for text in readers[_kind(path)](path, field):
+            if text.strip():
+                yield text
+
+
+def _kind(path: Path) -> str:
+    """'.txt', '.jsonl', '.parquet', or '' for a file of another kind."""
+    suffix = path.suffix.lower()
+    if suffix in _COMPRESSED:
+        suffix = path.with_suffix("").suffix.lower()
+        return suffix if suffix in (".txt", ".jsonl") else ""
+    return suffix if suffix in _KINDS else ""
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[BinaryIO]:
+    suffix = path.suffix.lower()
+    with contextlib.ExitStack() as stack:
+        if suffix == ".gz":
+            yield stack.enter_context(gzip.open(path, "rb"))
+        elif suffix == ".xz":
+            yield stack.enter_context(lzma.open(path, "rb"))
+        elif suffix == ".zst":
+            import zstandard
+
+            raw = stack.enter_context(open(path, "rb"))
+            # Files made in parallel hold many frames, of which the reader's default is to read one.
+            reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
+            yield stack.enter_context(io.BufferedReader(reader, 1 << 20))
+        else:
+            yield stack.enter_context(open(path, "rb"))
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yields (line number from 1, line with its line end)."""
+    number = 0
+    try:
+        with _open(path) as stream:
+            for number, line in enumerate(stream, 1):
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start}); "
+                        "convert the file to UTF-8") from error
+    except (OSError, EOFError, lzma.LZMAError) as error:
+        raise DataError(f"{path}, after line {number}: cannot be read ({error})") from error
+    except Exception as error:  # zstandard's own error, without importing it for every file
+        if type(error).__name__ != "ZstdError":
+            raise
+        raise DataError(f"{path}, after line {number}: cannot be read ({error})") from error
+
+
+def _txt(path: Path, field: str) -> Iterator[str]:
+    del field  # plain text has none
+    lines: list[str] = []
+    for _, line in _lines(path):
+        if line.strip() == SEPARATOR:
+            yield "".join(lines).strip("\r\n")
+            lines = []
+        else:
+            lines.append(line)
+    yield "".join(lines).strip("\r\n")
+
+
+def _jsonl(path: Path, field: str) -> Iterator[str]:
+    for number, line in _lines(path):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno}); "
+                            "expected one object a line") from error
+        text = record.get(field) if isinstance(record, dict) else None
+        if not isinstance(text, str):
+            keys = ", ".join(sorted(record)) if isinstance(record, dict) else f"a {type(record).__name__}"
+            raise DataError(f"{path}, line {number}: no text in field {field!r} (found {keys}); set data.field")
+        yield text
+
+
+def _parquet(path: Path, field: str) -> Iterator[str]:
+    import pyarrow
+    import pyarrow.parquet
+
+    row = 0
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        if field not in file.schema_arrow.names:
+            raise DataError(f"{path}: no column {field!r} (found {', '.join(file.schema_arrow.names)}); set data.field")
+        for batch in file.iter_batches(batch_size=1024, columns=[field]):
+            for row, text in enumerate(batch.column(0).to_pylist(), row + 1):
+                if not isinstance(text, str):
+                    raise DataError(f"{path}, row {row}: column {field!r} holds {type(text).__name__}, not text")
+                yield text
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}, after row {row}: not readable parquet ({error})") from error

@@ -1,0 +1,54 @@
+"""Masked diffusion over tokens: forward kernel, reverse step, bound weights (METHOD section 1; MDLM, arXiv 2406.07524).
+
+alpha_t = 1 - t: at masking ratio t each token is the mask with probability t, independently.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+def stratified_times(key: Array, batch: int) -> Array:
+    """Masking ratios `t_i = 1 - ((u + i/B) mod 1)`, one `u` for the whole global batch: float32 `[B]` in (0, 1]."""
+    u = jax.random.uniform(key)
+    return 1.0 - jnp.mod(u + jnp.arange(batch, dtype=jnp.float32) / batch, 1.0)
+
+
+def mask_tokens(key: Array, tokens: Array, t: Array, mask_id: int) -> Array:
+    """Draws x_t: each token of `[B, L]` becomes `mask_id` with probability `t [B]`."""
+    masked = jax.random.uniform(key, tokens.shape) < t[:, None]
+    return jnp.where(masked, mask_id, tokens)
+
+
+def mask_exactly(key: Array, tokens: Array, count: Array, mask_id: int) -> Array:
+    """Masks exactly `count [B]` tokens of every row, all subsets of that size equally likely."""
+    rank = jnp.argsort(jnp.argsort(jax.random.uniform(key, tokens.shape), axis=-1), axis=-1)
+    return jnp.where(rank < count[:, None], mask_id, tokens)
+
+
+def reverse_step_probability(t: Array, s: Array) -> Array:
+    """Probability that a token masked at t is unmasked on the way to s < t: `1 - s/t`."""
+    return 1.0 - s / t
+
+
+def restrict(logits: Array, sampleable: Array) -> Array:
+    """Gives probability zero to every id that is never text: the mask, padding, and the vocabulary's filling.
+
+    logits `[..., V]`, sampleable bool `[V]`. With copying of unmasked tokens this is the SUBS parameterization.
+    """
+    return jnp.where(sampleable.reshape((1,) * (logits.ndim - 1) + (-1,)), logits, -jnp.inf)
+
+
+def token_nll(logits: Array, tokens: Array, sampleable: Array) -> Array:
+    """`-log p(token)` in nats: logits `[..., V]`, tokens `[...]` -> float32 `[...]`."""
+    logits = restrict(logits.astype(jnp.float32), sampleable)
+    picked = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - picked
+
+
+def bound_weight(t: Array) -> Array:
+    """Weight 1/t of the masked tokens' loss in the bound `-log p(x) <= E_t (1/t) sum_masked -log p`."""
+    return 1.0 / t

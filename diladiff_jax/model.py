@@ -1,0 +1,281 @@
+"""A trained model as one object: load, sample, encode, decode, infill."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from diladiff_jax import config as config_lib
+from diladiff_jax.data import tokenizers
+from diladiff_jax.objectives.build import text_encoder
+from diladiff_jax.sampling.pipeline import MODELS, Controls, Sample, Sampler
+from diladiff_jax.training import sharding
+from diladiff_jax.training.checkpoints import CheckpointError
+from diladiff_jax.training.experiment import Experiment
+
+Array = jax.Array
+
+NEEDED = {"mdlm": ("mdlm",), "mdlm_long": ("mdlm_long",), "ladiff": ("autoencoder", "ladiff"), "diladiff": ("autoencoder", "diladiff")}
+"""Model -> the stages whose networks it samples with."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """texts; tokens int32 `[num, L]`; the decoding step that unmasked each position `[num, L]` (-1: given); latents `[num, N, D_lat]` or None."""
+
+    texts: list[str]
+    tokens: np.ndarray
+    unmasked_at: np.ndarray
+    latents: np.ndarray | None
+
+
+class Model:
+    """A trained experiment, its parameters on the devices of a mesh. Made by `load`."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self.config = experiment.config
+        self.tokenizer = experiment.tokenizer
+        self.networks = experiment.networks
+        self.sampler: Sampler = experiment.sampler()
+        self.length: int = self.config.data.length
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """What this workdir can sample, best last."""
+        order = ("mdlm", "mdlm_long", "ladiff", "diladiff")
+        return tuple(m for m in order if all(self.experiment.trained_steps(stage) for stage in NEEDED[m]))
+
+    @functools.cached_property
+    def _trained(self) -> dict[str, Any]:
+        return {}
+
+    def trained(self, stage: str) -> Any:
+        """Parameters of a stage (its average where one is kept), restored once, when first needed.
+
+        Raises:
+          CheckpointError: that stage is not trained here.
+        """
+        if stage not in self._trained:
+            self._trained[stage] = self.experiment.restore(stage)
+        return self._trained[stage]
+
+    @functools.cached_property
+    def statistics(self) -> dict[str, Any]:
+        """The frozen statistics of features and latents."""
+        return self.experiment.restore_statistics()
+
+    def parameters(self, model: str) -> dict[str, Any]:
+        """What `Sampler.generate(model, ...)` reads.
+
+        Raises:
+          ValueError: no such model.
+          CheckpointError: a stage of it is not trained here.
+        """
+        if model not in MODELS:
+            raise ValueError(f"model is {model!r}; it must be one of {', '.join(MODELS)}")
+        if model in ("mdlm", "mdlm_long"):
+            return {"denoiser_long" if model == "mdlm_long" else "denoiser": self.trained(model)}
+        network = "teacher" if model == "ladiff" else "student"
+        return {"decoder": self.trained("autoencoder")["decoder"], network: self.trained(model)}
+
+    def controls(
+        self,
+        model: str = "diladiff",
+        *,
+        decode_steps: int | None = None,
+        latent_steps: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        gamma: float | None = None,
+    ) -> Controls:
+        """Settings of a draw; what is not given is the config's (`latent_steps`: prior_steps or student_steps).
+
+        Raises:
+          ValueError: a number out of range.
+        """
+        s = self.config.sampling
+        steps = s.prior_steps if model == "ladiff" else s.student_steps
+        values = dict(
+            decode_steps=s.decode_steps if decode_steps is None else decode_steps,
+            latent_steps=steps if latent_steps is None else latent_steps,
+            temperature=s.temperature if temperature is None else temperature,
+            top_p=s.top_p if top_p is None else top_p,
+            gamma=s.gamma if gamma is None else gamma,
+        )
+        for name in ("decode_steps", "latent_steps"):
+            if values[name] < 1:
+                raise ValueError(f"{name} is {values[name]}; it must be at least 1")
+        if values["temperature"] < 0:
+            raise ValueError(f"temperature is {values['temperature']}; it must be 0 or more")
+        if not 0 <= values["top_p"] <= 1:
+            raise ValueError(f"top_p is {values['top_p']}; it must be between 0 and 1")
+        if not 0 <= values["gamma"] < 1:
+            raise ValueError(f"gamma is {values['gamma']}; it must be in [0, 1)")
+        return Controls(
+            jnp.int32(values["decode_steps"]), jnp.int32(values["latent_steps"]), *(jnp.float32(values[n]) for n in ("temperature", "top_p", "gamma"))
+        )
+
+    def sample(
+        self, key: Array | int, num: int = 1, *, model: str | None = None, batch: int | None = None, start: int = 0, **controls: Any
+    ) -> Samples:
+        """Draws `num` texts; sample i of a key is the same whatever `num`, `batch` or the number of devices.
+
+        Args:
+          key: a JAX key, or an int seed.
+          model: "diladiff", "ladiff", "mdlm" or "mdlm_long"; default the best one trained here.
+          batch: examples at a time; default the config's, or `num` if that is smaller.
+          start: index of the first sample.
+          **controls: decode_steps, latent_steps, temperature, top_p, gamma.
+
+        Raises:
+          ValueError: a setting out of range.
+          CheckpointError: the model is not trained here.
+        """
+        prompt = np.full((num, self.length), self.tokenizer.mask_id, np.int32)
+        return self._fill(key, prompt, self._best(model), batch, start, controls)
+
+    def infill(
+        self, key: Array | int, prompt: str | Sequence[str] | np.ndarray, *, model: str | None = None, batch: int | None = None, **controls: Any
+    ) -> Samples:
+        """Fills in what is masked; everything given is held fixed, and the latent is drawn from the prior.
+
+        Args:
+          prompt: text or texts in which each `[MASK]` stands for one token to fill and what follows the text is
+            free too; or int32 tokens `[B, L]` with the mask's id at the free positions.
+
+        Raises:
+          ValueError: a prompt longer than the model, of another shape, or with ids that are not its own.
+        """
+        return self._fill(key, self.prompt_tokens(prompt), self._best(model), batch, 0, controls)
+
+    def prompt_tokens(self, prompt: str | Sequence[str] | np.ndarray) -> np.ndarray:
+        """Prompts as int32 `[B, L]`, the mask's id wherever the model is free. Raises as `infill` does."""
+        if isinstance(prompt, np.ndarray | jax.Array):
+            tokens = np.asarray(prompt)
+            if tokens.ndim != 2 or tokens.shape[1] != self.length or not np.issubdtype(tokens.dtype, np.integer):
+                raise ValueError(f"prompt tokens are {tokens.dtype} {tokens.shape}; they must be integers of shape [B, {self.length}]")
+            if tokens.size and not (0 <= tokens.min() and tokens.max() < self.tokenizer.vocab_size):
+                raise ValueError(f"prompt tokens reach from {tokens.min()} to {tokens.max()}; ids go from 0 to {self.tokenizer.vocab_size - 1}")
+            return tokens.astype(np.int32)
+        texts = [prompt] if isinstance(prompt, str) else list(prompt)
+        rows = np.full((len(texts), self.length), self.tokenizer.mask_id, np.int32)
+        for row, text in zip(rows, texts, strict=True):
+            ids = self.tokenizer.encode_masked(text)
+            if len(ids) > self.length:
+                raise ValueError(f"prompt {text[:40]!r} has {len(ids)} tokens; the model holds {self.length}")
+            row[: len(ids)] = ids
+        return rows
+
+    def encode(self, texts: Sequence[str] | np.ndarray) -> Array:
+        """Texts (or tokens `[B, L]`) to standardized latents, float32 `[B, N, D_lat]`; a text is filled up with end-of-text.
+
+        Raises:
+          ValueError: a text longer than the model.
+        """
+        tokens = self.text_tokens(texts) if not isinstance(texts, np.ndarray | jax.Array) else texts
+        frozen = {"features": self.trained("mdlm"), "encoder": self.trained("autoencoder")["encoder"]}
+        return self._encode(frozen, self.statistics, jnp.asarray(tokens))
+
+    def text_tokens(self, texts: Sequence[str]) -> np.ndarray:
+        """Texts as rows of tokens, int32 `[B, L]`, filled up with end-of-text. Raises as `encode` does."""
+        rows = np.full((len(texts), self.length), self.tokenizer.eot_id, np.int32)
+        for row, text in zip(rows, texts, strict=True):
+            ids = self.tokenizer.encode(text)
+            if len(ids) > self.length:
+                raise ValueError(f"text {text[:40]!r} has {len(ids)} tokens; the model holds {self.length}")
+            row[: len(ids)] = ids
+        return rows
+
+    def decode(self, key: Array | int, latents: Array, *, batch: int | None = None, **controls: Any) -> Samples:
+        """Standardized latents `[B, N, D_lat]` (encoded, drawn, interpolated) to text.
+
+        Raises:
+          ValueError: latents of another shape, or a setting out of range.
+        """
+        latents = np.asarray(latents, np.float32)
+        if latents.ndim != 3 or latents.shape[1:] != self.networks.latent_shape:
+            raise ValueError(f"latents have shape {latents.shape}; it must be [B, {self.networks.latent_shape[0]}, {self.networks.latent_shape[1]}]")
+        prompt = np.full((len(latents), self.length), self.tokenizer.mask_id, np.int32)
+        return self._fill(key, prompt, "given", batch, 0, controls, latents)
+
+    @functools.cached_property
+    def _encode(self) -> Any:
+        return jax.jit(text_encoder(self.experiment.settings, self.networks).__call__)
+
+    @functools.cached_property
+    def _compiled(self) -> dict[str, Any]:
+        return {}
+
+    def compiled(self, model: str) -> Any:
+        """One jitted program: `(params, key, indices [B], prompt [B, L], controls) -> Sample`, the batch spread over
+        the mesh. Model "given" takes latents `[B, N, D_lat]` before the controls; "noise" decodes a null latent."""
+        if model not in self._compiled:
+            sampler, mesh = self.sampler, self.experiment.mesh
+            batch, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+            if model == "given":
+                function, extra = sampler.decode_latents, (batch,)
+            else:
+                function, extra = (sampler.decode_noise if model == "noise" else functools.partial(sampler.generate, model)), ()
+            self._compiled[model] = jax.jit(
+                function, in_shardings=(None, whole, batch, batch, *extra, whole), out_shardings=batch
+            )
+        return self._compiled[model]
+
+    def _best(self, model: str | None) -> str:
+        if model is None:
+            if not self.models:
+                raise CheckpointError(f"{self.experiment.workdir} has no trained model; run launch/train.py --workdir={self.experiment.workdir} --stage=all")
+            return self.models[-1]
+        if model not in MODELS:
+            raise ValueError(f"model is {model!r}; it must be one of {', '.join(MODELS)}")
+        return model
+
+    def _fill(
+        self, key: Array | int, prompt: np.ndarray, model: str, batch: int | None, start: int, controls: dict[str, Any], latents: np.ndarray | None = None
+    ) -> Samples:
+        num = len(prompt)
+        if num < 1:
+            raise ValueError("num is 0; it must be at least 1")
+        settings = self.controls("diladiff" if model == "given" else model, **controls)
+        params = {"decoder": self.trained("autoencoder")["decoder"]} if model == "given" else self.parameters(model)
+        devices = sharding.batch_devices(self.experiment.mesh)
+        size = min(batch or self.config.sampling.batch, num)
+        size = -(-size // devices) * devices
+        key = jax.random.key(key) if isinstance(key, int) else key
+        parts: list[Sample] = []
+        for first in range(0, num, size):
+            # The last batch is filled up with repeats, so that one compiled program serves all.
+            rows = np.minimum(np.arange(first, first + size), num - 1)
+            extra = () if latents is None else (jnp.asarray(latents[rows]),)
+            parts.append(jax.device_get(self.compiled(model)(params, key, jnp.asarray(start + rows), jnp.asarray(prompt[rows]), *extra, settings)))
+
+        def joined(name: str) -> Any:
+            arrays = [getattr(part, name) for part in parts]
+            return None if arrays[0] is None else np.concatenate(arrays)[:num]
+
+        tokens = joined("tokens")
+        return Samples([self.tokenizer.decode(row) for row in tokens], tokens, joined("unmasked_at"), joined("latents"))
+
+
+def load(workdir: str | pathlib.Path, *, mesh: Mesh | None = None) -> Model:
+    """Opens a workdir that `launch/train.py` made; networks are restored when first needed, straight onto the mesh.
+
+    Args:
+      mesh: with axes (data, fsdp, tensor); default all devices along data.
+
+    Raises:
+      ConfigError, DataError: not a workdir, or a damaged one.
+    """
+    config = config_lib.load(workdir)
+    tokenizer = tokenizers.load(pathlib.Path(workdir) / "tokenizer")
+    mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}) if mesh is None else mesh
+    return Model(Experiment(config, workdir, tokenizer, mesh))

@@ -1,0 +1,65 @@
+"""The latent denoiser (METHOD section 3); the student is the same network with one more time embedding (section 4)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diladiff_jax.nn.layers import Linear, Norm, TimeEmbedding, zeros
+from diladiff_jax.nn.transformer import Block
+
+Array = jax.Array
+
+
+class LatentDenoiser(nn.Module):
+    """Predicts the clean latent: `(z_t [B, N, D_lat], t [B], self_condition [B, N, D_lat]) -> [B, N, D_lat]`, float32.
+
+    Pre-norm blocks with rotary positions and SwiGLU; additive skips from the first half of the layers to the
+    second; every layer is given a projection of the time embedding (to every latent) and of the
+    self-conditioning (zeros, and so nothing, when absent). With `interval` the network also takes t - r,
+    through an embedding that starts at exactly zero.
+    """
+
+    latent_dim: int
+    width: int
+    num_layers: int
+    heads: int
+    mlp_ratio: float = 4.0
+    max_frequency: float = 1.0
+    max_period: float = 10.0
+    interval: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, z_t: Array, t: Array, self_condition: Array | None = None, interval: Array | None = None) -> Array:
+        def embedding(name: str, zero_init: bool = False) -> TimeEmbedding:
+            return TimeEmbedding(
+                self.width, max_frequency=self.max_frequency, max_period=self.max_period, zero_init=zero_init, dtype=self.dtype, name=name
+            )
+
+        time = embedding("time")(t)
+        if self.interval:
+            time = time + embedding("interval_time", zero_init=True)(jnp.zeros_like(t) if interval is None else interval)
+        time = nn.silu(time)
+        if self_condition is None:
+            self_condition = jnp.zeros_like(z_t)
+        self_condition = self_condition.astype(self.dtype)
+
+        h = Linear(self.width, ("latent", "embed"), dtype=self.dtype, name="in")(z_t)
+        skips: list[Array] = []
+        half = self.num_layers // 2
+        for i in range(self.num_layers):
+            if i >= self.num_layers - half:
+                h = h + skips.pop()
+            h = h + Linear(self.width, (None, "embed"), dtype=self.dtype, name=f"time_{i}")(time)[:, None, :]
+            h = h + Linear(self.width, ("latent", "embed"), use_bias=False, dtype=self.dtype, name=f"self_{i}")(self_condition)
+            h = Block(
+                self.width, self.heads, self.mlp_ratio, "swiglu", qk_norm=True, rotary=True, dtype=self.dtype, name=f"block_{i}"
+            )(h)
+            if i < half:
+                skips.append(h)
+        h = Norm(dtype=self.dtype, name="final_norm")(h)
+        return Linear(self.latent_dim, ("embed", "latent"), init=zeros, dtype=self.dtype, name="out")(h).astype(jnp.float32)

@@ -1,0 +1,189 @@
+"""Layers shared by every network: linear maps, norms, attention, MLPs and embeddings.
+
+Shape letters: B batch, L tokens, N latents, D width, H heads, K head width. Every parameter is kept in
+float32 and carries logical axis names ("embed", "heads", "mlp", "vocab", "latent", or None); which mesh
+axis each of them lies on is decided elsewhere (`diladiff_jax.training.sharding`). `dtype` is the compute type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+Initializer = Callable[..., Any]
+
+# Fan-in scaling keeps activations of order one from width 32 to width 8,192 alike.
+default_init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+zeros = nn.initializers.zeros_init()
+
+
+def align_last(vector: Array, x: Array) -> Array:
+    """Reshapes `[D]` to `[1, ..., 1, D]` with the rank of `x`, so that no rank is promoted silently."""
+    return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
+
+
+class Linear(nn.Module):
+    """`y = x W (+ b)` over the last axis: `[..., D_in] -> [..., features]`."""
+
+    features: int
+    axes: tuple[str | None, str | None] = ("embed", None)
+    use_bias: bool = True
+    init: Initializer = default_init
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", nn.with_logical_partitioning(self.init, self.axes), (x.shape[-1], self.features))
+        y = jnp.einsum("...d,df->...f", x.astype(self.dtype), kernel.astype(self.dtype))
+        if self.use_bias:
+            bias = self.param("bias", nn.with_logical_partitioning(zeros, self.axes[1:]), (self.features,))
+            y = y + align_last(bias, y).astype(self.dtype)
+        return y
+
+
+class Norm(nn.Module):
+    """Root-mean-square or layer normalization of the last axis with a learned gain and no bias, in float32.
+
+    `epsilon` also bounds the gradient at a zero input by `1 / sqrt(epsilon)`: the zero-initialized query of
+    the decoder's cross-attention starts exactly there.
+    """
+
+    kind: str = "rmsnorm"  # or "layernorm"
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones_init(), (None,)), x.shape[-1:])
+        y = x.astype(jnp.float32)
+        if self.kind == "layernorm":
+            y = y - y.mean(axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
+        return (y * align_last(scale, y)).astype(self.dtype)
+
+
+def rotary(x_BxLxHxK: Array, base: float = 10_000.0) -> Array:
+    """Rotates pairs (i, i + K/2) of every head by position times frequency (RoFormer, arXiv 2104.09864)."""
+    length, half = x_BxLxHxK.shape[1], x_BxLxHxK.shape[-1] // 2
+    frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = jnp.arange(length, dtype=jnp.float32)[:, None] * frequency[None, :]
+    cos, sin = jnp.cos(angle)[None, :, None, :], jnp.sin(angle)[None, :, None, :]
+    a, b = jnp.split(x_BxLxHxK.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BxLxHxK.dtype)
+
+
+class Heads(nn.Module):
+    """Projects `[B, L, D]` to heads `[B, L, H, K]` with `H * K = width`; optional RMS norm of every head."""
+
+    width: int
+    heads: int
+    normalize: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        y = Linear(self.width, ("embed", "heads"), use_bias=False, dtype=self.dtype, name="linear")(x)
+        y = y.reshape(*y.shape[:-1], self.heads, self.width // self.heads)
+        return Norm(dtype=self.dtype, name="norm")(y) if self.normalize else y
+
+
+def attend(q: Array, k: Array, v: Array, *, causal: bool = False) -> Array:
+    """Softmax attention, `q [B, L, H, K]`, `k, v [B, M, H, K]` -> `[B, L, H * K]`.
+
+    The plain form: the student's loss differentiates through it forwards, which fused kernels do not define.
+    """
+    out = jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="xla")
+    return out.reshape(*out.shape[:2], -1)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention without biases: `[B, L, D] -> [B, L, D]`."""
+
+    width: int
+    heads: int
+    qk_norm: bool = True
+    rotary: bool = False
+    causal: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        q = Heads(self.width, self.heads, self.qk_norm, self.dtype, name="query")(x)
+        k = Heads(self.width, self.heads, self.qk_norm, self.dtype, name="key")(x)
+        v = Heads(self.width, self.heads, False, self.dtype, name="value")(x)
+        if self.rotary:
+            q, k = rotary(q), rotary(k)
+        y = attend(q, k, v, causal=self.causal)
+        return Linear(self.width, ("heads", "embed"), use_bias=False, dtype=self.dtype, name="out")(y)
+
+
+class MLP(nn.Module):
+    """Two-layer perceptron of hidden width `ratio * width`: tanh-GELU, or SwiGLU at equal parameter count."""
+
+    width: int
+    ratio: float = 4.0
+    kind: str = "gelu"  # or "swiglu"
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, *, deterministic: bool = True) -> Array:
+        hidden = int(self.ratio * self.width)
+        if self.kind == "swiglu":
+            hidden = -(-2 * hidden // 3 // 8) * 8  # three matrices in place of two; a multiple of 8
+            gate = Linear(hidden, ("embed", "mlp"), use_bias=False, dtype=self.dtype, name="gate")(x)
+            up = Linear(hidden, ("embed", "mlp"), use_bias=False, dtype=self.dtype, name="up")(x)
+            h = nn.silu(gate) * up
+        else:
+            up = Linear(hidden, ("embed", "mlp"), dtype=self.dtype, name="up")(x)
+            h = nn.gelu(up, approximate=True)
+        h = nn.Dropout(self.dropout)(h, deterministic=deterministic)
+        return Linear(self.width, ("mlp", "embed"), use_bias=self.kind != "swiglu", dtype=self.dtype, name="down")(h)
+
+
+class Positions(nn.Module):
+    """Learned absolute positions added to `[B, L, D]`."""
+
+    length: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        table = self.param(
+            "table", nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "embed")), (self.length, x.shape[-1])
+        )
+        return x + table[None, : x.shape[1]].astype(x.dtype)
+
+
+def sinusoid(value: Array, features: int, max_frequency: float = 1.0, max_period: float = 10.0) -> Array:
+    """Sines and cosines of `value [B]` at frequencies from `max_frequency` down by a factor `max_period`.
+
+    Returns `[B, features]`. Low frequencies on purpose: a derivative in time of the embedding is what the
+    student's tangent is made of, and it grows with the highest frequency.
+    """
+    half = features // 2
+    frequency = max_frequency * max_period ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = value.astype(jnp.float32)[:, None] * frequency[None, :]
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+class TimeEmbedding(nn.Module):
+    """A scalar per example `[B]` -> sinusoid -> two-layer MLP -> `[B, width]`."""
+
+    width: int
+    features: int = 256
+    max_frequency: float = 1.0
+    max_period: float = 10.0
+    zero_init: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, value: Array) -> Array:
+        h = sinusoid(value, self.features, self.max_frequency, self.max_period)
+        h = nn.silu(Linear(self.width, (None, "embed"), dtype=self.dtype, name="in")(h))
+        init = zeros if self.zero_init else default_init
+        return Linear(self.width, ("embed", None), init=init, dtype=self.dtype, name="out")(h)

@@ -1,0 +1,51 @@
+"""All networks of an experiment, built from its (plain mapping) settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from diladiff_jax.nn.autoencoder import LatentConditionedDecoder, LatentEncoder
+from diladiff_jax.nn.latent_denoiser import LatentDenoiser
+from diladiff_jax.nn.transformer import TokenDenoiser
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+    """Modules, without parameters. `teacher` is the prior's denoiser, `student` the same with an interval embedding."""
+
+    denoiser: TokenDenoiser
+    encoder: LatentEncoder
+    decoder: LatentConditionedDecoder
+    teacher: LatentDenoiser
+    student: LatentDenoiser
+    scorer: TokenDenoiser
+
+    @property
+    def latent_shape(self) -> tuple[int, int]:
+        """(N, D_lat)."""
+        return self.encoder.num_latents, self.encoder.latent_dim
+
+
+def build_networks(settings: Mapping[str, Any], length: int, vocab_size: int) -> Networks:
+    """Builds every module from the blocks `backbone`, `encoder`, `decoder`, `latent_denoiser`, `scorer` and `compute_dtype`.
+
+    The student always computes in float32: its loss is made of forward derivatives.
+    """
+    dtype = jnp.dtype(settings["compute_dtype"])
+    backbone = dict(settings["backbone"])
+    encoder, latent = dict(settings["encoder"]), dict(settings["latent_denoiser"])
+    denoiser = TokenDenoiser(vocab_size, length, dtype=dtype, **backbone)
+    latent_dim = encoder["latent_dim"]
+    scorer = backbone | {"causal": True, "adaln": 0} | dict(settings["scorer_network"])
+    return Networks(
+        denoiser=denoiser,
+        encoder=LatentEncoder(length=length, dtype=dtype, **encoder),
+        decoder=LatentConditionedDecoder(denoiser.clone(name=None), encoder["num_latents"], tuple(settings["decoder"]["cross_layers"])),
+        teacher=LatentDenoiser(latent_dim, dtype=dtype, **latent),
+        student=LatentDenoiser(latent_dim, dtype=jnp.float32, interval=True, **latent),
+        scorer=TokenDenoiser(vocab_size, length, dtype=dtype, **scorer),
+    )

@@ -1,0 +1,135 @@
+"""The masked-diffusion backbone, which is also (run causally) the autoregressive scorer.
+
+One module covers the paper's backbone (learned positions, QK-norm, RMSNorm) and the DiT of the public MDLM
+and DUO checkpoints (rotary positions, LayerNorm without bias, adaLN with a constant time input, zero head).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diladiff_jax.nn.layers import MLP, Linear, Norm, Positions, SelfAttention, TimeEmbedding, default_init, zeros
+
+Array = jax.Array
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block, `[B, L, D] -> [B, L, D]`; with `condition` its norms and branches are modulated."""
+
+    width: int
+    heads: int
+    mlp_ratio: float = 4.0
+    mlp: str = "gelu"
+    norm: str = "rmsnorm"
+    qk_norm: bool = True
+    rotary: bool = False
+    causal: bool = False
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, h: Array, condition: Array | None = None, *, deterministic: bool = True) -> Array:
+        shift_a = scale_a = shift_m = scale_m = 0.0
+        gate_a = gate_m = 1.0
+        if condition is not None:  # adaLN-zero: [1, C] -> six modulations [1, 1, D]
+            modulation = Linear(6 * self.width, (None, "embed"), init=zeros, dtype=self.dtype, name="modulation")(condition)
+            shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(modulation[:, None, :], 6, axis=-1)
+        x = Norm(self.norm, dtype=self.dtype, name="attention_norm")(h) * (1 + scale_a) + shift_a
+        x = SelfAttention(
+            self.width, self.heads, self.qk_norm, self.rotary, self.causal, self.dtype, name="attention"
+        )(x)
+        h = h + gate_a * nn.Dropout(self.dropout)(x, deterministic=deterministic)
+        x = Norm(self.norm, dtype=self.dtype, name="mlp_norm")(h) * (1 + scale_m) + shift_m
+        x = MLP(self.width, self.mlp_ratio, self.mlp, dtype=self.dtype, name="mlp")(x)
+        return h + gate_m * nn.Dropout(self.dropout)(x, deterministic=deterministic)
+
+
+class TokenDenoiser(nn.Module):
+    """Tokens to logits: `[B, L] -> [B, L, V]`. The network sees no masking ratio (METHOD section 1).
+
+    The pieces are methods, so that the latent-conditioned decoder can act between layers and a sampler can
+    project only the positions it needs: `embed`, `layers` (a range of blocks), `finish`, `project`.
+    """
+
+    vocab_size: int
+    length: int
+    width: int
+    num_layers: int
+    heads: int
+    mlp_ratio: float = 4.0
+    positions: str = "learned"  # or "rotary"
+    norm: str = "rmsnorm"  # or "layernorm"
+    qk_norm: bool = True
+    adaln: int = 0  # width of the constant time condition; 0 leaves adaLN out
+    tied_head: bool = False
+    zero_head: bool = False
+    causal: bool = False
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        self.embedding = self.param(
+            "embedding", nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed")), (self.vocab_size, self.width)
+        )
+        if self.positions == "learned":
+            self.position = Positions(self.length)
+        if self.adaln:
+            self.time = TimeEmbedding(self.adaln, max_period=10_000.0, dtype=self.dtype)
+            self.final_modulation = Linear(2 * self.width, (None, "embed"), init=zeros, dtype=self.dtype)
+        self.blocks = [
+            Block(
+                self.width, self.heads, self.mlp_ratio, "gelu", self.norm, self.qk_norm, self.positions == "rotary",
+                self.causal, self.dropout, self.dtype, name=f"block_{i}",
+            )
+            for i in range(self.num_layers)
+        ]
+        self.final_norm = Norm(self.norm, dtype=self.dtype)
+        if not self.tied_head:
+            init = zeros if self.zero_head else default_init
+            self.head = Linear(self.vocab_size, ("embed", "vocab"), use_bias=self.adaln > 0, init=init, dtype=self.dtype)
+
+    def embed(self, tokens: Array) -> Array:
+        """`[B, L]` -> `[B, L, D]`, positions added where they are learned."""
+        h = jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
+        return self.position(h) if self.positions == "learned" else h
+
+    def _condition(self) -> Array | None:
+        # The public checkpoints were trained with the time input held at zero.
+        return nn.silu(self.time(jnp.zeros((1,)))) if self.adaln else None
+
+    def layers(self, h: Array, start: int, stop: int, *, deterministic: bool = True) -> Array:
+        """Runs blocks `start` to `stop - 1`."""
+        condition = self._condition()
+        for block in self.blocks[start:stop]:
+            h = block(h, condition, deterministic=deterministic)
+        return h
+
+    def finish(self, h: Array) -> Array:
+        """The final norm: `[B, L, D]` -> the hidden states that `project` maps to logits."""
+        h = self.final_norm(h)
+        if self.adaln:
+            shift, scale = jnp.split(self.final_modulation(self._condition())[:, None, :], 2, axis=-1)
+            h = h * (1 + scale) + shift
+        return h
+
+    def project(self, h: Array) -> Array:
+        """Hidden states `[..., D]` -> float32 logits `[..., V]`."""
+        if self.tied_head:
+            return jnp.einsum("...d,vd->...v", h, self.embedding.astype(h.dtype)).astype(jnp.float32)
+        return self.head(h).astype(jnp.float32)
+
+    def hidden(self, tokens: Array, *, deterministic: bool = True) -> Array:
+        """`[B, L]` -> final hidden states `[B, L, D]`."""
+        return self.finish(self.layers(self.embed(tokens), 0, self.num_layers, deterministic=deterministic))
+
+    def features(self, tokens: Array, *, with_embeddings: bool) -> Array:
+        """Contextual features of clean text, float32 `[B, L, D]`, or `[B, L, 2 D]` with the token embeddings beside them."""
+        h = self.hidden(tokens).astype(jnp.float32)
+        return jnp.concatenate([h, jnp.take(self.embedding, tokens, axis=0)], axis=-1) if with_embeddings else h
+
+    def __call__(self, tokens: Array, *, deterministic: bool = True) -> Array:
+        return self.project(self.hidden(tokens, deterministic=deterministic))

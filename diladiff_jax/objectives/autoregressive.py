@@ -1,0 +1,46 @@
+"""The autoregressive scorer: the same backbone run causally, trained on held-out text to judge samples."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diladiff_jax.diffusion.masking import token_nll
+from diladiff_jax.nn.transformer import TokenDenoiser
+from diladiff_jax.objectives.base import Context, Metrics, Params
+
+Array = jax.Array
+
+
+def next_token_nll(network: TokenDenoiser, params: Params, tokens: Array, eot_id: int, sampleable: Array, **apply: Any) -> Array:
+    """`-log p(x^l | x^{<l})` in nats, `[B, L]`; the first token is predicted from an end-of-text."""
+    shifted = jnp.concatenate([jnp.full_like(tokens[:, :1], eot_id), tokens[:, :-1]], axis=1)
+    return token_nll(network.apply({"params": params}, shifted, **apply), tokens, sampleable)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Autoregressive:
+    """Next-token cross-entropy, averaged over all tokens."""
+
+    network: TokenDenoiser  # with causal=True
+    eot_id: int
+    sampleable: np.ndarray
+
+    def init(self, key: Array) -> Params:
+        return self.network.init(key, jnp.zeros((1, self.network.length), jnp.int32))["params"]
+
+    def loss(
+        self, params: Params, context: Context, tokens: Array, key: Array, step: Array, *, train: bool = True
+    ) -> tuple[Array, tuple[Metrics, dict[str, Any]]]:
+        nll = next_token_nll(
+            self.network, params, tokens, self.eot_id, jnp.asarray(self.sampleable), deterministic=not train, rngs={"dropout": key}
+        )
+        loss = nll.mean()
+        return loss, ({"perplexity": jnp.exp(loss)}, context.statistics)
+
+    def group(self, path: tuple[str, ...]) -> str:
+        return "all"

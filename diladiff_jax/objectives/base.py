@@ -1,0 +1,43 @@
+"""What every training objective has in common.
+
+An objective is a frozen dataclass of networks and settings with two pure functions,
+`init(key) -> params` and `loss(params, context, tokens, key, step) -> (loss, (metrics, statistics))`,
+and `group(path)`, which names the optimizer group of a parameter. One train loop runs them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import flax.struct
+import jax
+
+Array = jax.Array
+Params = Mapping[str, Any]
+Metrics = dict[str, Array]
+
+
+class Context(flax.struct.PyTreeNode):
+    """What a loss reads besides its own parameters: frozen networks of earlier stages, and running statistics."""
+
+    frozen: dict[str, Any] = flax.struct.field(default_factory=dict)
+    statistics: dict[str, Any] = flax.struct.field(default_factory=dict)
+
+
+class Objective(Protocol):
+    """One training stage."""
+
+    def init(self, key: Array) -> Params:
+        """Fresh parameters of everything that this stage trains (boxed with logical axis names)."""
+        ...
+
+    def loss(
+        self, params: Params, context: Context, tokens: Array, key: Array, step: Array, *, train: bool = True
+    ) -> tuple[Array, tuple[Metrics, dict[str, Any]]]:
+        """tokens int32 `[B, L]` -> scalar loss, metrics, and the statistics to carry on."""
+        ...
+
+    def group(self, path: tuple[str, ...]) -> str:
+        """Optimizer group of the parameter at `path`: "frozen", or a name whose warm-up the config gives."""
+        ...

@@ -1,0 +1,67 @@
+"""Objectives from an experiment's settings (a plain mapping), and which frozen networks each of them reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from diladiff_jax.diffusion.gaussian import make_schedule
+from diladiff_jax.nn.networks import Networks
+from diladiff_jax.objectives.autoencoder import Autoencoder
+from diladiff_jax.objectives.autoregressive import Autoregressive
+from diladiff_jax.objectives.base import Objective
+from diladiff_jax.objectives.diladiff import DiLaDiff
+from diladiff_jax.objectives.encoding import DenoiserFeatures, TextEncoder
+from diladiff_jax.objectives.ladiff import LaDiff
+from diladiff_jax.objectives.mdlm import MDLM
+
+FROZEN: dict[str, dict[str, tuple[str, ...]]] = {
+    "mdlm": {},
+    "mdlm_long": {},
+    "scorer": {},
+    "autoencoder": {"features": ("mdlm",)},
+    "ladiff": {"features": ("mdlm",), "encoder": ("autoencoder", "encoder")},
+    "diladiff": {"features": ("mdlm",), "encoder": ("autoencoder", "encoder"), "teacher": ("ladiff",)},
+}
+"""Stage -> name in `Context.frozen` -> (earlier stage, path inside its parameters)."""
+
+
+def text_encoder(settings: Mapping[str, Any], networks: Networks) -> TextEncoder:
+    """The path from tokens to standardized latents."""
+    features = DenoiserFeatures(networks.denoiser, settings["features"]["with_embeddings"])
+    return TextEncoder(features, networks.encoder)
+
+
+def build_objective(
+    stage: str, settings: Mapping[str, Any], networks: Networks, *, mask_id: int, eot_id: int, sampleable: np.ndarray
+) -> Objective:
+    """The objective of a stage.
+
+    Raises:
+      ValueError: no such stage.
+    """
+    vocabulary = dict(mask_id=mask_id, sampleable=sampleable)
+    block = settings[stage]
+    schedule = make_schedule(settings["diffusion"]["schedule"], settings["diffusion"]["d"])
+    encoder = text_encoder(settings, networks)
+
+    def options(*names: str) -> dict[str, Any]:
+        return {name: block[name] for name in names}
+
+    if stage in ("mdlm", "mdlm_long"):
+        return MDLM(networks.denoiser, weighting=block["weighting"], **vocabulary)
+    if stage == "scorer":
+        return Autoregressive(networks.scorer, eot_id, sampleable)
+    if stage == "autoencoder":
+        names = options("noise", "p_feat", "p_lat", "p_drop", "statistics_decay", "weighting")
+        return Autoencoder(encoder.features, networks.encoder, networks.decoder, **vocabulary, **names)
+    if stage == "ladiff":
+        return LaDiff(encoder, networks.teacher, schedule, **options("self_conditioning"))
+    if stage == "diladiff":
+        names = options(
+            "step_form", "teacher_noise", "time_mean", "time_std", "p_equal", "p_noise", "p_clean", "self_conditioning", "tangent_warmup", "loss_offset"
+        )
+        return DiLaDiff(encoder, networks.teacher, networks.student, schedule, **names)
+    raise ValueError(f"stage is {stage!r}; it must be one of {', '.join(FROZEN)}")

@@ -1,0 +1,127 @@
+"""Latent, then tokens: generation as one pure function of parameters and keys, made to be jitted whole."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diladiff_jax.diffusion import gaussian, meanflow
+from diladiff_jax.nn.networks import Networks
+from diladiff_jax.sampling import latent, tokens
+
+Array = jax.Array
+
+MODELS = ("mdlm", "mdlm_long", "ladiff", "diladiff")
+"""What can be sampled; `mdlm_long` is the control with the whole budget of decoder steps."""
+
+
+class Controls(NamedTuple):
+    """Run-time settings of a draw: changing them does not compile anew. All scalars."""
+
+    decode_steps: Array | int
+    latent_steps: Array | int
+    temperature: Array | float
+    top_p: Array | float
+    gamma: Array | float
+
+
+class Sample(NamedTuple):
+    """tokens int32 `[B, L]`; the step that unmasked each position, `[B, L]`, -1 where given; latents `[B, N, D_lat]` or None."""
+
+    tokens: Array
+    unmasked_at: Array
+    latents: Array | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sampler:
+    """The samplers of one experiment. Methods are pure; parameters come as `{"denoiser", "decoder", "teacher", "student", ...}`.
+
+    Sample i of a key depends on `(key, indices[i])` alone, whatever the batch or the number of devices.
+    """
+
+    networks: Networks
+    schedule: gaussian.Schedule
+    mask_id: int
+    sampleable: np.ndarray
+    step_form: str = "velocity"
+    prior_method: str = "euler"
+    prior_self_conditioning: str = "previous"
+    gamma_warp: str = "noise_level"
+
+    def prior_latents(self, params: Mapping[str, Any], keys: Array, controls: Controls) -> Array:
+        """LaDiff: the probability-flow ODE of the prior, `[B, N, D_lat]`."""
+
+        def denoise(z_t: Array, t: Array, self_condition: Array) -> Array:
+            return self.networks.teacher.apply({"params": params["teacher"]}, z_t, t, self_condition)
+
+        noise = latent.normal_per_sample(keys, self.networks.latent_shape)
+        return latent.probability_flow(
+            denoise, self.schedule, noise, controls.latent_steps, method=self.prior_method, self_conditioning=self.prior_self_conditioning
+        )
+
+    def student_latents(self, params: Mapping[str, Any], keys: Array, controls: Controls) -> Array:
+        """DiLaDiff: a few average-velocity steps of the student, `[B, N, D_lat]`."""
+
+        def clean(z_t: Array, t: Array, self_condition: Array) -> Array:
+            return self.networks.student.apply({"params": params["student"]}, z_t, t, self_condition, jnp.zeros_like(t))
+
+        def average_velocity(z_t: Array, t: Array, r: Array, self_condition: Array) -> Array:
+            z = self.networks.student.apply({"params": params["student"]}, z_t, t, self_condition, t - r)
+            return meanflow.STEP_FORMS[self.step_form](self.schedule, z_t, z, t, r)
+
+        return latent.few_step(
+            average_velocity, clean, self.schedule, keys, self.networks.latent_shape, controls.latent_steps,
+            gamma=controls.gamma, warp=self.gamma_warp,
+        )
+
+    def decode(self, params: Mapping[str, Any], keys: Array, prompt: Array, latents: Array | None, controls: Controls, denoiser: str = "denoiser") -> Sample:
+        """Fills the masked positions of `prompt [B, L]`: by the decoder given latents, else by the plain denoiser named."""
+        if latents is None:
+
+            def logits_of(x: Array) -> Array:
+                return self.networks.denoiser.apply({"params": params[denoiser]}, x)
+        else:
+
+            def logits_of(x: Array) -> Array:
+                return self.networks.decoder.apply({"params": params["decoder"]}, x, latents)
+
+        filled, when = tokens.ancestral(
+            logits_of, keys, prompt, self.mask_id, jnp.asarray(self.sampleable), controls.decode_steps,
+            temperature=controls.temperature, top_p=controls.top_p,
+        )
+        return Sample(filled, when, latents)
+
+    def generate(self, model: str, params: Mapping[str, Any], key: Array, indices: Array, prompt: Array, controls: Controls) -> Sample:
+        """Draws samples `indices [B]` of `key`: the latent by the model's own sampler, then the tokens of `prompt [B, L]`.
+
+        Raises:
+          ValueError: no such model.
+        """
+        if model not in MODELS:
+            raise ValueError(f"model is {model!r}; it must be one of {', '.join(MODELS)}")
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
+        latent_keys, token_keys = jax.vmap(lambda k: jax.random.split(k))(keys).T
+        if model == "ladiff":
+            z = self.prior_latents(params, latent_keys, controls)
+        elif model == "diladiff":
+            z = self.student_latents(params, latent_keys, controls)
+        else:
+            z = None
+        return self.decode(params, token_keys, prompt, z, controls, "denoiser_long" if model == "mdlm_long" else "denoiser")
+
+    def decode_noise(self, params: Mapping[str, Any], key: Array, indices: Array, prompt: Array, controls: Controls) -> Sample:
+        """The null-latent control: decodes given N(0, I) in the latent's place, as augmentation trained it."""
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
+        latent_keys, token_keys = jax.vmap(lambda k: jax.random.split(k))(keys).T
+        return self.decode(params, token_keys, prompt, latent.normal_per_sample(latent_keys, self.networks.latent_shape), controls)
+
+    def decode_latents(self, params: Mapping[str, Any], key: Array, indices: Array, prompt: Array, latents: Array, controls: Controls) -> Sample:
+        """Decodes given latents `[B, N, D_lat]` (true ones, interpolated ones, edited ones)."""
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
+        return self.decode(params, keys, prompt, latents, controls)

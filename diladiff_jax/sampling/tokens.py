@@ -1,0 +1,101 @@
+"""Ancestral decoding of masked diffusion, and drawing of tokens with temperature and nucleus (METHOD sections 1 and 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from diladiff_jax.diffusion.masking import restrict
+
+Array = jax.Array
+
+
+def nucleus_threshold(probabilities: Array, top_p: Array | float) -> Array:
+    """The probability of the last token of the nucleus, `[..., V] -> [..., 1]`: the largest p with mass {>= p} >= top_p.
+
+    Instead of sorting the vocabulary, the threshold's 31 bits are found one by one: non-negative float32
+    values are ordered as their bit patterns are, so the result is exact to the token. Tokens as probable as
+    the last one are all kept.
+    """
+
+    def body(i: Array, low: Array) -> Array:
+        candidate = low | (jnp.int32(1) << (30 - i))
+        threshold = jax.lax.bitcast_convert_type(candidate, jnp.float32)
+        mass = jnp.sum(jnp.where(probabilities >= threshold, probabilities, 0.0), axis=-1, keepdims=True)
+        return jnp.where(mass >= target, candidate, low)
+
+    target = jnp.maximum(top_p, jnp.finfo(jnp.float32).tiny)  # a nucleus of mass 0 is the most likely token
+
+    low = jnp.zeros(probabilities.shape[:-1] + (1,), jnp.int32)
+    return jax.lax.bitcast_convert_type(jax.lax.fori_loop(0, 31, body, low), jnp.float32)
+
+
+def token_distribution(logits: Array, temperature: Array | float, top_p: Array | float) -> Array:
+    """Probabilities after temperature and nucleus, float32 `[..., V]`, not renormalized after the cut.
+
+    Temperature 0 is the most likely token; nucleus 1 keeps everything; the most likely token always stays.
+    """
+    logits = logits.astype(jnp.float32)
+    top = jnp.max(logits, axis=-1, keepdims=True)
+    warm = jnp.maximum(temperature, 1e-6)
+    tempered = jnp.where(logits == top, 0.0, (logits - top) / warm)
+    p = jax.nn.softmax(jnp.where(temperature > 0, tempered, jnp.where(logits == top, 0.0, -jnp.inf)), axis=-1)
+    # At top_p = 1 there is nothing to find, and rounding must not cut a tail whose mass falls short of 1.
+    return jax.lax.cond(jnp.asarray(top_p) < 1.0, lambda: jnp.where(p >= nucleus_threshold(p, top_p), p, 0.0), lambda: p)
+
+
+def draw(probabilities: Array, uniform: Array) -> Array:
+    """Index drawn from unnormalized `probabilities [..., V]` by inverting their cumulative sum at `uniform [...]` in [0, 1).
+
+    One uniform per row, in place of V of them; an index of probability zero is never drawn.
+    """
+    cumulative = jnp.cumsum(probabilities, axis=-1)
+    level = uniform[..., None] * cumulative[..., -1:]
+    return jnp.minimum(jnp.sum(cumulative <= level, axis=-1), last_positive(probabilities)).astype(jnp.int32)
+
+
+def last_positive(probabilities: Array) -> Array:
+    """Index of the last entry above zero, `[..., V] -> [...]`."""
+    size = probabilities.shape[-1]
+    return size - 1 - jnp.argmax(jnp.flip(probabilities > 0, axis=-1), axis=-1)
+
+
+def uniform_per_sample(keys: Array, shape: tuple[int, ...]) -> Array:
+    """Uniform [0, 1) `[B, *shape]`, row i drawn from `keys[i]` alone."""
+    return jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
+
+
+def ancestral(
+    logits_of: Callable[[Array], Array],
+    keys: Array,
+    tokens: Array,
+    mask_id: int,
+    sampleable: Array,
+    steps: Array | int,
+    *,
+    temperature: Array | float = 1.0,
+    top_p: Array | float = 0.9,
+) -> tuple[Array, Array]:
+    """Unmasks every masked position of `tokens [B, L]` in `steps` reverse steps from ratio 1 to 0 on an equal grid.
+
+    In the step from t to s a masked token is unmasked with probability 1 - s/t. On the equal grid that makes
+    the step in which a position is unmasked uniform over all steps and independent of everything else, so it
+    is drawn first, once; the category is drawn when its step comes, with a draw of its own. A token that is
+    unmasked (or was given) never changes. `logits_of(tokens) -> [B, L, V]`; `keys [B]`, one per sample.
+
+    Returns:
+      tokens `[B, L]` and the step at which each position was unmasked, int32 `[B, L]` (-1 where it was given).
+    """
+    when_key, what_key = jax.vmap(lambda key: jax.random.split(key))(keys).T
+    length = tokens.shape[1:]
+    when = jnp.floor(uniform_per_sample(when_key, length) * steps).astype(jnp.int32)
+    when = jnp.where(tokens == mask_id, jnp.minimum(when, steps - 1), -1)
+
+    def body(k: Array, x: Array) -> Array:
+        p = token_distribution(restrict(logits_of(x), sampleable), temperature, top_p)
+        u = uniform_per_sample(jax.vmap(lambda key: jax.random.fold_in(key, k))(what_key), length)
+        return jnp.where(when == k, draw(p, u), x)
+
+    return jax.lax.fori_loop(0, steps, body, tokens), when

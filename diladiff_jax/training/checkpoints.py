@@ -1,0 +1,120 @@
+"""Asynchronous Orbax checkpoints of a stage: parameters, average, optimizer, statistics, step, key, data position.
+
+Parameters, average and statistics are items of their own, so that a sampler restores only what it reads.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from diladiff_jax.training.state import TrainState
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is missing or cannot be read: one line that says which and what to do."""
+
+
+def _abstract(tree: Any, shardings: Any) -> Any:
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+
+
+class Checkpoints:
+    """The checkpoints under `WORKDIR/STAGE/checkpoints`."""
+
+    def __init__(self, directory: str | pathlib.Path, *, keep: int = 2) -> None:
+        self.directory = pathlib.Path(directory).absolute()
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True, create=True)
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def latest_step(self) -> int | None:
+        """The last committed step, or None."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, data_position: dict[str, int]) -> None:
+        """Starts a save and returns once the device arrays are copied; an unfinished earlier save is waited for."""
+        items: dict[str, Any] = {
+            "params": ocp.args.StandardSave(state.params),
+            "training": ocp.args.StandardSave({"optimizer": state.optimizer, "step": state.step, "key": state.key}),
+            "data": ocp.args.JsonSave(data_position),
+        }
+        if state.ema is not None:
+            items["ema"] = ocp.args.StandardSave(state.ema)
+        if state.statistics:
+            items["statistics"] = ocp.args.StandardSave(state.statistics)
+        self._manager.save(int(state.step), args=ocp.args.Composite(**items))
+
+    def restore(self, abstract: TrainState, shardings: TrainState) -> tuple[TrainState, dict[str, int]]:
+        """The latest state, laid out by `shardings`, and the data position.
+
+        Raises:
+          CheckpointError: it cannot be read, or has other shapes.
+        """
+        a = _abstract(abstract, shardings)
+        items: dict[str, Any] = {
+            "params": ocp.args.StandardRestore(a.params),
+            "training": ocp.args.StandardRestore({"optimizer": a.optimizer, "step": a.step, "key": a.key}),
+            "data": ocp.args.JsonRestore(),
+        }
+        if a.ema is not None:
+            items["ema"] = ocp.args.StandardRestore(a.ema)
+        if a.statistics:
+            items["statistics"] = ocp.args.StandardRestore(a.statistics)
+        found = self._read(items)
+        training = found["training"]
+        state = TrainState(
+            step=training["step"],
+            params=found["params"],
+            ema=found.get("ema"),
+            optimizer=training["optimizer"],
+            statistics=found.get("statistics", {}),
+            key=training["key"],
+        )
+        return state, found["data"]
+
+    def restore_averaged(self, abstract_params: Any, shardings: Any, *, ema: bool) -> Any:
+        """Only the parameters that samplers use: the average where one is kept.
+
+        Raises:
+          CheckpointError: none there, unreadable, or of other shapes.
+        """
+        item = "ema" if ema else "params"
+        return self._read({item: ocp.args.StandardRestore(_abstract(abstract_params, shardings))})[item]
+
+    def restore_statistics(self, abstract: Any, shardings: Any) -> Any:
+        """Only the statistics.
+
+        Raises:
+          CheckpointError: none there, unreadable, or of other shapes.
+        """
+        return self._read({"statistics": ocp.args.StandardRestore(_abstract(abstract, shardings))})["statistics"]
+
+    def _read(self, items: dict[str, Any]) -> Any:
+        step = self.latest_step()
+        if step is None:
+            raise CheckpointError(f"{self.directory} holds no checkpoint; train that stage first")
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:  # Orbax raises bare exceptions for damaged files
+            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            raise CheckpointError(
+                f"checkpoint {self.directory / str(step)} cannot be read as this experiment's ({reason}); "
+                f"remove that folder to go on from the one before, or use the config it was made with"
+            ) from error
+
+    def wait(self) -> None:
+        """Until the save under way is committed."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for the save under way and ends the background threads."""
+        self._manager.close()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()

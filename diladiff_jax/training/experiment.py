@@ -1,0 +1,136 @@
+"""One experiment in its workdir: config, tokenizer, networks, mesh; objectives, samplers, and what is trained so far."""
+
+from __future__ import annotations
+
+import functools
+import json
+import pathlib
+import shutil
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from diladiff_jax.data.tokenizers import Tokenizer
+from diladiff_jax.diffusion.gaussian import make_schedule
+from diladiff_jax.nn.networks import build_networks
+from diladiff_jax.objectives.base import Context, Objective
+from diladiff_jax.objectives.build import FROZEN, build_objective
+from diladiff_jax.sampling.pipeline import Sampler
+from diladiff_jax.training import sharding
+from diladiff_jax.training.checkpoints import CheckpointError, Checkpoints
+
+
+class Experiment:
+    """What every command on a workdir starts from."""
+
+    def __init__(self, config: ConfigDict, workdir: str | pathlib.Path, tokenizer: Tokenizer, mesh: Mesh) -> None:
+        self.config = config
+        self.workdir = pathlib.Path(workdir)
+        self.tokenizer = tokenizer
+        self.mesh = mesh
+        self.settings = config.to_dict()
+        self.networks = build_networks(self.settings, config.data.length, tokenizer.vocab_size)
+
+    def objective(self, stage: str) -> Objective:
+        """The stage's objective."""
+        t = self.tokenizer
+        return build_objective(stage, self.settings, self.networks, mask_id=t.mask_id, eot_id=t.eot_id, sampleable=t.sampleable)
+
+    def sampler(self) -> Sampler:
+        """The experiment's samplers."""
+        s = self.config.sampling
+        return Sampler(
+            self.networks,
+            make_schedule(self.config.diffusion.schedule, self.config.diffusion.d),
+            self.tokenizer.mask_id,
+            self.tokenizer.sampleable,
+            step_form=self.config.diladiff.step_form,
+            prior_method=s.prior_method,
+            prior_self_conditioning=s.prior_self_conditioning,
+            gamma_warp=s.gamma_warp,
+        )
+
+    def checkpoint_directory(self, stage: str) -> pathlib.Path:
+        """`WORKDIR/STAGE/checkpoints`, or that of the workdir which this one was started from, where only it has the stage."""
+        own = self.workdir / stage / "checkpoints"
+        if not _last_step(own) and (self.workdir / _SOURCE).exists():
+            theirs = pathlib.Path(json.loads((self.workdir / _SOURCE).read_text())["workdir"]) / stage / "checkpoints"
+            if _last_step(theirs):
+                return theirs
+        return own
+
+    def trained_steps(self, stage: str) -> int:
+        """The step of the stage's last checkpoint; 0 if there is none."""
+        return _last_step(self.checkpoint_directory(stage))
+
+    def restore(self, stage: str) -> Any:
+        """The trained parameters of a stage (the average where one is kept), laid out on the mesh.
+
+        Raises:
+          CheckpointError: the stage has no checkpoint, or one that cannot be read.
+        """
+        with self._open(stage) as checkpoints:
+            boxed = jax.eval_shape(self.objective(stage).init, jax.random.key(0))
+            shardings = sharding.parameter_shardings(boxed, self.mesh)
+            return checkpoints.restore_averaged(nn.unbox(boxed), shardings, ema=self.config[stage].ema > 0)
+
+    def restore_statistics(self) -> dict[str, Any]:
+        """The statistics frozen at the end of the autoencoder stage.
+
+        Raises:
+          CheckpointError: that stage has no checkpoint, or one that cannot be read.
+        """
+        with self._open("autoencoder") as checkpoints:
+            abstract = jax.eval_shape(self.objective("autoencoder").init_statistics)  # type: ignore[attr-defined]
+            return checkpoints.restore_statistics(abstract, jax.tree.map(lambda _: sharding.replicated(self.mesh), abstract))
+
+    def context(self, stage: str) -> Context:
+        """The frozen networks and statistics that a stage's loss reads, from its predecessors' checkpoints.
+
+        Raises:
+          CheckpointError: a predecessor is not trained, or cannot be read.
+        """
+        needed = {source[0] for source in FROZEN[stage].values()}
+        trained = {earlier: self.restore(earlier) for earlier in needed}
+        frozen = {name: take(trained[earlier], path) for name, (earlier, *path) in FROZEN[stage].items()}
+        return Context(frozen, self.restore_statistics() if "autoencoder" in needed else {})
+
+    def _open(self, stage: str) -> Checkpoints:
+        if not self.trained_steps(stage):
+            raise CheckpointError(f"stage {stage} is not trained in {self.workdir}; run launch/train.py --workdir={self.workdir} --stage={stage} first")
+        return Checkpoints(self.checkpoint_directory(stage))
+
+
+_SOURCE = "init_from.json"
+
+
+def remember_source(workdir: str | pathlib.Path, source: str | pathlib.Path) -> None:
+    """Notes in `workdir` that stages it lacks are those of the workdir `source`, and takes over its tokenizer.
+
+    Raises:
+      CheckpointError: `source` is not a workdir, or has another tokenizer than `workdir`.
+    """
+    workdir, source = pathlib.Path(workdir), pathlib.Path(source).absolute()
+    theirs, ours = source / "tokenizer" / "tokenizer.json", workdir / "tokenizer" / "tokenizer.json"
+    if not theirs.is_file():
+        raise CheckpointError(f"{source} has no tokenizer; it must be the workdir of a trained experiment")
+    if not ours.exists():
+        shutil.copytree(theirs.parent, ours.parent)
+    elif json.loads(ours.read_text())["sha256"] != json.loads(theirs.read_text())["sha256"]:
+        raise CheckpointError(f"{workdir} has another tokenizer than {source}; start from it in a fresh workdir")
+    (workdir / _SOURCE).write_text(json.dumps({"workdir": str(source)}) + "\n")
+
+
+def _last_step(directory: pathlib.Path) -> int:
+    """The highest committed step under a checkpoint directory; 0 if there is none."""
+    if not directory.is_dir():
+        return 0
+    return max((int(entry.name) for entry in directory.iterdir() if entry.is_dir() and entry.name.isdigit()), default=0)
+
+
+def take(tree: Any, path: tuple[str, ...] | list[str]) -> Any:
+    """The subtree at `path`."""
+    return functools.reduce(lambda node, name: node[name], path, tree)

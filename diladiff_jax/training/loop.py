@@ -1,0 +1,213 @@
+"""The one train loop that runs every stage."""
+
+from __future__ import annotations
+
+import math
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from diladiff_jax import config as config_lib
+from diladiff_jax.data.pipeline import Batches
+from diladiff_jax.data.prepare import Prepared, load_prepared, prepare
+from diladiff_jax.objectives.base import Context
+from diladiff_jax.objectives.diladiff import student_from_teacher
+from diladiff_jax.training import sharding
+from diladiff_jax.training.checkpoints import Checkpoints
+from diladiff_jax.training.experiment import Experiment, remember_source
+from diladiff_jax.training.metrics import MetricsWriter, Progress
+from diladiff_jax.training.optimizer import make_optimizer
+from diladiff_jax.training.preview import make_preview
+from diladiff_jax.training.state import TrainState, compile_steps, init_state, state_shardings
+
+Array = jax.Array
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on: one line that says why."""
+
+
+def train(
+    config: ConfigDict,
+    workdir: str | pathlib.Path,
+    stages: tuple[str, ...],
+    *,
+    init_from: str | pathlib.Path | None = None,
+    stop_at: int | None = None,
+) -> None:
+    """Trains the given stages in order; a finished one is passed over, a stopped one goes on where it was.
+
+    Initialization of a stage: its own checkpoint in the workdir; else its predecessors', in the workdir or, where
+    it lacks them, in the workdir `init_from`; else from scratch (the first stage and the baselines).
+    `stop_at` ends a stage early after that many steps, as an interruption at a checkpoint would.
+
+    Raises:
+      ConfigError, DataError, CheckpointError, TrainingError: bad settings, text, checkpoints, or numbers.
+    """
+    main = jax.process_index() == 0
+    if main:
+        config_lib.save(config, workdir)
+        if init_from is not None:
+            remember_source(workdir, init_from)
+        prepare(config.data, config.tokenizer, workdir)
+    multihost_utils.sync_global_devices("prepared")  # one process writes, all read
+    prepared = load_prepared(config.data, workdir)
+    experiment = Experiment(config, workdir, prepared.tokenizer, make_mesh(config))
+    for stage in stages:
+        steps = config[stage].steps
+        if not steps:
+            raise config_lib.ConfigError(f"config key {stage}.steps is 0; it must be above 0 to train that stage")
+        if experiment.trained_steps(stage) >= steps:
+            if main:
+                print(f"{stage}: trained already ({steps} steps)", flush=True)
+            continue
+        previous = config_lib.PREDECESSOR[stage]
+        if previous is not None and 0 < experiment.trained_steps(previous) < config[previous].steps:
+            raise TrainingError(
+                f"stage {previous} in {workdir} stands at step {experiment.trained_steps(previous)} of {config[previous].steps}; "
+                f"finish it before {stage} (launch/train.py --stage={previous})"
+            )
+        train_stage(experiment, prepared, stage, stop_at=stop_at)
+
+
+def make_mesh(config: ConfigDict) -> jax.sharding.Mesh:
+    """The config's mesh over all devices.
+
+    Raises:
+      ConfigError: its sizes do not fit the devices.
+    """
+    try:
+        return sharding.make_mesh(config.mesh)
+    except ValueError as error:
+        raise config_lib.ConfigError(str(error)) from None
+
+
+def train_stage(experiment: Experiment, prepared: Prepared, stage: str, *, stop_at: int | None = None) -> TrainState:
+    """Runs one stage to its last step (or `stop_at`) and returns the final state. See `train`."""
+    config, settings, mesh = experiment.config, experiment.config[stage], experiment.mesh
+    objective = experiment.objective(stage)
+    tx = make_optimizer(settings, objective.group)
+    parts = sharding.batch_devices(mesh) * settings.accumulate
+    if settings.batch % parts:
+        raise config_lib.ConfigError(f"config key {stage}.batch is {settings.batch}; it must be a multiple of data x fsdp devices x accumulate = {parts}")
+
+    # 1. Shapes first, then shardings, then arrays born in place.
+    key = jax.random.fold_in(jax.random.key(config.seed), _stage_number(stage))
+
+    def fresh(key: Array) -> TrainState:
+        return init_state(objective, tx, key, ema=settings.ema > 0)
+
+    boxed = jax.eval_shape(fresh, key)
+    shardings, abstract = state_shardings(boxed, mesh), nn.unbox(boxed)
+    shardings = nn.unbox(shardings)
+    context = experiment.context(stage)
+    progress_key = jax.random.fold_in(key, 1)
+
+    # 2. Where it stood, or a start from the predecessor.
+    rows = prepared.rows("scorer" if stage == "scorer" else "train")
+    batches = Batches(rows, settings.batch, config.seed + _stage_number(stage), jax.process_index(), jax.process_count())
+    checkpoints = Checkpoints(experiment.checkpoint_directory(stage), keep=config.logging.keep_checkpoints)
+    if checkpoints.latest_step() is not None:
+        state, position = checkpoints.restore(abstract, shardings)
+        batches.set_state(position)
+    else:
+        state = jax.jit(lambda key: nn.unbox(fresh(key)), out_shardings=shardings)(key)
+        state = start_from_predecessor(state, stage, context)
+    start, stop = int(state.step), min(settings.steps, stop_at or settings.steps)
+
+    # 3. The loop: dispatch a step, then look at the one before it, so that the device never waits.
+    train_step, validate = compile_steps(objective, tx, shardings, context, mesh, ema=settings.ema, accumulate=settings.accumulate)
+    main = jax.process_index() == 0
+    writer = MetricsWriter(experiment.workdir / stage / "metrics") if main else None
+    progress = Progress(stage, start, settings.steps, out=main)
+    validation = _validation_batches(prepared, config, settings.batch, sharding.batch_devices(mesh))
+    preview = make_preview(experiment, stage, prepared) if config.logging.samples and stage != "scorer" else None
+    log, window, pending = config.logging, [], None
+    try:
+        for step in range(start, stop):
+            tokens = jax.make_array_from_process_local_data(sharding.batch_sharding(mesh), next(batches))
+            state, metrics = train_step(state, context, tokens)
+            if pending is not None:
+                window.append(_fetch(*pending, stage))
+            pending, done = (step, metrics), step + 1
+            last = done == stop
+            if last:
+                window.append(_fetch(*pending, stage))
+            if (done % log.metrics_every == 0 or last) and window:
+                means = {name: float(np.mean([m[name] for m in window])) for name in window[0]}
+                window = []
+                if writer:
+                    writer.write(done, means, "train")
+                progress.advance(done, means)
+            else:
+                progress.advance(done, {})
+            if done % log.validate_every == 0 or last:
+                values = _mean_metrics(validate, state, context, validation(), progress_key)
+                if writer:
+                    writer.write(done, values, "validation")
+                progress.say(f"{stage} {done}: validation " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()))
+                if preview is not None:
+                    for text in preview(state, jax.random.fold_in(progress_key, 2)):
+                        progress.say(f"  | {text}")
+            if done % log.checkpoint_every == 0 or last:
+                checkpoints.save(state, batches.get_state())
+        return state
+    finally:
+        checkpoints.close()
+        batches.close()
+        progress.close()
+        if writer:
+            writer.close()
+
+
+def start_from_predecessor(state: TrainState, stage: str, context: Context) -> TrainState:
+    """Puts trained networks of the stage before into a fresh state (parameters and average alike)."""
+    params = state.params
+    if stage == "autoencoder":
+        decoder = {**params["decoder"], "backbone": context.frozen["features"]}
+        params = {**params, "decoder": decoder}
+    elif stage == "diladiff":
+        params = student_from_teacher(params, context.frozen["teacher"])
+    else:
+        return state
+    # Copies: the state is donated, the frozen networks are not.
+    params = jax.tree.map(lambda new, old: jax.device_put(jnp.copy(new), old.sharding), params, state.params)
+    average = None if state.ema is None else jax.tree.map(jnp.copy, params)
+    return state.replace(params=params, ema=average)
+
+
+def _stage_number(stage: str) -> int:
+    return (config_lib.STAGES + config_lib.BASELINES).index(stage)
+
+
+def _fetch(step: int, metrics: dict[str, Array], stage: str) -> dict[str, float]:
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    if not math.isfinite(values["loss"]):
+        raise TrainingError(f"loss of stage {stage} is {values['loss']} at step {step}; the last checkpoint is intact (a lower learning rate may help)")
+    return values
+
+
+def _validation_batches(prepared: Prepared, config: ConfigDict, batch: int, devices: int) -> Callable[[], Iterator[np.ndarray]]:
+    """The same first validation rows every time, in batches that the devices divide."""
+    rows = prepared.rows("validation")
+    size = min(batch, len(rows)) // devices * devices
+    if not size:
+        raise TrainingError(f"{len(rows)} validation rows do not fill one batch on {devices} devices; hold out more (data.validation_fraction)")
+    fixed = Batches.fixed(rows, size, size * config.logging.validation_batches, jax.process_index(), jax.process_count())
+    return lambda: (fixed[i] for i in range(len(fixed)))
+
+
+def _mean_metrics(validate: Any, state: TrainState, context: Context, batches: Iterator[np.ndarray], key: Array) -> dict[str, float]:
+    found = []
+    mesh = state.step.sharding.mesh
+    for i, rows in enumerate(batches):
+        tokens = jax.make_array_from_process_local_data(sharding.batch_sharding(mesh), rows)
+        found.append(jax.device_get(validate(state, context, tokens, jax.random.fold_in(key, i))))
+    return {name: float(np.mean([m[name] for m in found])) for name in found[0]}

@@ -1,0 +1,143 @@
+"""Training state and the two compiled functions of every stage: one update, one validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from diladiff_jax.objectives.base import Context, Metrics, Objective
+from diladiff_jax.training import sharding
+
+Array = jax.Array
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Everything that an update changes. `key` is constant: step n draws from `fold_in(key, n)`."""
+
+    step: Array
+    params: Any
+    ema: Any  # None where no average is kept
+    optimizer: Any
+    statistics: Any
+    key: Array
+
+    @property
+    def averaged(self) -> Any:
+        """The parameters that samplers, validation and later stages use."""
+        return self.params if self.ema is None else self.ema
+
+
+def init_state(objective: Objective, tx: optax.GradientTransformation, key: Array, *, ema: bool) -> TrainState:
+    """Fresh state with parameters still boxed in their logical axis names; meant to be traced."""
+    params = objective.init(jax.random.fold_in(key, 0))
+    plain = nn.unbox(params)
+    statistics = objective.init_statistics() if hasattr(objective, "init_statistics") else {}
+    # `+ 0`: the average must own its buffers, for the state is donated.
+    average = jax.tree.map(lambda x: x + 0, params) if ema else None
+    return TrainState(jnp.zeros((), jnp.int32), params, average, tx.init(plain), statistics, jax.random.key_data(key))
+
+
+def state_shardings(abstract: TrainState, mesh: Mesh) -> TrainState:
+    """Shardings of the unboxed state: average and optimizer lie as their parameters do."""
+    params = sharding.parameter_shardings(abstract.params, mesh)
+    whole = sharding.replicated(mesh)
+    return TrainState(
+        step=whole,
+        params=params,
+        ema=None if abstract.ema is None else params,
+        optimizer=sharding.like_parameters(abstract.optimizer, params, mesh),
+        statistics=jax.tree.map(lambda _: whole, abstract.statistics),
+        key=whole,
+    )
+
+
+def average_decay(step: Array, decay: float) -> Array:
+    """The decay at `step`: ramped as (1 + n) / (10 + n), so that the initial parameters are soon forgotten."""
+    return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+
+
+def make_train_step(
+    objective: Objective, tx: optax.GradientTransformation, *, ema: float, accumulate: int
+) -> Callable[[TrainState, Context, Array], tuple[TrainState, Metrics]]:
+    """`(state, context, tokens [B, L]) -> (state, metrics)`.
+
+    An objective with statistics of its own keeps them in the state; the others read the context's.
+
+    With `accumulate` > 1 the batch is cut into that many microbatches, each with a key of its own; gradients
+    and metrics are their means.
+    """
+
+    def train_step(state: TrainState, context: Context, tokens: Array) -> tuple[TrainState, Metrics]:
+        own = bool(state.statistics)
+
+        def gradients(statistics: Any, tokens: Array, key: Array) -> Any:
+            def loss(params: Any) -> Any:
+                read = context.replace(statistics=statistics) if own else context
+                return objective.loss(params, read, tokens, key, state.step, train=True)
+
+            (value, (metrics, statistics)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+            return grads, {"loss": value, **metrics}, statistics if own else {}
+
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        if accumulate == 1:
+            grads, metrics, statistics = gradients(state.statistics, tokens, key)
+        else:
+            # Every accumulate-th row, so that each microbatch stays spread over all devices.
+            micro = tokens.reshape(-1, accumulate, tokens.shape[1]).swapaxes(0, 1)
+
+            def body(carry: Any, item: Any) -> Any:
+                total, statistics = carry
+                rows, i = item
+                grads, metrics, statistics = gradients(statistics, rows, jax.random.fold_in(key, i))
+                return (jax.tree.map(jnp.add, total, grads), statistics), metrics
+
+            zero = jax.tree.map(jnp.zeros_like, state.params)
+            (total, statistics), metrics = jax.lax.scan(body, (zero, state.statistics), (micro, jnp.arange(accumulate)))
+            grads = jax.tree.map(lambda g: g / accumulate, total)
+            metrics = jax.tree.map(lambda m: m.mean(), metrics)
+        metrics["gradient_norm"] = optax.tree.norm(grads)
+        updates, optimizer = tx.update(grads, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        average = None
+        if state.ema is not None:
+            decay = average_decay(state.step, ema)
+            average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state.ema, params)
+        return TrainState(state.step + 1, params, average, optimizer, statistics, state.key), metrics
+
+    return train_step
+
+
+def make_validation_step(objective: Objective) -> Callable[[TrainState, Context, Array, Array], Metrics]:
+    """`(state, context, tokens, key) -> metrics` of the averaged parameters, without dropout or augmentation."""
+
+    def validation_step(state: TrainState, context: Context, tokens: Array, key: Array) -> Metrics:
+        read = context.replace(statistics=state.statistics) if state.statistics else context
+        loss, (metrics, _) = objective.loss(state.averaged, read, tokens, key, state.step, train=False)
+        return {"loss": loss, **metrics}
+
+    return validation_step
+
+
+def compile_steps(
+    objective: Objective, tx: optax.GradientTransformation, shardings: TrainState, context: Context, mesh: Mesh, *, ema: float, accumulate: int
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Both functions under `jit` with their shardings; the train step's state is donated."""
+    whole, batch = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+    context_shardings = jax.tree.map(lambda x: x.sharding, context)
+    train = jax.jit(
+        make_train_step(objective, tx, ema=ema, accumulate=accumulate),
+        in_shardings=(shardings, context_shardings, batch),
+        out_shardings=(shardings, whole),
+        donate_argnums=0,
+    )
+    validate = jax.jit(
+        make_validation_step(objective), in_shardings=(shardings, context_shardings, batch, whole), out_shardings=whole
+    )
+    return train, validate

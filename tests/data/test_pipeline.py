@@ -1,0 +1,137 @@
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from diladiff_jax.data.errors import DataError
+from diladiff_jax.data.pipeline import Batches
+
+
+def source(n, length=3):
+    """Row i is [i, i, i], so that a batch tells which rows it holds."""
+    return np.repeat(np.arange(n, dtype=np.int32)[:, None], length, axis=1)
+
+
+def taken(batches, count):
+    return np.stack([next(batches) for _ in range(count)])
+
+
+@pytest.mark.parametrize("n, batch_size", [(10, 4), (12, 4), (3, 8), (1, 2), (97, 16)])
+def test_every_epoch_is_a_permutation_of_all_rows(n, batch_size):
+    epochs = 4
+    with Batches(source(n), batch_size, seed=3) as batches:
+        out = taken(batches, -(-epochs * n // batch_size))
+    assert out.dtype == np.int32 and out.shape[1:] == (batch_size, 3)
+    stream = out[..., 0].reshape(-1)[:epochs * n].reshape(epochs, n)
+    np.testing.assert_array_equal(np.sort(stream, axis=1), np.tile(np.arange(n), (epochs, 1)))
+    if n > 8:
+        assert len({tuple(e) for e in stream}) == epochs, "epochs repeat an order"
+
+
+def test_seeds_give_orders_of_their_own():
+    """Also neighbouring seeds, whose epochs must not be each other's, moved by one."""
+    def epochs(seed):
+        with Batches(source(64), 64, seed) as batches:
+            return {tuple(b[:, 0]) for b in taken(batches, 6)}
+    orders = [epochs(s) for s in (0, 1, 2, -1)]
+    assert all(len(o) == 6 for o in orders)
+    assert not any(a & b for a, b in itertools.combinations(orders, 2))
+    assert epochs(1) == orders[1]
+
+
+def test_orders_are_uncorrelated_with_the_rows_and_with_each_other():
+    """Correlations of n independent draws have deviation 1/sqrt(n); neighbours stay neighbours at a rate of 2/n."""
+    n, epochs = 1000, 12
+    with Batches(source(n), n, seed=0) as batches:
+        orders = taken(batches, epochs)[..., 0]
+    correlations = np.corrcoef(np.concatenate([np.arange(n)[None], orders]))[np.triu_indices(epochs + 1, 1)]
+    assert np.abs(correlations).max() < 5 / np.sqrt(n)
+    assert np.mean(np.abs(np.diff(orders, axis=1)) == 1) < 2 * 2 / n
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("threads, prefetch", [(0, 0), (3, 5)])
+def test_global_batches_do_not_depend_on_processes_threads_or_prefetch(processes, threads, prefetch):
+    rows, count = source(22), 9
+    with Batches(rows, 8, seed=5, threads=1, prefetch=1) as batches:
+        expected = taken(batches, count)
+    shares = []
+    for p in range(processes):
+        with Batches(rows, 8, 5, p, processes, threads=threads, prefetch=prefetch) as batches:
+            shares.append(taken(batches, count))
+    np.testing.assert_array_equal(np.concatenate(shares, axis=1), expected)
+
+
+def test_a_process_reads_only_its_own_rows():
+    class Watched:
+        def __init__(self):
+            self.read = []
+
+        def __len__(self):
+            return 40
+
+        def __getitems__(self, indices):
+            self.read += indices
+            return [np.full(3, i, np.int32) for i in indices]
+
+    rows = Watched()
+    with Batches(rows, 8, 0, 1, 4, threads=0) as batches:
+        out = taken(batches, 5)[..., 0].reshape(-1)
+    assert rows.read == out.tolist() and len(out) == 10
+
+
+@pytest.mark.parametrize("before, after", [(4, 1), (1, 2), (2, 4), (4, 4)])
+def test_resuming_continues_exactly_under_any_process_count(before, after):
+    rows, count = source(30), 14
+    with Batches(rows, 8, seed=1) as batches:
+        expected = taken(batches, count)
+    for stop in np.random.default_rng(0).choice(count, 5, replace=False):
+        with Batches(rows, 8, 1, before - 1, before) as batches:
+            taken(batches, stop) if stop else None
+            state = json.loads(json.dumps(batches.get_state()))
+        assert state["position"] == stop and all(isinstance(v, int) for v in state.values())
+        shares = []
+        for p in range(after):
+            with Batches(rows, 8, 1, p, after, threads=3) as batches:
+                next(batches)  # somewhere else, with reads in flight
+                batches.set_state(state)
+                assert batches.get_state() == state
+                shares.append(taken(batches, count - stop))
+        np.testing.assert_array_equal(np.concatenate(shares, axis=1), expected[stop:])
+
+
+def test_unshuffled_is_the_order_of_the_rows_and_fixed_its_first_whole_batches():
+    rows = source(10)
+    with Batches(rows, 4, 0, shuffle=False) as batches:
+        np.testing.assert_array_equal(taken(batches, 5)[..., 0].reshape(-1), np.arange(20) % 10)
+    for count, whole in ((0, 2), (9, 2), (7, 1), (100, 2)):
+        shares = [Batches.fixed(rows, 4, count, p, 2) for p in range(2)]
+        assert len(shares[0]) == whole
+        for _ in range(2):  # may be passed over again
+            both = np.concatenate([np.stack(list(s)) for s in shares], axis=1)
+            np.testing.assert_array_equal(both[..., 0].reshape(-1), np.arange(4 * whole))
+
+
+def test_bad_input_is_refused_in_one_line():
+    rows = source(10)
+    with Batches(rows, 4, 0) as batches:
+        state = batches.get_state()
+        attempts = [
+            lambda: batches.set_state(state | {"seed": 1}),
+            lambda: batches.set_state(state | {"rows": 11}),
+            lambda: batches.set_state({}),
+            lambda: batches.set_state(state | {"position": -1}),
+            lambda: Batches(rows, 6, 0, 0, 4),
+            lambda: Batches(rows, 4, 0, 2, 2),
+            lambda: Batches(rows[:0], 4, 0),
+            lambda: Batches.fixed(rows, 16),
+        ]
+        for attempt in attempts:
+            with pytest.raises(DataError) as error:
+                attempt()
+            assert "\n" not in str(error.value)
+        next(batches)  # still usable
+    batches.close()
+    with pytest.raises(ValueError, match="closed"):
+        next(batches)

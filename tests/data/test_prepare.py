@@ -1,0 +1,146 @@
+import json
+import os
+import subprocess
+import sys
+import time
+
+import ml_collections
+import numpy as np
+import pytest
+
+from diladiff_jax.data import corpora, packing, tokenizers
+from diladiff_jax.data.errors import DataError
+from diladiff_jax.data.pipeline import Batches
+from diladiff_jax.data.prepare import load_prepared, prepare
+
+TOKENIZER = {"kind": "bpe", "vocab_size": 320, "file": "", "lowercase": False}
+
+
+@pytest.fixture
+def data(tmp_path):
+    (tmp_path / "in").mkdir()
+    lines = [json.dumps({"text": f"The {a} fox met the {b} dog.\nThen {i} cats ran"}) for i, (a, b) in
+             enumerate((a, b) for a in ("red", "shy", "old", "odd", "big") for b in ("wet", "sly", "kind", "new", "é") * 8)]
+    (tmp_path / "in" / "a.jsonl").write_text("\n".join(lines))
+    return {"corpus": "text_files", "files": str(tmp_path / "in"), "validation_fraction": 0.2, "scorer_fraction": 0.1,
+            "length": 16, "packing": "packed"}
+
+
+def everything_under(folder):
+    return {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("mode", packing.MODES)
+def test_rows_are_the_packed_documents(data, tmp_path, mode):
+    prepared = prepare(data | {"packing": mode}, TOKENIZER, tmp_path / "w")
+    t = prepared.tokenizer
+    assert prepared.splits == corpora.SPLITS and prepared.length == 16
+    for split in prepared.splits:
+        documents, rows = prepared.documents(split), prepared.rows(split)
+        expected = list(packing.pack(map(t.encode, documents), 16, t.eot_id, mode))
+        assert len(rows) == len(expected) == prepared.counts[split]["rows"]
+        np.testing.assert_array_equal(np.stack(rows.__getitems__(range(len(rows)))), expected)
+        assert rows[0].dtype == np.int32 and (rows[-1] == expected[-1]).all()
+        assert t.sampleable[np.stack(expected)].all(), "a row holds an id that is never sampled"
+        assert prepared.counts[split]["bytes"] == sum(len(d.encode()) for d in documents)
+        assert prepared.counts[split]["tokens"] == sum(len(t.encode(d)) + 1 for d in documents)
+    if mode == "packed":
+        text = t.documents(np.concatenate(rows.__getitems__(range(len(rows)))))
+        assert text[:-1] == list(documents)[:len(text) - 1]
+    with Batches(prepared.rows("train"), 4, 0) as batches:
+        assert next(batches).shape == (4, 16)
+
+
+def test_a_second_call_does_nothing_and_does_it_fast(data, tmp_path):
+    first = prepare(data, TOKENIZER, tmp_path / "w")
+    (tmp_path / "w" / "prepared.json").stat()
+    before = everything_under(tmp_path / "w")
+    started = time.monotonic()
+    second = prepare(ml_collections.ConfigDict(data), ml_collections.ConfigDict(TOKENIZER), tmp_path / "w")
+    assert time.monotonic() - started < 1
+    after = everything_under(tmp_path / "w")
+    changed = {p.name for p in before.keys() | after.keys() if before.get(p) != after.get(p)}
+    assert changed <= {"prepared.json"} and second.counts == first.counts
+    assert not [p for p in after if "tmp-" in str(p)]
+
+
+def test_two_workdirs_share_a_directory(data, tmp_path):
+    shared = data | {"directory": str(tmp_path / "shared")}
+    prepare(shared, TOKENIZER, tmp_path / "a")
+    before = everything_under(tmp_path / "shared")
+    prepare(shared, TOKENIZER, tmp_path / "b")
+    assert everything_under(tmp_path / "shared") == before, "the same rows were written twice"
+    other = prepare(shared | {"length": 8}, TOKENIZER, tmp_path / "b")
+    assert len(other.rows("train")[0]) == 8
+    assert len(load_prepared(shared, tmp_path / "a").rows("train")[0]) == 16
+
+
+def test_prepared_data_outlives_its_source(data, tmp_path):
+    prepare(data, TOKENIZER, tmp_path / "w")
+    (tmp_path / "in" / "a.jsonl").unlink()
+    assert len(load_prepared(data, tmp_path / "w").rows("validation")) > 0
+
+
+def test_interrupted_work_is_not_taken_for_finished(data, tmp_path, monkeypatch):
+    def interrupted(*args):
+        yield np.zeros(16, np.int32)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "pack", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(data, TOKENIZER, tmp_path / "w")
+    with pytest.raises(DataError, match="launch/prepare.py"):
+        load_prepared(data, tmp_path / "w")
+    assert len(prepare(data, TOKENIZER, tmp_path / "w").rows("train")) > 1
+
+
+def test_a_vocabulary_file_serves_too(data, tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[SEP]", "[MASK]", "the", "fox", "dog", "ran"]))
+    config = {"kind": "wordpiece", "file": str(tmp_path / "vocab.txt"), "lowercase": True}
+    prepared = prepare(data, config, tmp_path / "w")
+    assert "the" in prepared.tokenizer.decode(prepared.rows("train")[0])
+
+
+def test_other_settings_are_refused_in_one_line(data, tmp_path):
+    workdir = tmp_path / "w"
+    attempts = [lambda: load_prepared(data, workdir)]
+    prepare(data, TOKENIZER, workdir)
+    attempts = [
+        lambda: load_prepared(data, tmp_path / "elsewhere"),
+        lambda: load_prepared(data | {"length": 32}, workdir),
+        lambda: load_prepared(data | {"directory": str(tmp_path / "elsewhere")}, workdir),
+        lambda: prepare(data, TOKENIZER | {"vocab_size": 330}, workdir),
+        lambda: prepare(data, TOKENIZER | {"kind": "unigram"}, workdir),
+        lambda: prepare(data | {"max_documents": 150}, TOKENIZER, workdir),
+        lambda: prepare(data, TOKENIZER | {"kind": "words"}, workdir),
+        lambda: prepare(data | {"length": 100_000}, TOKENIZER, workdir),
+        lambda: load_prepared(data, workdir).rows("test"),
+        lambda: load_prepared(data, workdir).documents("test"),
+    ]
+    for number, attempt in enumerate(attempts):
+        with pytest.raises(DataError) as error:
+            attempt()
+            pytest.fail(f"attempt {number} was accepted")
+        assert "\n" not in str(error.value)
+    assert len(load_prepared(data, workdir).rows("train")) > 1, "a refused attempt damaged the workdir"
+
+
+def test_no_tensorflow_and_no_device(data, tmp_path):
+    program = f"""
+import sys
+from diladiff_jax.data import corpora, packing, pipeline, prepare, text_files, tokenizers
+heavy = {{'tensorflow', 'grain', 'tensorflow_datasets', 'sentencepiece', 'tokenizers', 'pyarrow'}} & set(sys.modules)
+assert not heavy, heavy
+made = prepare.prepare({data!r}, {TOKENIZER!r}, {str(tmp_path / "w")!r})
+with pipeline.Batches(made.rows('train'), 4, 0) as batches:
+    next(batches)
+assert 'tensorflow' not in sys.modules
+if 'jax' in sys.modules:  # the package and Grain import it
+    from jax._src import xla_bridge
+    assert not xla_bridge.backends_are_initialized()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout == ""
