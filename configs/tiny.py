@@ -44,7 +44,7 @@ def get_config(corpus: str = "stories") -> ConfigDict:
         p_noise=0.2,
         p_clean=0.3,
     )
-    c.sampling.update(prior_method="ddim", top_p=1.0)
+    c.sampling.update(prior_method="ddim")
     return c
 
 
@@ -55,7 +55,7 @@ def _stories(c: ConfigDict) -> None:
     c.backbone.update(width=96, num_layers=3, heads=4)
     c.encoder.update(num_latents=16, latent_dim=32, width=96, heads=4, num_layers=2)
     c.decoder.cross_layers = (0, 2)
-    c.latent_denoiser.update(width=128, num_layers=3, heads=4, max_frequency=8.0, max_period=10.0)
+    c.latent_denoiser.update(width=128, num_layers=3, heads=4, mlp_ratio=2.75, max_frequency=8.0, max_period=10.0)
     c.scorer_network.update(width=96, num_layers=3, heads=4)
     c.diffusion.d = 1.0  # chosen like the augmentation below: at this width a d of 10 spends its time on noise alone
     for stage in (c.mdlm, c.mdlm_long, c.autoencoder, c.ladiff, c.diladiff):
@@ -66,7 +66,7 @@ def _stories(c: ConfigDict) -> None:
     c.autoencoder.update(noise=0.3, p_feat=0.3, p_lat=0.4, p_drop=0.5)
     c.diladiff.tangent_warmup = 200
     c.sampling.update(batch=128, decode_steps=8, prior_steps=50, student_steps=5)
-    c.evaluation.update(samples=512, decode_steps=(1, 2, 4, 8, 16, 32), bound_draws=16)
+    c.evaluation.update(samples=512, decode_steps=(1, 2, 4, 8, 16, 32, 64), control_steps=(1, 2, 4, 8, 32), bound_draws=16)
     c.logging.update(metrics_every=50, validate_every=300, validation_batches=4, checkpoint_every=300, samples=2)
 
 
@@ -82,7 +82,7 @@ def _real_text(c: ConfigDict, corpus: str) -> None:
     c.backbone.update(width=128, num_layers=4, heads=4)
     c.encoder.update(num_latents=32, latent_dim=32, width=128, heads=4, num_layers=2)
     c.decoder.cross_layers = (0, 3)
-    c.latent_denoiser.update(width=160, num_layers=4, heads=4, max_frequency=8.0, max_period=10.0)
+    c.latent_denoiser.update(width=160, num_layers=4, heads=4, mlp_ratio=2.75, max_frequency=8.0, max_period=10.0)
     c.scorer_network.update(width=160, num_layers=4, heads=4, dropout=0.1)
     c.diffusion.d = 1.0
     for stage in (c.mdlm, c.mdlm_long, c.autoencoder, c.ladiff, c.diladiff, c.scorer):
@@ -93,5 +93,5 @@ def _real_text(c: ConfigDict, corpus: str) -> None:
     c.autoencoder.update(noise=0.3, p_feat=0.3, p_lat=0.4, p_drop=0.5)
     c.diladiff.tangent_warmup = 150
     c.sampling.update(batch=64, decode_steps=16, prior_steps=50, student_steps=5)
-    c.evaluation.update(samples=256, decode_steps=(2, 4, 8, 16, 32, 64), bound_draws=16)
+    c.evaluation.update(samples=256, decode_steps=(2, 4, 8, 16, 32, 64, 128), control_steps=(4, 16, 64), bound_draws=16)
     c.logging.update(metrics_every=50, validate_every=500, validation_batches=4, checkpoint_every=500, samples=2)

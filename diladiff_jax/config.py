@@ -157,7 +157,7 @@ def default_config() -> ConfigDict:
         )
     )
     c.evaluation = ConfigDict(
-        dict(samples=1024, decode_steps=(8, 16, 32, 64, 128, 256, 512, 1024), bound_draws=128, seed=1)
+        dict(samples=1024, decode_steps=(8, 16, 32, 64, 128, 256, 512, 1024), control_steps=(8, 64, 512), bound_draws=128, seed=1)
     )
     c.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # -1: all devices that are left
     c.logging = ConfigDict(
@@ -295,7 +295,8 @@ def check(config: ConfigDict) -> None:
     e = config.evaluation
     need(e.samples > 0, "evaluation.samples", "above 0")
     need(e.bound_draws > 0, "evaluation.bound_draws", "above 0")
-    need(len(e.decode_steps) > 0 and min(e.decode_steps) > 0, "evaluation.decode_steps", "a sequence of numbers above 0")
+    for key in ("decode_steps", "control_steps"):
+        need(len(e[key]) > 0 and min(e[key]) > 0, f"evaluation.{key}", "a sequence of numbers above 0")
     for axis in ("data", "fsdp", "tensor"):
         need(config.mesh[axis] > 0 or config.mesh[axis] == -1, f"mesh.{axis}", "above 0, or -1 for all devices that are left")
     need(list(config.mesh.values()).count(-1) <= 1, "mesh.data", "given when another axis is -1: only one can take what is left")
@@ -325,18 +326,27 @@ def stages_of(config: ConfigDict) -> tuple[str, ...]:
     return tuple(s for s in STAGES + BASELINES if config[s].steps > 0)
 
 
-def save(config: ConfigDict, workdir: str | pathlib.Path) -> None:
-    """Writes `WORKDIR/config.json`; where one is there already, checks that the experiment is the same.
+def require_same(config: ConfigDict, workdir: str | pathlib.Path) -> None:
+    """Checks that `config` is the experiment of `WORKDIR/config.json`, but for what a later command may change.
 
     Raises:
-      ConfigError: a setting that earlier stages were trained with has changed.
+      ConfigError: a setting that the workdir's networks were trained with has changed.
+    """
+    for key in _differences(load(workdir).to_dict(), config.to_dict()):
+        if key.split(".")[0] not in MAY_CHANGE and not key.endswith(".steps"):
+            path = pathlib.Path(workdir) / "config.json"
+            raise ConfigError(f"config key {key} differs from {path}, which this workdir was made with; use another --workdir, or leave {key} as it was")
+
+
+def save(config: ConfigDict, workdir: str | pathlib.Path) -> None:
+    """Writes `WORKDIR/config.json`; where one is there already, the experiment must be the same.
+
+    Raises:
+      ConfigError: as `require_same`.
     """
     path = pathlib.Path(workdir) / "config.json"
     if path.exists():
-        changed = [key for key in _differences(load(workdir).to_dict(), config.to_dict()) if key.split(".")[0] not in MAY_CHANGE and not key.endswith(".steps")]
-        if changed:
-            key = changed[0]
-            raise ConfigError(f"config key {key} differs from {path}, which this workdir was made with; use another --workdir, or leave {key} as it was")
+        require_same(config, workdir)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".json.tmp")
     aside.write_text(json.dumps(config.to_dict(), indent=2) + "\n")

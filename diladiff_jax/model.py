@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from diladiff_jax import config as config_lib
 from diladiff_jax.data import tokenizers
@@ -52,7 +53,16 @@ class Model:
     def models(self) -> tuple[str, ...]:
         """What this workdir can sample, best last."""
         order = ("mdlm", "mdlm_long", "ladiff", "diladiff")
-        return tuple(m for m in order if all(self.experiment.trained_steps(stage) for stage in NEEDED[m]))
+        return tuple(m for m in order if all(self.has(stage) for stage in NEEDED[m]))
+
+    @property
+    def devices(self) -> int:
+        """How many parts a batch is cut into."""
+        return sharding.batch_devices(self.experiment.mesh)
+
+    def has(self, stage: str) -> bool:
+        """Whether the stage has a checkpoint here."""
+        return self.experiment.trained_steps(stage) > 0
 
     @functools.cached_property
     def _trained(self) -> dict[str, Any]:
@@ -144,7 +154,7 @@ class Model:
         return self._fill(key, prompt, self._best(model), batch, start, controls)
 
     def infill(
-        self, key: Array | int, prompt: str | Sequence[str] | np.ndarray, *, model: str | None = None, batch: int | None = None, **controls: Any
+        self, key: Array | int, prompt: str | Sequence[str] | np.ndarray, *, model: str | None = None, batch: int | None = None, start: int = 0, **controls: Any
     ) -> Samples:
         """Fills in what is masked; everything given is held fixed, and the latent is drawn from the prior.
 
@@ -155,7 +165,7 @@ class Model:
         Raises:
           ValueError: a prompt longer than the model, of another shape, or with ids that are not its own.
         """
-        return self._fill(key, self.prompt_tokens(prompt), self._best(model), batch, 0, controls)
+        return self._fill(key, self.prompt_tokens(prompt), self._best(model), batch, start, controls)
 
     def prompt_tokens(self, prompt: str | Sequence[str] | np.ndarray) -> np.ndarray:
         """Prompts as int32 `[B, L]`, the mask's id wherever the model is free. Raises as `infill` does."""
@@ -247,9 +257,7 @@ class Model:
             raise ValueError("num is 0; it must be at least 1")
         settings = self.controls("diladiff" if model == "given" else model, **controls)
         params = {"decoder": self.trained("autoencoder")["decoder"]} if model == "given" else self.parameters(model)
-        devices = sharding.batch_devices(self.experiment.mesh)
-        size = min(batch or self.config.sampling.batch, num)
-        size = -(-size // devices) * devices
+        size = -(-min(batch or self.config.sampling.batch, num) // self.devices) * self.devices
         key = jax.random.key(key) if isinstance(key, int) else key
         parts: list[Sample] = []
         for first in range(0, num, size):
@@ -266,16 +274,20 @@ class Model:
         return Samples([self.tokenizer.decode(row) for row in tokens], tokens, joined("unmasked_at"), joined("latents"))
 
 
-def load(workdir: str | pathlib.Path, *, mesh: Mesh | None = None) -> Model:
+def load(workdir: str | pathlib.Path, *, config: ConfigDict | None = None, mesh: Mesh | None = None) -> Model:
     """Opens a workdir that `launch/train.py` made; networks are restored when first needed, straight onto the mesh.
 
     Args:
+      config: the workdir's own experiment with other settings of sampling, evaluation or logging; default as it is.
       mesh: with axes (data, fsdp, tensor); default all devices along data.
 
     Raises:
       ConfigError, DataError: not a workdir, or a damaged one.
     """
-    config = config_lib.load(workdir)
+    if config is None:
+        config = config_lib.load(workdir)
+    else:
+        config_lib.require_same(config, workdir)
     tokenizer = tokenizers.load(pathlib.Path(workdir) / "tokenizer")
     mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}) if mesh is None else mesh
     return Model(Experiment(config, workdir, tokenizer, mesh))

@@ -10,18 +10,28 @@ from collections.abc import Callable, Sequence
 
 import absl.logging
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the commands run from a checkout as well as from an installed package
 
 
-def experiment_flags(*, config_required: bool) -> flags.FlagHolder:
+def experiment_flags() -> flags.FlagHolder:
     """Defines --config and --workdir; `--config.KEY=VALUE` overrides a setting."""
     flags.DEFINE_string("workdir", None, "Folder of the experiment: config, tokenizer, checkpoints, samples, report.", required=True)
-    return config_flags.DEFINE_config_file(
-        "config", None, "Experiment file, e.g. configs/tiny.py:stories." + ("" if config_required else " Default: WORKDIR/config.json."), lock_config=True
-    )
+    text = "Experiment file, e.g. configs/tiny.py:pydocs; default WORKDIR/config.json. --config.KEY=VALUE overrides a setting."
+    return config_flags.DEFINE_config_file("config", None, text, lock_config=True)
+
+
+def experiment(config_flag: flags.FlagHolder) -> ConfigDict:
+    """The checked experiment that the command line asks for."""
+    from diladiff_jax import config
+
+    try:
+        return config.resolve(config_flag.value)
+    except OSError:  # the flag holder reports a file that it could not load only when it is read
+        path = _given(sys.argv, "config")
+        raise UsageError(f"--config={path} cannot be read; give an experiment file such as configs/tiny.py, with :ARGUMENT if it takes one") from None
 
 
 def run(main: Callable[[Sequence[str]], None], usage: str) -> None:
@@ -52,11 +62,31 @@ class UsageError(ValueError):
 
 
 def _parse(argv: Sequence[str]) -> Sequence[str]:
+    argv = list(argv)
+    workdir = _given(argv, "workdir")
+    if _given(argv, "config") is None and workdir is not None and "config" in flags.FLAGS:
+        # Before the overrides, which are laid over what it loads.
+        argv.insert(1, f"--config={pathlib.Path(__file__).with_name('workdir_config.py')}:{workdir}")
     try:
-        return app.parse_flags_with_usage(list(argv))
-    except (AttributeError, FileNotFoundError, ImportError, KeyError, SyntaxError, TypeError, ValueError) as error:
-        lines = str(error).strip().splitlines()
-        raise SystemExit(_refuse(lines[0] if lines else type(error).__name__)) from None
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        # A config file's own error arrives as a traceback in text; its last line is what happened.
+        last = [line for line in str(error).splitlines() if line.strip()][-1]
+        raise SystemExit(_refuse(last.strip().removeprefix("diladiff_jax.config.ConfigError: "))) from None
+    except (AttributeError, KeyError) as error:  # an override of a setting that is not there
+        reason = str(error.args[0]).replace("\\n", " ").replace("\\'", "'").strip("\"'")
+        raise SystemExit(_refuse(f"--config has no such setting: {reason}")) from None
+    except (OSError, ImportError, SyntaxError, TypeError, ValueError) as error:
+        raise SystemExit(_refuse(str(error) or type(error).__name__)) from None
+
+
+def _given(argv: Sequence[str], name: str) -> str | None:
+    """The value of --NAME=VALUE or --NAME VALUE on the command line."""
+    for i, word in enumerate(argv[1:], 1):
+        key, equals, value = word.lstrip("-").partition("=")
+        if word.startswith("-") and key == name:
+            return value if equals else argv[i + 1] if i + 1 < len(argv) else ""
+    return None
 
 
 def _refuse(message: str, code: int = 1) -> int:

@@ -11,7 +11,7 @@ baselines that the config gives steps; finished ones are passed over.
 import common
 from absl import flags
 
-_CONFIG = common.experiment_flags(config_required=False)
+_CONFIG = common.experiment_flags()
 _STAGE = flags.DEFINE_string("stage", "all", "mdlm, autoencoder, ladiff, diladiff, mdlm_long, scorer, or all.")
 _INIT_FROM = flags.DEFINE_string("init_from", None, "Workdir whose earlier stages this one starts from, where its own lacks them.")
 _STOP_AT = flags.DEFINE_integer("stop_at", None, "End after this many steps of a stage, with a checkpoint.", lower_bound=1)
@@ -21,13 +21,12 @@ def main(argv: list[str]) -> None:
     from diladiff_jax import config as config_lib
     from diladiff_jax.training.loop import train
 
-    workdir = flags.FLAGS.workdir
-    config = config_lib.load(workdir) if _CONFIG.value is None else config_lib.resolve(_CONFIG.value)
+    config = common.experiment(_CONFIG)
     known = config_lib.STAGES + config_lib.BASELINES
     if _STAGE.value != "all" and _STAGE.value not in known:
         raise common.UsageError(f"--stage is {_STAGE.value!r}; it must be one of {', '.join(known)}, all")
     stages = config_lib.stages_of(config) if _STAGE.value == "all" else (_STAGE.value,)
-    train(config, workdir, stages, init_from=_INIT_FROM.value, stop_at=_STOP_AT.value)
+    train(config, flags.FLAGS.workdir, stages, init_from=_INIT_FROM.value, stop_at=_STOP_AT.value)
 
 
 if __name__ == "__main__":

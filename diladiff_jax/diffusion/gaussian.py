@@ -33,8 +33,9 @@ class TangentSchedule:
     d: float = 10.0
 
     def _parts(self, t: Array) -> tuple[Array, Array, Array]:
-        # cos and d sin over their norm: no tangent, hence no overflow at t = 1.
-        c, s = jnp.cos(0.5 * jnp.pi * t), self.d * jnp.sin(0.5 * jnp.pi * t)
+        # cos and d sin over their norm: no tangent, hence no overflow at t = 1. The cosine is written as a sine,
+        # so that it is exactly zero there in float32, and not a little below.
+        c, s = jnp.sin(0.5 * jnp.pi * (1.0 - t)), self.d * jnp.sin(0.5 * jnp.pi * t)
         return c, s, jnp.sqrt(c * c + s * s)
 
     def alpha(self, t: Array) -> Array:

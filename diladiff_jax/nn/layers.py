@@ -123,7 +123,7 @@ class SelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two-layer perceptron of hidden width `ratio * width`: tanh-GELU, or SwiGLU at equal parameter count."""
+    """Perceptron of hidden width `ratio * width`: tanh-GELU with two matrices, or SwiGLU with three and no bias."""
 
     width: int
     ratio: float = 4.0
@@ -135,7 +135,6 @@ class MLP(nn.Module):
     def __call__(self, x: Array, *, deterministic: bool = True) -> Array:
         hidden = int(self.ratio * self.width)
         if self.kind == "swiglu":
-            hidden = -(-2 * hidden // 3 // 8) * 8  # three matrices in place of two; a multiple of 8
             gate = Linear(hidden, ("embed", "mlp"), use_bias=False, dtype=self.dtype, name="gate")(x)
             up = Linear(hidden, ("embed", "mlp"), use_bias=False, dtype=self.dtype, name="up")(x)
             h = nn.silu(gate) * up

@@ -53,7 +53,9 @@ def draw(probabilities: Array, uniform: Array) -> Array:
     """
     cumulative = jnp.cumsum(probabilities, axis=-1)
     level = uniform[..., None] * cumulative[..., -1:]
-    return jnp.minimum(jnp.sum(cumulative <= level, axis=-1), last_positive(probabilities)).astype(jnp.int32)
+    # A parallel cumulative sum may rise by a rounding error where the probability is zero, so that is asked for too.
+    above = (cumulative > level) & (probabilities > 0)
+    return jnp.where(above.any(axis=-1), jnp.argmax(above, axis=-1), last_positive(probabilities)).astype(jnp.int32)
 
 
 def last_positive(probabilities: Array) -> Array:

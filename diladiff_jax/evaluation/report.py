@@ -1,0 +1,178 @@
+"""A sweep as files: `results.json` (checked against its schema), one table, one picture."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+from typing import Any
+
+SCHEMA: dict[str, dict[str, tuple[type, ...]]] = {
+    "row": {
+        "corpus": (str,),
+        "model": (str,),
+        "latent_steps": (int, type(None)),
+        "decode_steps": (int, type(None)),
+        "temperature": (float, type(None)),
+        "top_p": (float, type(None)),
+        "samples": (int,),
+        "seconds": (float, type(None)),
+        "tokens_per_second": (float, type(None)),
+        "metrics": (dict,),
+    },
+    "metric": {"value": (float,), "low": (float,), "high": (float,)},
+}
+"""`results.json`: `{"setting": {...}, "rows": [row]}`; `metrics` maps a name to a metric. Rows without steps measure
+data or networks, not samples; `seconds` are for all `samples`, without compilation."""
+
+_STYLE = {"mdlm": ("MDLM", "#8c8c8c", "o"), "mdlm_long": ("MDLM, whole budget", "#404040", "s"), "ladiff": ("LaDiff", "#3b75af", "^"), "diladiff": ("DiLaDiff", "#c8442d", "D")}
+_CONTROLS = {"prior_few_steps": ("prior, undistilled, same calls", "#e0a030"), "true_latent": ("decoder, true latents", "#5a9e6f"), "null_latent": ("decoder, null latent", "#b58fc0")}
+_AXES = {"valid": ("share of fully valid documents", "linear"), "gen_ppl": ("generative perplexity (lower is better)", "log")}
+
+
+def check_results(results: Any) -> None:
+    """Holds `results` against `SCHEMA`.
+
+    Raises:
+      ValueError: naming the first thing that is not as documented.
+    """
+    if not isinstance(results, dict) or set(results) != {"setting", "rows"}:
+        raise ValueError("results must have the keys setting and rows")
+    for i, row in enumerate(results["rows"]):
+        _check(row, SCHEMA["row"], f"rows[{i}]")
+        for name, metric in row["metrics"].items():
+            _check(metric, SCHEMA["metric"], f"rows[{i}].metrics.{name}")
+
+
+def _check(value: Any, fields: dict[str, tuple[type, ...]], where: str) -> None:
+    if set(value) != set(fields):
+        raise ValueError(f"{where} has the keys {sorted(value)}; it must have {sorted(fields)}")
+    for name, types in fields.items():
+        if not isinstance(value[name], types) or isinstance(value[name], bool):
+            raise ValueError(f"{where}.{name} is {value[name]!r}; it must be {' or '.join(t.__name__ for t in types)}")
+        if isinstance(value[name], float) and not math.isfinite(value[name]):
+            raise ValueError(f"{where}.{name} is {value[name]}; it must be finite")
+
+
+def quality_metric(results: dict[str, Any]) -> str:
+    """"valid" where an oracle judged, else "gen_ppl", else "entropy"."""
+    names = {name for row in results["rows"] for name in row["metrics"]}
+    return next(name for name in ("valid", "gen_ppl", "entropy") if name in names)
+
+
+def table(results: dict[str, Any]) -> str:
+    """All rows as aligned plain text, intervals in brackets."""
+    preferred = ("valid", "agreement", "parses", "exact_nll", "distinct", "gen_ppl", "entropy", "repetition", "bound_ppl", "recovery")
+    present = {name for row in results["rows"] for name in row["metrics"]}
+    names = [name for name in preferred if name in present]
+    head = ["model", "latent", "decode", "ms/document", *names]
+    lines = [head]
+    for row in results["rows"]:
+        per = "" if row["seconds"] is None else f"{1e3 * row['seconds'] / row['samples']:.2f}"
+        cells = [row["model"], _blank(row["latent_steps"]), _blank(row["decode_steps"]), per]
+        lines.append(cells + [_estimate(row["metrics"].get(name)) for name in names])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    return "\n".join("  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))).rstrip() for line in lines)
+
+
+def _blank(value: int | None) -> str:
+    return "" if value is None else str(value)
+
+
+def _estimate(metric: dict[str, float] | None) -> str:
+    if metric is None:
+        return ""
+    digits = 3 if abs(metric["value"]) < 10 else 1
+    return f"{metric['value']:.{digits}f} [{metric['low']:.{digits}f}, {metric['high']:.{digits}f}]"
+
+
+def summary(results: dict[str, Any]) -> list[str]:
+    """The paper's claim on these rows, stated either way: few steps against few steps, and speed at equal quality."""
+    metric = quality_metric(results)
+    rows = {(r["model"], r["decode_steps"]): r for r in results["rows"] if r["seconds"] is not None and metric in r["metrics"]}
+    better = max if metric in ("valid", "entropy") else min
+    lines = []
+    for steps in (2, 4, 8):
+        if ("diladiff", steps) in rows and ("mdlm", steps) in rows:
+            ours, theirs = (rows[m, steps]["metrics"][metric]["value"] for m in ("diladiff", "mdlm"))
+            lines.append(f"{metric} at {steps} decoding steps: DiLaDiff {ours:.3f}, MDLM {theirs:.3f}")
+    for baseline in ("mdlm", "mdlm_long"):
+        many = [r for (model, _), r in rows.items() if model == baseline]
+        own = [r for (model, _), r in rows.items() if model == "diladiff"]
+        if not many or not own:
+            continue
+        best = better(many, key=lambda r: r["metrics"][metric]["value"])
+        level = best["metrics"][metric]["value"]
+        passing = [r for r in own if better(r["metrics"][metric]["value"], level) == r["metrics"][metric]["value"]]
+        name = _STYLE[baseline][0]
+        if passing:
+            fastest = min(passing, key=lambda r: r["seconds"])
+            lines.append(
+                f"{name} is best at {best['decode_steps']} steps ({metric} {level:.3f}); DiLaDiff reaches {fastest['metrics'][metric]['value']:.3f} "
+                f"at {fastest['decode_steps']} steps, {best['seconds'] / fastest['seconds']:.1f} times as fast"
+            )
+        else:
+            top = better(own, key=lambda r: r["metrics"][metric]["value"])
+            lines.append(f"{name} is best at {best['decode_steps']} steps ({metric} {level:.3f}); DiLaDiff does not reach it (at most {top['metrics'][metric]['value']:.3f})")
+    return lines
+
+
+def plot(results: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    """The picture: quality against decoding steps and against milliseconds per document."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    metric = quality_metric(results)
+    label, scale = _AXES.get(metric, (metric, "linear"))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
+
+    def series(name: str) -> list[dict[str, Any]]:
+        return [r for r in results["rows"] if r["model"] == name and r["seconds"] is not None and metric in r["metrics"]]
+
+    for name, (title, color, marker) in _STYLE.items():
+        rows = series(name)
+        if not rows:
+            continue
+        values = [r["metrics"][metric]["value"] for r in rows]
+        errors = [[max(0.0, v - r["metrics"][metric]["low"]) for v, r in zip(values, rows, strict=True)], [max(0.0, r["metrics"][metric]["high"] - v) for v, r in zip(values, rows, strict=True)]]
+        for axis, x in ((left, [r["decode_steps"] for r in rows]), (right, [1e3 * r["seconds"] / r["samples"] for r in rows])):
+            axis.errorbar(x, values, yerr=errors, color=color, marker=marker, markersize=5, linewidth=1.8, capsize=2, label=title)
+    for name, (title, color) in _CONTROLS.items():
+        rows = series(name)
+        if rows:
+            left.plot([r["decode_steps"] for r in rows], [r["metrics"][metric]["value"] for r in rows], color=color, linestyle=":", marker=".", linewidth=1.4, label=title)
+    data = [r for r in results["rows"] if r["model"] == "data" and metric in r["metrics"]]
+    for axis, title in ((left, "decoding steps"), (right, "milliseconds per document (latent and decoding)")):
+        axis.set_xscale("log", base=2 if axis is left else 10)
+        axis.set_yscale(scale)
+        axis.set_xlabel(title)
+        axis.grid(alpha=0.25)
+        if data:
+            axis.axhline(data[0]["metrics"][metric]["value"], color="black", linewidth=0.8, linestyle="--", label="data" if axis is left else None)
+    ticks = sorted({r["decode_steps"] for r in results["rows"] if r["decode_steps"]})
+    left.set_xticks(ticks, [str(t) for t in ticks])
+    left.set_ylabel(label)
+    left.legend(fontsize=8, frameon=False)
+    corpus, samples = results["rows"][0]["corpus"], max(r["samples"] for r in results["rows"])
+    figure.suptitle(f"{corpus}: {samples} samples a point, bars are 95% intervals", fontsize=10)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def write(results: dict[str, Any], directory: str | os.PathLike[str]) -> pathlib.Path:
+    """Writes `results.json`, `table.txt` and `picture.png` (each aside, then renamed); returns the picture's path."""
+    check_results(results)
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    lines = [table(results), "", *summary(results)]
+    for name, content in (("results.json", json.dumps(results, indent=1) + "\n"), ("table.txt", "\n".join(lines) + "\n")):
+        aside = directory / f".{name}.tmp"
+        aside.write_text(content)
+        aside.replace(directory / name)
+    aside = directory / ".picture.tmp.png"
+    plot(results, aside)
+    aside.replace(directory / "picture.png")
+    return directory / "picture.png"

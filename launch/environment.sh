@@ -1,0 +1,26 @@
+# Sourced by the other scripts: makes .venv in the checkout and installs the pinned requirements, once per change of them.
+# Sets PYTHON. DILADIFF_PYTHON names the interpreter to build on (default python3).
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+PYTHON="$ROOT/.venv/bin/python"
+
+setup_environment() {
+  local stamp="$ROOT/.venv/requirements.sha256" wanted
+  wanted="$(sha256sum "$ROOT/requirements.txt")" || return 1
+  if [[ -x "$PYTHON" && -f "$stamp" && "$(cat "$stamp")" == "$wanted" ]]; then
+    return 0
+  fi
+  local base="${DILADIFF_PYTHON:-python3}"
+  if ! "$base" -c 'import sys; sys.exit(not sys.version_info >= (3, 11))' 2>/dev/null; then
+    echo "error: $base is not Python 3.11 or later; set DILADIFF_PYTHON to one that is" >&2
+    return 1
+  fi
+  echo "setting up $ROOT/.venv (about a minute, once) ..."
+  if ! "$base" -m venv "$ROOT/.venv"; then
+    echo "error: $base -m venv failed; install Python's venv module (on Debian: apt install python3-venv)" >&2
+    return 1
+  fi
+  "$PYTHON" -m pip install --quiet --disable-pip-version-check --upgrade pip || return 1
+  "$PYTHON" -m pip install --quiet --disable-pip-version-check --requirement "$ROOT/requirements.txt" || return 1
+  echo "$wanted" > "$stamp"
+}

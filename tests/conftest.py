@@ -1,0 +1,69 @@
+"""Before jax is imported: eight virtual CPU devices, so that every sharding test runs anywhere."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+import jax
+import numpy as np
+import pytest
+import scipy.stats
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+LENGTH, VOCAB, MASK, PAD = 8, 12, 10, 11
+
+
+@pytest.fixture(scope="session")
+def chi_square():
+    """p-value of observed counts under probabilities; an impossible cell that was hit gives 0."""
+
+    def p_value(counts, probabilities):
+        counts, probabilities = np.asarray(counts, float).ravel(), np.asarray(probabilities, float).ravel()
+        possible = probabilities > 0
+        if counts[~possible].any():
+            return 0.0
+        expected = counts.sum() * probabilities[possible] / probabilities.sum()
+        assert expected.min() >= 5, "too few draws for the chi-square approximation"
+        return scipy.stats.chisquare(counts[possible], expected).pvalue
+
+    return p_value
+
+
+@pytest.fixture(scope="session")
+def sampleable():
+    """Ids 0 to 9 are text, 10 the mask, 11 padding."""
+    return np.arange(VOCAB) < MASK
+
+
+@pytest.fixture(scope="session")
+def network_settings():
+    return {
+        "compute_dtype": "float32",
+        "backbone": dict(width=16, num_layers=2, heads=2),
+        "encoder": dict(num_latents=4, latent_dim=6, width=16, heads=2, num_layers=1, dropout=0.1),
+        "decoder": {"cross_layers": (0, 1)},
+        "latent_denoiser": dict(width=16, num_layers=2, heads=2),
+        "scorer_network": dict(num_layers=1),
+    }
+
+
+@pytest.fixture(scope="session")
+def networks(network_settings):
+    """All networks of a tiny experiment: text of 8 tokens out of 12, 4 latents of width 6."""
+    from diladiff_jax.nn.networks import build_networks
+
+    return build_networks(network_settings, LENGTH, VOCAB)
+
+
+def perturbed(tree, key, scale=0.3):
+    """A copy of a parameter tree with noise on every leaf, so that nothing that starts at zero stays there."""
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(key, len(leaves))
+    return jax.tree.unflatten(structure, [x + scale * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)])
+
+
+@pytest.fixture(scope="session")
+def perturb():
+    return perturbed

@@ -1,0 +1,136 @@
+"""The forward kernel, the reverse step, and the bound, by enumeration on a language of 27 sentences."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from diladiff_jax.diffusion import masking
+
+V, L, MASK = 3, 3, 3
+SAMPLEABLE = jnp.arange(V + 2) < V  # then the mask and padding
+SENTENCES = np.array(list(itertools.product(range(V), repeat=L)))
+
+
+@pytest.fixture(scope="module")
+def joint():
+    return np.random.default_rng(0).dirichlet(np.full(V**L, 0.5))
+
+
+def exact_logits(joint, x_t):
+    """log p(x^l = v | unmasked tokens of x_t), with large logits on the forbidden ids: [L, V + 2]."""
+    agree = ((SENTENCES == x_t) | (x_t == MASK)).all(axis=1) * joint
+    logits = np.full((L, V + 2), 9.0)
+    for l, v in itertools.product(range(L), range(V)):
+        logits[l, v] = np.log(max(agree[SENTENCES[:, l] == v].sum() / agree.sum(), 1e-300))
+    return logits
+
+
+def masked_nll(joint, x):
+    """For every subset S of masked positions: |S| and sum over S of -log p(x^l | rest), by the library's own token_nll."""
+    subsets = [s for s in itertools.product([False, True], repeat=L) if any(s)]
+    x_t = np.where(np.array(subsets), MASK, x)
+    logits = jnp.asarray(np.stack([exact_logits(joint, row) for row in x_t]), jnp.float32)
+    nll = masking.token_nll(logits, jnp.broadcast_to(jnp.asarray(x), x_t.shape), SAMPLEABLE)
+    return np.array(subsets).sum(axis=1), np.asarray((nll * np.array(subsets)).sum(axis=1), np.float64)
+
+
+def test_both_bounds_are_exact_for_exact_conditionals(joint):
+    """Enumerated over subsets, E_k (L/k) sum and E_t (1/t) sum both equal -log p(x) for every sentence (any-order chain rule)."""
+    nodes, weights = np.polynomial.legendre.leggauss(4)  # exact: the integrand is a polynomial in t
+    t, weights = 0.5 * (nodes + 1), 0.5 * weights
+    for x, p in zip(SENTENCES, joint, strict=True):
+        size, nll = masked_nll(joint, x)
+        by_count = sum((1 / L) * (L / k) * nll[size == k].mean() for k in range(1, L + 1))
+        pattern = t[:, None] ** size * (1 - t[:, None]) ** (L - size)
+        by_time = (weights * np.asarray(masking.bound_weight(t)) * (pattern @ nll)).sum()
+        np.testing.assert_allclose([by_count, by_time], -np.log(p), rtol=1e-4)
+
+
+def test_bound_is_above_for_a_wrong_model(joint):
+    """With the conditionals of another joint the expected bound exceeds the entropy by a positive amount."""
+    other = np.random.default_rng(1).dirichlet(np.full(V**L, 5.0))
+    bound = 0.0
+    for x, p in zip(SENTENCES, joint, strict=True):
+        size, nll = masked_nll(other, x)
+        bound += p * sum(nll[size == k].mean() / k for k in range(1, L + 1))
+    assert bound > scipy.stats.entropy(joint) + 0.1
+
+
+def test_stratified_times_lie_one_in_each_stratum():
+    """One ratio in each of B equal strata, all at the same offset, in (0, 1]; that offset is uniform over keys (KS, false alarm 1e-4)."""
+    t = np.asarray(jax.vmap(lambda key: masking.stratified_times(key, 8))(jax.random.split(jax.random.key(0), 500)))
+    assert (t > 0).all() and (t <= 1).all()
+    ordered = np.sort(t, axis=1)
+    np.testing.assert_array_equal(np.ceil(ordered * 8 - 1e-4), np.tile(np.arange(1, 9), (500, 1)))
+    np.testing.assert_allclose(np.diff(ordered, axis=1), 1 / 8, atol=1e-6)
+    assert scipy.stats.kstest(t[:, 0], "uniform").pvalue > 1e-4
+
+
+def test_each_token_is_masked_independently_with_probability_t(chi_square):
+    """The number masked is Binomial(4, t) in every row and every pattern of it equally likely (chi-square, false alarm 1e-4 each)."""
+    n, ratios = 20_000, (0.2, 0.5, 0.8)
+    tokens = jnp.broadcast_to(jnp.arange(4), (n, 4))
+    for i, t in enumerate(ratios):
+        masked = np.asarray(masking.mask_tokens(jax.random.key(i), tokens, jnp.full(n, t), 9)) == 9
+        k = np.array(list(itertools.product([0, 1], repeat=4))).sum(axis=1)
+        counts = np.bincount(masked @ [8, 4, 2, 1], minlength=16)
+        assert chi_square(counts, t**k * (1 - t) ** (4 - k)) > 1e-4
+
+
+def test_masking_at_the_ends_and_copying():
+    """Ratio 1 masks everything, ratio 0 nothing, and what is not masked is copied."""
+    tokens = jax.random.randint(jax.random.key(0), (3, 50), 0, 9)
+    x = masking.mask_tokens(jax.random.key(1), tokens, jnp.array([0.0, 0.5, 1.0]), 9)
+    np.testing.assert_array_equal(x[0], tokens[0])
+    assert (x[2] == 9).all() and 0 < (x[1] == 9).sum() < 50
+    assert ((x == tokens) | (x == 9)).all()
+
+
+def test_exact_counts_and_uniform_subsets(chi_square):
+    """Exactly k tokens masked, k = 0 to L; all C(5, 2) subsets equally likely (chi-square, false alarm 1e-4)."""
+    tokens, count = jnp.zeros((6, 5), jnp.int32), jnp.arange(6)
+    np.testing.assert_array_equal((masking.mask_exactly(jax.random.key(0), tokens, count, 9) == 9).sum(axis=1), count)
+    masked = np.asarray(masking.mask_exactly(jax.random.key(1), jnp.zeros((10_000, 5), jnp.int32), jnp.full(10_000, 2), 9)) == 9
+    counts = np.bincount(masked @ (2 ** np.arange(5)), minlength=32)
+    assert chi_square(counts, np.array([bin(i).count("1") == 2 for i in range(32)])) > 1e-4
+
+
+def test_reverse_probability_is_bayes_rule_and_telescopes():
+    """1 - s/t = P(clean at s | masked at t) for P(masked at t) = t; staying masked down any grid multiplies to s/1."""
+    t, s = jnp.array([0.9, 0.5, 1.0]), jnp.array([0.3, 0.0, 0.75])
+    np.testing.assert_allclose(masking.reverse_step_probability(t, s), (t - s) / t, rtol=1e-6)
+    grid = jnp.array([1.0, 0.83, 0.4, 0.11])
+    stay = 1 - masking.reverse_step_probability(grid[:-1], grid[1:])
+    np.testing.assert_allclose(stay.prod(), 0.11, rtol=1e-6)
+
+
+def test_forbidden_ids_have_probability_exactly_zero():
+    """After `restrict` the softmax of mask and padding is 0, whatever their logits; their nll is infinite, the others' is numpy's."""
+    logits = jax.random.normal(jax.random.key(0), (2, 4, V + 2)).at[..., V:].set(50.0)
+    assert (jax.nn.softmax(masking.restrict(logits, SAMPLEABLE))[..., V:] == 0).all()
+    tokens = jax.random.randint(jax.random.key(1), (2, 4), 0, V)
+    allowed = np.asarray(logits, np.float64)[..., :V]
+    p = np.exp(allowed) / np.exp(allowed).sum(axis=-1, keepdims=True)
+    expected = -np.log(np.take_along_axis(p, np.asarray(tokens)[..., None], axis=-1)[..., 0])
+    np.testing.assert_allclose(jax.jit(masking.token_nll)(logits, tokens, SAMPLEABLE), expected, rtol=1e-5)
+    assert np.isinf(masking.token_nll(logits, jnp.full((2, 4), MASK), SAMPLEABLE)).all()
+
+
+def test_nll_gradient_is_finite_and_zero_on_forbidden_ids():
+    """d nll / d logits = softmax - onehot on the text ids and 0 on the others, no nan from the -inf."""
+    logits = jnp.array([0.3, -1.0, 2.0, 7.0, 7.0])
+    grad = jax.grad(lambda x: masking.token_nll(x, jnp.int32(1), SAMPLEABLE))(logits)
+    p = np.exp(logits[:3]) / np.exp(logits[:3]).sum()
+    np.testing.assert_allclose(grad, [*(p - [0, 1, 0]), 0, 0], atol=1e-6)
+
+
+def test_bound_weight():
+    """1/t, so that the expected weight times the masked share t is 1 at every t."""
+    t = jnp.array([0.1, 0.5, 1.0])
+    np.testing.assert_allclose(masking.bound_weight(t) * t, 1)
+    assert math.isclose(float(masking.bound_weight(jnp.float32(0.25))), 4.0)

@@ -1,0 +1,108 @@
+"""Generation as a whole, on tiny random networks."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diladiff_jax.diffusion.gaussian import TangentSchedule
+from diladiff_jax.sampling import pipeline
+
+LENGTH, VOCAB, MASK = 8, 12, 10
+
+
+@pytest.fixture(scope="module")
+def made(networks, sampleable, perturb):
+    """A sampler, parameters for it, and its compiled `generate`."""
+    tokens, z, t = jnp.zeros((1, LENGTH), jnp.int32), jnp.zeros((1, 4, 6)), jnp.zeros((1,))
+    key = jax.random.key(0)
+    params = {
+        "denoiser": networks.denoiser.init(key, tokens),
+        "denoiser_long": networks.denoiser.init(jax.random.key(1), tokens),
+        "decoder": networks.decoder.init(key, tokens, z),
+        "teacher": networks.teacher.init(key, z, t, z),
+        "student": networks.student.init(key, z, t, z, t),
+    }
+    params = {name: perturb(nn.unbox(p["params"]), key) for name, p in params.items()}
+    sampler = pipeline.Sampler(networks, TangentSchedule(3.0), MASK, sampleable)
+    return sampler, params, jax.jit(sampler.generate, static_argnums=0)
+
+
+CONTROLS = pipeline.Controls(decode_steps=3, latent_steps=2, temperature=1.0, top_p=0.9, gamma=0.8)
+PROMPT = jnp.full((4, LENGTH), MASK).at[:, 2].set(7).at[1, 5].set(3)
+
+
+@pytest.mark.parametrize("model", pipeline.MODELS)
+def test_generation_fills_everything_keeps_the_prompt_and_depends_on_the_index_alone(made, model):
+    """Only text ids, the prompt as given (step -1); sample i is the same in another batch and another order, and differs from its neighbours."""
+    _, params, generate = made
+    key, order = jax.random.key(3), jnp.array([3, 1, 0, 2])
+    whole = generate(model, params, key, jnp.arange(4), PROMPT, CONTROLS)
+    assert (whole.tokens < MASK).all()
+    given = PROMPT != MASK
+    np.testing.assert_array_equal(whole.tokens[given], PROMPT[given])
+    np.testing.assert_array_equal(whole.unmasked_at == -1, given)
+    assert (whole.unmasked_at < 3).all()
+    other = generate(model, params, key, order, PROMPT[order], CONTROLS)
+    np.testing.assert_array_equal(other.tokens, whole.tokens[order])
+    assert len(np.unique(whole.tokens, axis=0)) == 4
+    if whole.latents is None:
+        assert model.startswith("mdlm")
+    else:
+        assert whole.latents.shape == (4, 4, 6) and np.isfinite(whole.latents).all()
+        np.testing.assert_allclose(other.latents, whole.latents[order], rtol=1e-5, atol=1e-5)
+
+
+def test_the_long_control_reads_its_own_denoiser(made):
+    """mdlm and mdlm_long differ in their parameters alone."""
+    _, params, generate = made
+    swapped = params | {"denoiser": params["denoiser_long"]}
+    long = generate("mdlm_long", params, jax.random.key(4), jnp.arange(4), PROMPT, CONTROLS).tokens
+    np.testing.assert_array_equal(generate("mdlm", swapped, jax.random.key(4), jnp.arange(4), PROMPT, CONTROLS).tokens, long)
+    assert (generate("mdlm", params, jax.random.key(4), jnp.arange(4), PROMPT, CONTROLS).tokens != long).any()
+
+
+def test_run_time_controls_do_not_compile_anew(made):
+    """Steps, temperature, nucleus and gamma change the draw, not the program."""
+    sampler, params, _ = made
+    generate = jax.jit(lambda p, c: sampler.generate("diladiff", p, jax.random.key(0), jnp.arange(4), PROMPT, c))
+    for controls in (CONTROLS, pipeline.Controls(5, 1, 0.0, 1.0, 0.0)):
+        generate(params, controls)
+    assert generate._cache_size() == 1
+
+
+def test_latents_reach_the_text(made):
+    """The decoder reads the latent: greedy decoding of two latents differs, of the same latent does not; the null control draws N(0, I)."""
+    sampler, params, _ = made
+    greedy = CONTROLS._replace(temperature=0.0, decode_steps=1)
+    decode = jax.jit(lambda key, z: sampler.decode_latents(params, key, jnp.arange(4), PROMPT, z, greedy))
+    z = 3 * jax.random.normal(jax.random.key(1), (2, 4, 4, 6))
+    first = decode(jax.random.key(0), z[0]).tokens
+    np.testing.assert_array_equal(decode(jax.random.key(9), z[0]).tokens, first)
+    assert (decode(jax.random.key(0), z[1]).tokens != first).any()
+    null = sampler.decode_noise(params, jax.random.key(0), jnp.arange(4), PROMPT, CONTROLS).latents
+    assert abs(null.mean()) < 5 / np.sqrt(null.size) and abs(null.std() - 1) < 5 / np.sqrt(2 * null.size)
+
+
+def test_the_students_latents_are_its_own_few_step_law(made, networks):
+    """Before distillation (student = teacher, no interval embedding) rotation steps without noise are the teacher's DDIM with current self-conditioning."""
+    _, params, _ = made
+    interval = {k: jax.tree.map(jnp.zeros_like, v) for k, v in params["student"].items() if k == "interval_time"}
+    student = params["teacher"] | interval
+    make = lambda **kw: pipeline.Sampler(networks, TangentSchedule(3.0), MASK, np.arange(VOCAB) < MASK, **kw)
+    keys = jax.random.split(jax.random.key(2), 3)
+    controls = CONTROLS._replace(gamma=0.0, latent_steps=4)
+    z = jax.jit(make(step_form="rotation").student_latents)({"student": student}, keys, controls)
+
+    # The same start: the student splits its key, the prior does not.
+    start = jax.vmap(lambda k: jax.random.split(k)[0])(keys)
+    prior = make(prior_method="ddim", prior_self_conditioning="current")
+    np.testing.assert_allclose(z, jax.jit(prior.prior_latents)(params, start, controls), rtol=1e-3, atol=1e-3)
+
+
+def test_unknown_model_is_refused(made):
+    """With the names that are known."""
+    sampler, params, _ = made
+    with pytest.raises(ValueError, match="diladiff"):
+        sampler.generate("gpt", params, jax.random.key(0), jnp.arange(4), PROMPT, CONTROLS)

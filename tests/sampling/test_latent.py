@@ -1,0 +1,204 @@
+"""Latent samplers on Gaussian data, where the denoiser, the flow and the average velocity are known in closed form."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from diladiff_jax.diffusion import gaussian, meanflow
+from diladiff_jax.sampling import latent
+
+MEAN = jnp.array([[[0.7, -0.4]]])
+STD = jnp.array([[[0.6, 1.5]]])  # the data: N(MEAN, STD^2), two coordinates
+D1, D3 = gaussian.TangentSchedule(1.0), gaussian.TangentSchedule(3.0)
+
+
+def spread(schedule, t):
+    alpha, sigma = (x.reshape(-1, 1, 1) for x in (schedule.alpha(t), schedule.sigma(t)))
+    return jnp.sqrt((alpha * STD) ** 2 + sigma**2)
+
+
+def denoise(schedule, z_t, t, self_condition=None):
+    """E[z | z_t]."""
+    alpha = schedule.alpha(t).reshape(-1, 1, 1)
+    return MEAN + alpha * (STD / spread(schedule, t)) ** 2 * (z_t - alpha * MEAN)
+
+
+def average_velocity(schedule, z_t, t, r, self_condition=None):
+    """(z - Phi_{t->r}(z)) / (t - r), where the flow Phi keeps the standardized value."""
+    alpha_t, alpha_r = schedule.alpha(t).reshape(-1, 1, 1), schedule.alpha(r).reshape(-1, 1, 1)
+    z_r = alpha_r * MEAN + spread(schedule, r) / spread(schedule, t) * (z_t - alpha_t * MEAN)
+    return (z_t - z_r) / (t - r).reshape(-1, 1, 1)
+
+
+@functools.cache
+def ode(schedule, method):
+    return jax.jit(lambda noise, steps: latent.probability_flow(functools.partial(denoise, schedule), schedule, noise, steps, method=method))
+
+
+@pytest.mark.parametrize("method", ["euler", "ddim"])
+@pytest.mark.parametrize("schedule", [D1, D3], ids=repr)
+def test_ode_samplers_converge_at_first_order_to_the_flow(method, schedule):
+    """Doubling the steps halves the distance to m + s z_1 (ratio 1.8 to 2.2); one compiled program serves every number of steps."""
+    noise = jax.random.normal(jax.random.key(0), (64, 1, 2))
+    run = ode(schedule, method)
+    errors = [np.abs(run(noise, steps) - (MEAN + STD * noise)).max() for steps in (40, 80, 160)]
+    assert errors[2] < 0.05
+    for coarse, fine in zip(errors, errors[1:]):
+        assert 1.8 < coarse / fine < 2.2
+    assert run._cache_size() == 1
+
+
+def test_linear_variance_ddim_converges_too():
+    """The rotation needs no rate, so the infinite rates at the ends of sigma^2 = t do not stop it."""
+    schedule = gaussian.LinearVarianceSchedule()
+    noise = jax.random.normal(jax.random.key(0), (64, 1, 2))
+    errors = [np.abs(ode(schedule, "ddim")(noise, steps) - (MEAN + STD * noise)).max() for steps in (50, 400)]
+    assert errors[1] < 0.05 and errors[1] < errors[0] / 3
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_ddim_is_exact_for_a_constant_prediction(steps):
+    """Ends on the constant itself; every intermediate state lies on the one rotation from the noise to it."""
+    noise, constant, seen = jax.random.normal(jax.random.key(0), (3, 1, 2)), jnp.full((3, 1, 2), 1.7), []
+
+    def predict(z_t, t, previous):
+        seen.append((z_t, t))
+        return constant
+
+    with jax.disable_jit():
+        end = latent.probability_flow(predict, D3, noise, steps, method="ddim")
+    np.testing.assert_allclose(end, constant, atol=1e-5)
+    np.testing.assert_allclose([t[0] for _, t in seen], 1 - np.arange(steps) / steps, atol=1e-6)
+    for z_t, t in seen:
+        np.testing.assert_allclose(z_t, gaussian.diffuse(D3, constant, noise, t), atol=1e-5)
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("previous", 4), ("current", 2), ("none", 1)])
+def test_self_conditioning_modes(mode, expected):
+    """A denoiser that returns its self-conditioning plus one counts: T with the previous prediction, 2 with the current, 1 with none."""
+    end = latent.probability_flow(lambda z, t, c: c + 1, D1, jnp.zeros((2, 1, 2)), 4, method="ddim", self_conditioning=mode)
+    np.testing.assert_allclose(end, expected, atol=1e-5)
+
+
+def test_unknown_names_are_refused():
+    """Method, self-conditioning and warp, each with what would be valid."""
+    z = jnp.zeros((1, 1, 2))
+    with pytest.raises(ValueError, match="ddim"):
+        latent.probability_flow(lambda *a: z, D1, z, 1, method="rk9")
+    with pytest.raises(ValueError, match="previous"):
+        latent.probability_flow(lambda *a: z, D1, z, 1, self_conditioning="all")
+    with pytest.raises(ValueError, match="literal"):
+        latent.few_step(lambda *a: z, lambda *a: z, D1, jax.random.split(jax.random.key(0), 1), (1, 2), 1, warp="off")
+
+
+# The student's sampler.
+
+
+def start_of(keys, shape=(1, 2)):
+    """The sampler's own initial noise."""
+    return latent.normal_per_sample(jax.vmap(lambda k: jax.random.split(k)[0])(keys), shape)
+
+
+def few(schedule, keys, steps, **kw):
+    u, clean = functools.partial(average_velocity, schedule), functools.partial(denoise, schedule)
+    return latent.few_step(u, clean, schedule, keys, (1, 2), steps, **kw)
+
+
+@pytest.mark.parametrize("schedule", [D1, D3, gaussian.LinearVarianceSchedule()], ids=repr)
+@pytest.mark.parametrize("warp", ["noise_level", "literal"])
+def test_without_noise_the_jumps_are_the_flow(schedule, warp):
+    """gamma = 0 with the exact average velocity ends on m + s z_1 after any number of steps: jumps compose."""
+    keys = jax.random.split(jax.random.key(0), 50)
+    run = jax.jit(lambda keys, steps: few(schedule, keys, steps, gamma=0.0, warp=warp))
+    for steps in (1, 2, 5):
+        np.testing.assert_allclose(run(keys, steps), MEAN + STD * start_of(keys), atol=2e-5)
+
+
+@pytest.mark.parametrize("warp", ["noise_level", "literal"])
+def test_last_step_adds_nothing(warp):
+    """One step with gamma = 0.8 is one step without."""
+    keys = jax.random.split(jax.random.key(0), 50)
+    np.testing.assert_allclose(few(D3, keys, 1, gamma=0.8, warp=warp), MEAN + STD * start_of(keys), atol=1e-5)
+
+
+def trajectory(schedule, keys, steps, **kw):
+    """The states at every grid time, and the result."""
+    seen = []
+
+    def clean(z_t, t, self_condition):
+        seen.append((float(t[0]), np.asarray(z_t)))
+        return denoise(schedule, z_t, t)
+
+    with jax.disable_jit():
+        end = latent.few_step(functools.partial(average_velocity, schedule), clean, schedule, keys, (1, 2), steps, **kw)
+    return [*seen, (0.0, np.asarray(end))]
+
+
+@pytest.mark.parametrize("schedule", [D1, D3], ids=repr)
+def test_noise_level_keeps_the_exact_marginal_at_every_grid_time(schedule):
+    """With the exact average velocity each state is N(alpha m, alpha^2 s^2 + sigma^2) (KS of 20,000, false alarm 1e-5 each); the literal form is not."""
+    keys = jax.random.split(jax.random.key(1), 20_000)
+
+    def p_values(warp):
+        for t, z in trajectory(schedule, keys, 4, gamma=0.8, warp=warp):
+            t = jnp.array([t])
+            standard = (z - schedule.alpha(t).reshape(1, 1, 1) * MEAN) / spread(schedule, t)
+            for coordinate in np.asarray(standard).reshape(-1, 2).T:
+                yield scipy.stats.kstest(coordinate, "norm").pvalue
+
+    assert min(p_values("noise_level")) > 1e-5
+    assert min(p_values("literal")) < 1e-12
+
+
+def test_noise_is_fresh():
+    """States of neighbouring grid times correlate as sqrt(1 - gamma^2)-weighted noise does: gamma near 1 forgets the start, gamma = 0 keeps it."""
+    keys = jax.random.split(jax.random.key(2), 4_000)
+    correlation = lambda gamma: np.corrcoef(start_of(keys)[:, 0, 0], few(D1, keys, 6, gamma=gamma)[:, 0, 0])[0, 1]
+    assert correlation(0.0) > 0.999
+    assert abs(correlation(0.999)) < 0.2 < correlation(0.5) < 0.95
+
+
+@pytest.mark.parametrize("warp", ["noise_level", "literal"])
+def test_the_update_is_the_stated_formula(warp):
+    """A non-linear u, step by step in numpy: the warped time, the scale and gamma sigma_s eps of the two forms."""
+    gamma, steps, schedule = 0.8, 3, D3
+    keys = jax.random.split(jax.random.key(3), 5)
+    u = lambda z, t, r, c: jnp.tanh(z) * (t + r * r).reshape(-1, 1, 1) + 0.1 * c
+    clean = lambda z, t, c: jnp.sin(z)
+    ours = jax.jit(lambda keys: latent.few_step(u, clean, schedule, keys, (1, 2), steps, gamma=gamma, warp=warp))(keys)
+    angle = lambda t: np.arctan(3 * np.tan(np.pi * t / 2))
+    z, again = np.asarray(start_of(keys), np.float64), jax.vmap(lambda k: jax.random.split(k)[1])(keys)
+    for k in range(steps):
+        t, s = 1 - k / steps, 1 - (k + 1) / steps
+        if warp == "literal":
+            r, scale = 0.6 * s, 1.0
+        else:
+            r = 2 / np.pi * np.arctan(0.6 * np.tan(angle(s)) / 3)
+            scale = np.cos(angle(s)) / np.cos(angle(r))
+        z = z - (t - r) * (np.tanh(z) * (t + r * r) + 0.1 * np.sin(z))
+        if k + 1 < steps:
+            eps = np.stack([jax.random.normal(jax.random.fold_in(key, k), (1, 2)) for key in again])
+            z = scale * z + gamma * np.sin(angle(s)) * eps
+    np.testing.assert_allclose(ours, z, rtol=1e-4, atol=1e-5)
+
+
+def test_each_latent_depends_on_its_own_key_alone():
+    """The same keys in another batch give the same noise and the same samples."""
+    keys = jax.random.split(jax.random.key(4), 16)
+    run = jax.jit(lambda keys: few(D1, keys, 5))
+    np.testing.assert_array_equal(latent.normal_per_sample(keys, (3, 2))[5:6], latent.normal_per_sample(keys[5:6], (3, 2)))
+    np.testing.assert_allclose(run(keys)[5:8], run(keys[5:8]), rtol=1e-5, atol=1e-6)
+    assert np.unique(run(keys)).size == 32
+
+
+def test_both_step_forms_sample_as_ddim_from_a_perfect_teacher():
+    """Rotation form, gamma = 0: T student steps are T DDIM steps of the same denoiser; velocity form: T Euler steps."""
+    keys = jax.random.split(jax.random.key(5), 20)
+    for form, method in (("rotation", "ddim"), ("velocity", "euler")):
+        u = lambda z, t, r, c: meanflow.STEP_FORMS[form](D3, z, denoise(D3, z, t), t, r)
+        student = jax.jit(lambda keys: latent.few_step(u, lambda *a: a[0], D3, keys, (1, 2), 5, gamma=0.0))(keys)
+        np.testing.assert_allclose(student, ode(D3, method)(start_of(keys), 5), rtol=1e-3, atol=1e-4)

@@ -1,0 +1,100 @@
+"""Who may import whom (the architecture's table), and what importing the library may not do."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PACKAGE = "diladiff_jax"
+
+# Training may also read the networks and the mathematics that its objectives are made of.
+ALLOWED = {
+    "nn": set(),
+    "diffusion": set(),
+    "data": set(),
+    "config": set(),
+    "objectives": {"nn", "diffusion"},
+    "sampling": {"nn", "diffusion"},
+    "training": {"objectives", "sampling", "data", "config", "nn", "diffusion"},
+    "evaluation": {"objectives", "sampling", "nn", "diffusion", "data", "config"},
+    "model": {"nn", "diffusion", "data", "config", "objectives", "sampling", "training", "evaluation"},
+}
+LIBRARY = sorted((ROOT / PACKAGE).rglob("*.py"))
+
+
+def imported(path):
+    """Dotted names of everything that a file imports, wherever in it; relative imports are resolved."""
+    here = path.relative_to(ROOT).with_suffix("").parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(here[: len(here) - node.level]) if node.level else ""
+            module = ".".join(part for part in (base, node.module) if part)
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def room(path):
+    part = path.relative_to(ROOT / PACKAGE).parts[0]
+    return part.removesuffix(".py")
+
+
+def violations(path):
+    """The imports of a library file that its room may not make."""
+    ours = room(path)
+    for name in imported(path):
+        parts = name.split(".")
+        if parts[0] == "launch":
+            yield name
+        elif parts[0] == PACKAGE and ours != "__init__":
+            other = parts[1] if len(parts) > 1 else "__init__"
+            if other != ours and other not in ALLOWED.get(ours, set()):
+                yield name
+            if ours == "model" and parts[1:3] == ["training", "loop"]:
+                yield name
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda p: str(p.relative_to(ROOT / PACKAGE)))
+def test_each_room_imports_only_what_it_may(path):
+    """The table of the architecture, room by room; a new room needs a line in it."""
+    assert room(path) in {*ALLOWED, "__init__"}, f"{room(path)} has no line in the table of who may import whom"
+    assert not list(violations(path))
+
+
+def test_launchers_import_the_library_and_each_other_alone():
+    """Nothing of ours but the package and launch itself."""
+    ours = {p.stem for p in ROOT.iterdir() if p.is_dir() or p.suffix == ".py"} - {"launch", PACKAGE}
+    for path in (ROOT / "launch").rglob("*.py"):
+        assert not [name for name in imported(path) if name.split(".")[0] in ours], path
+
+
+def test_the_check_sees_what_it_should(tmp_path, monkeypatch):
+    """A forbidden import is found in each of its spellings."""
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    file = tmp_path / PACKAGE / "sampling" / "x.py"
+    file.parent.mkdir(parents=True)
+    spellings = ("import diladiff_jax.objectives.mdlm", "from diladiff_jax import objectives", "from diladiff_jax.objectives.mdlm import MDLM",
+                 "from ..objectives import mdlm", "from .. import objectives", "def f():\n    from launch import train")
+    for text in spellings:
+        file.write_text(text)
+        assert list(violations(file)), text
+    file.write_text("from diladiff_jax.sampling import tokens\nfrom . import latent\nfrom diladiff_jax.nn import layers\nimport jax")
+    assert not list(violations(file))
+
+
+def test_importing_the_library_starts_nothing():
+    """In a fresh process: no jax backend, no distributed runtime, no TensorFlow."""
+    script = """
+import sys
+import diladiff_jax, diladiff_jax.nn, diladiff_jax.diffusion, diladiff_jax.objectives, diladiff_jax.sampling
+import diladiff_jax.training.loop, diladiff_jax.evaluation
+from jax._src import distributed, xla_bridge
+assert not xla_bridge._backends, f"backends {list(xla_bridge._backends)} were started"
+assert distributed.global_state.client is None
+assert "tensorflow" not in sys.modules, "tensorflow was imported"
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
