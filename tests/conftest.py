@@ -1,9 +1,12 @@
-"""Before jax is imported: eight virtual CPU devices, so that every sharding test runs anywhere."""
+"""Before jax is imported: eight virtual CPU devices, so that every sharding test runs anywhere, and quick compilation
+(the programs here are tiny: nearly all of a test's time is its compiling)."""
 
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
+    " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
 
 import jax
 import numpy as np
@@ -41,17 +44,17 @@ def sampleable():
 def network_settings():
     return {
         "compute_dtype": "float32",
-        "backbone": dict(width=16, num_layers=2, heads=2),
+        "backbone": dict(width=16, num_layers=1, heads=2),
         "encoder": dict(num_latents=4, latent_dim=6, width=16, heads=2, num_layers=1, dropout=0.1),
-        "decoder": {"cross_layers": (0, 1)},
-        "latent_denoiser": dict(width=16, num_layers=2, heads=2),
-        "scorer_network": dict(num_layers=1),
+        "decoder": {"cross_layers": (0,)},
+        "latent_denoiser": dict(width=16, num_layers=1, heads=2),
+        "scorer_network": {},
     }
 
 
 @pytest.fixture(scope="session")
 def networks(network_settings):
-    """All networks of a tiny experiment: text of 8 tokens out of 12, 4 latents of width 6."""
+    """All networks of a tiny experiment, one layer each (compiling is what takes time): text of 8 tokens out of 12, 4 latents of width 6."""
     from diladiff_jax.nn.networks import build_networks
 
     return build_networks(network_settings, LENGTH, VOCAB)
@@ -67,3 +70,16 @@ def perturbed(tree, key, scale=0.3):
 @pytest.fixture(scope="session")
 def perturb():
     return perturbed
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A workdir in which every stage of the micro experiment is trained, over eight devices."""
+    from diladiff_jax.config import stages_of
+    from diladiff_jax.training.loop import train
+    from micro import micro_config
+
+    workdir, config = tmp_path_factory.mktemp("trained"), micro_config()
+    with jax.numpy_rank_promotion("allow"):  # optax promotes
+        train(config, workdir, stages_of(config))
+    return workdir

@@ -15,17 +15,26 @@ from diladiff_jax.nn.transformer import TokenDenoiser
 from diladiff_jax.objectives.autoregressive import next_token_nll
 
 Array = jax.Array
-LogitsOf = Callable[[Array, Array], Array]  # (x_t [B, L], tokens [B, L]) -> logits [B, L, V]
+LogitsOf = Callable[[Array, Array | None], Array]  # (x_t [B, L], condition [B, ...]) -> logits [B, L, V]
 
 
 def bound_and_recovery(
-    logits_of: LogitsOf, tokens: np.ndarray, key: Array, mask_id: int, sampleable: np.ndarray, *, draws: int, batch: int, estimator: str = "count"
+    logits_of: LogitsOf,
+    tokens: np.ndarray,
+    key: Array,
+    mask_id: int,
+    sampleable: np.ndarray,
+    *,
+    condition: np.ndarray | None = None,
+    draws: int,
+    batch: int,
+    estimator: str = "count",
 ) -> dict[str, Estimate]:
     """The masked bound in nats per token (as a perplexity, `bound_ppl`) and the recovery rate, on clean rows `[n, L]`.
 
     estimator "count": k ~ U{1..L} masked tokens, E_k (L/k) sum_masked -log p (the reported one);
     "ratio": stratified t ~ U(0, 1], E_t (1/t) sum_masked -log p. Recovery, in both, is of masks at t ~ U(0, 1].
-    `logits_of` is traced; rows beyond the last full batch wrap around and are counted once.
+    `logits_of(x_t, condition)` is traced, `condition [n, ...]` (latents, say) going with the rows; rows beyond the last full batch wrap around and are counted once.
 
     Raises:
       ValueError: unknown estimator.
@@ -35,23 +44,25 @@ def bound_and_recovery(
     allowed = jnp.asarray(sampleable)
 
     @jax.jit
-    def measure(rows: Array, key: Array) -> tuple[Array, Array, Array]:
+    def measure(rows: Array, given: Array | None, key: Array) -> tuple[Array, Array, Array]:
         length = rows.shape[1]
 
         def draw(key: Array) -> tuple[Array, Array, Array]:
             time_key, mask_key, count_key, subset_key = jax.random.split(key, 4)
             t = masking.stratified_times(time_key, rows.shape[0])
             x_t = masking.mask_tokens(mask_key, rows, t, mask_id)
-            logits = logits_of(x_t, rows)
+            logits = logits_of(x_t, given)
             masked = x_t == mask_id
-            right = (jnp.argmax(masking.restrict(logits, allowed), axis=-1) == rows) & masked
+            nll, right = masking.token_nll(logits, rows, allowed)
+            right = right & masked
             if estimator == "ratio":
                 weight = masking.bound_weight(t)
             else:
                 count = jax.random.randint(count_key, rows.shape[:1], 1, length + 1)
                 x_t = masking.mask_exactly(subset_key, rows, count, mask_id)
-                logits, weight = logits_of(x_t, rows), length / count
-            nll = jnp.sum(masking.token_nll(logits, rows, allowed) * (x_t == mask_id), axis=-1) * weight
+                weight = length / count
+                nll, _ = masking.token_nll(logits_of(x_t, given), rows, allowed)
+            nll = jnp.sum(nll * (x_t == mask_id), axis=-1) * weight
             return nll / length, right.sum(axis=-1), masked.sum(axis=-1)
 
         nll, right, masked = jax.lax.map(draw, jax.random.split(key, draws))
@@ -62,7 +73,8 @@ def bound_and_recovery(
     found = []
     for first in range(0, n, batch):
         rows = np.arange(first, first + batch) % n
-        parts = jax.device_get(measure(jnp.asarray(tokens[rows]), jax.random.fold_in(key, first)))
+        given = None if condition is None else jnp.asarray(condition[rows])
+        parts = jax.device_get(measure(jnp.asarray(tokens[rows]), given, jax.random.fold_in(key, first)))
         found.append([part[: min(batch, n - first)] for part in parts])
     nll, right, masked = (np.concatenate(parts).astype(np.float64) for parts in zip(*found, strict=True))
     recovery = intervals.bootstrap(lambda i: right[i].sum(axis=1) / np.maximum(masked[i].sum(axis=1), 1), n)

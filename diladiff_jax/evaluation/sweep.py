@@ -141,10 +141,10 @@ def _bounds(model: Trained, held_out: np.ndarray) -> list[tuple[str, dict[str, E
     settings, tokenizer = model.config.evaluation, model.tokenizer
     found = []
 
-    def measure(logits_of: Any) -> dict[str, Estimate]:
+    def measure(logits_of: Any, condition: np.ndarray | None = None) -> dict[str, Estimate]:
         return likelihood.bound_and_recovery(
             logits_of, held_out, jax.random.key(settings.seed), tokenizer.mask_id, tokenizer.sampleable,
-            draws=settings.bound_draws, batch=model.config.sampling.batch,
+            condition=condition, draws=settings.bound_draws, batch=model.config.sampling.batch,
         )
 
     for stage in ("mdlm", "mdlm_long"):
@@ -154,7 +154,7 @@ def _bounds(model: Trained, held_out: np.ndarray) -> list[tuple[str, dict[str, E
     if model.has("autoencoder"):
         decoder = model.trained("autoencoder")["decoder"]
         found.append(
-            ("autoencoder bound", measure(lambda x_t, rows: model.networks.decoder.apply({"params": decoder}, x_t, model.encode(rows))))
+            ("autoencoder bound", measure(lambda x_t, z: model.networks.decoder.apply({"params": decoder}, x_t, z), np.asarray(model.encode(held_out))))
         )
     return found
 

@@ -60,7 +60,8 @@ class LatentEncoder(nn.Module):
         table = self.param(
             "latents", nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "embed")), (self.num_latents, self.width)
         )
-        f = Positions(self.length, name="position")(features.astype(self.dtype))
+        # Features and latents are standardized: positions of another size would be lost beside them.
+        f = Positions(self.length, 1.0, name="position")(features.astype(self.dtype))
         z = Norm(dtype=self.dtype, name="entry_norm")(table)
         z = jnp.broadcast_to(z[None], (features.shape[0], *z.shape))
         for i in range(self.num_layers):
@@ -84,13 +85,13 @@ class CrossAttention(nn.Module):
 
     @nn.compact
     def __call__(self, h: Array, z: Array) -> Array:
-        x = Linear(self.width, ("embed", None), init=zeros, dtype=self.dtype, name="zero_in")(h)
-        z = Positions(self.num_latents, name="position")(z.astype(self.dtype))
+        x = Linear(self.width, ("embed", None), kernel_init=zeros, dtype=self.dtype, name="zero_in")(h)
+        z = Positions(self.num_latents, 1.0, name="position")(z.astype(self.dtype))
         q = Heads(self.width, self.heads, True, self.dtype, name="query")(x)
         k = Heads(self.width, self.heads, True, self.dtype, name="key")(z)
         v = Heads(self.width, self.heads, False, self.dtype, name="value")(z)
         y = Linear(self.width, ("heads", "embed"), use_bias=False, dtype=self.dtype, name="out")(attend(q, k, v))
-        return h + Linear(self.width, ("embed", None), init=zeros, dtype=self.dtype, name="zero_out")(y)
+        return h + Linear(self.width, ("embed", None), kernel_init=zeros, dtype=self.dtype, name="zero_out")(y)
 
 
 class LatentConditionedDecoder(nn.Module):

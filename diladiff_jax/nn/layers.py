@@ -33,13 +33,15 @@ class Linear(nn.Module):
     features: int
     axes: tuple[str | None, str | None] = ("embed", None)
     use_bias: bool = True
-    init: Initializer = default_init
+    kernel_init: Initializer = default_init
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", nn.with_logical_partitioning(self.init, self.axes), (x.shape[-1], self.features))
-        y = jnp.einsum("...d,df->...f", x.astype(self.dtype), kernel.astype(self.dtype))
+        kernel = self.param("kernel", nn.with_logical_partitioning(self.kernel_init, self.axes), (x.shape[-1], self.features))
+        # As one matrix product over all leading axes: on CPUs the gradient is then nearly twice as fast.
+        y = x.astype(self.dtype).reshape(-1, x.shape[-1]) @ kernel.astype(self.dtype)
+        y = y.reshape(*x.shape[:-1], self.features)
         if self.use_bias:
             bias = self.param("bias", nn.with_logical_partitioning(zeros, self.axes[1:]), (self.features,))
             y = y + align_last(bias, y).astype(self.dtype)
@@ -146,14 +148,15 @@ class MLP(nn.Module):
 
 
 class Positions(nn.Module):
-    """Learned absolute positions added to `[B, L, D]`."""
+    """Learned absolute positions added to `[B, L, D]`; `std` at initialization should match what they are added to."""
 
     length: int
+    std: float = 0.02
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         table = self.param(
-            "table", nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "embed")), (self.length, x.shape[-1])
+            "table", nn.with_logical_partitioning(nn.initializers.normal(self.std), (None, "embed")), (self.length, x.shape[-1])
         )
         return x + table[None, : x.shape[1]].astype(x.dtype)
 
@@ -185,4 +188,4 @@ class TimeEmbedding(nn.Module):
         h = sinusoid(value, self.features, self.max_frequency, self.max_period)
         h = nn.silu(Linear(self.width, (None, "embed"), dtype=self.dtype, name="in")(h))
         init = zeros if self.zero_init else default_init
-        return Linear(self.width, ("embed", None), init=init, dtype=self.dtype, name="out")(h)
+        return Linear(self.width, ("embed", None), kernel_init=init, dtype=self.dtype, name="out")(h)

@@ -36,7 +36,7 @@ class Block(nn.Module):
         shift_a = scale_a = shift_m = scale_m = 0.0
         gate_a = gate_m = 1.0
         if condition is not None:  # adaLN-zero: [1, C] -> six modulations [1, 1, D]
-            modulation = Linear(6 * self.width, (None, "embed"), init=zeros, dtype=self.dtype, name="modulation")(condition)
+            modulation = Linear(6 * self.width, (None, "embed"), kernel_init=zeros, dtype=self.dtype, name="modulation")(condition)
             shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(modulation[:, None, :], 6, axis=-1)
         x = Norm(self.norm, dtype=self.dtype, name="attention_norm")(h) * (1 + scale_a) + shift_a
         x = SelfAttention(
@@ -69,17 +69,18 @@ class TokenDenoiser(nn.Module):
     zero_head: bool = False
     causal: bool = False
     dropout: float = 0.0
+    embedding_std: float = 0.02  # of tokens and positions at initialization
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
         self.embedding = self.param(
-            "embedding", nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed")), (self.vocab_size, self.width)
+            "embedding", nn.with_logical_partitioning(nn.initializers.normal(self.embedding_std), ("vocab", "embed")), (self.vocab_size, self.width)
         )
         if self.positions == "learned":
-            self.position = Positions(self.length)
+            self.position = Positions(self.length, self.embedding_std)
         if self.adaln:
             self.time = TimeEmbedding(self.adaln, max_period=10_000.0, dtype=self.dtype)
-            self.final_modulation = Linear(2 * self.width, (None, "embed"), init=zeros, dtype=self.dtype)
+            self.final_modulation = Linear(2 * self.width, (None, "embed"), kernel_init=zeros, dtype=self.dtype)
         self.blocks = [
             Block(
                 self.width, self.heads, self.mlp_ratio, "gelu", self.norm, self.qk_norm, self.positions == "rotary",
@@ -90,7 +91,7 @@ class TokenDenoiser(nn.Module):
         self.final_norm = Norm(self.norm, dtype=self.dtype)
         if not self.tied_head:
             init = zeros if self.zero_head else default_init
-            self.head = Linear(self.vocab_size, ("embed", "vocab"), use_bias=self.adaln > 0, init=init, dtype=self.dtype)
+            self.head = Linear(self.vocab_size, ("embed", "vocab"), use_bias=self.adaln > 0, kernel_init=init, dtype=self.dtype)
 
     def embed(self, tokens: Array) -> Array:
         """`[B, L]` -> `[B, L, D]`, positions added where they are learned."""

@@ -111,8 +111,7 @@ class Autoencoder:
         if not train:  # dead latents show here, with every token masked, and not in the loss
             blank = jnp.full_like(tokens, self.mask_id)
             logits = self.decoder.apply({"params": params["decoder"]}, blank, clean)
-            guess = jnp.argmax(masking.restrict(logits, sampleable), axis=-1)
-            metrics["one_step_recovery"] = (guess == tokens).mean()
+            metrics["one_step_recovery"] = masking.token_nll(logits, tokens, sampleable)[1].mean()
         return loss, (metrics, moments)
 
     def group(self, path: tuple[str, ...]) -> str:

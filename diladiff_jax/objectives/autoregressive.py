@@ -19,7 +19,7 @@ Array = jax.Array
 def next_token_nll(network: TokenDenoiser, params: Params, tokens: Array, eot_id: int, sampleable: Array, **apply: Any) -> Array:
     """`-log p(x^l | x^{<l})` in nats, `[B, L]`; the first token is predicted from an end-of-text."""
     shifted = jnp.concatenate([jnp.full_like(tokens[:, :1], eot_id), tokens[:, :-1]], axis=1)
-    return token_nll(network.apply({"params": params}, shifted, **apply), tokens, sampleable)
+    return token_nll(network.apply({"params": params}, shifted, **apply), tokens, sampleable)[0]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

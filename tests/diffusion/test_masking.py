@@ -35,7 +35,7 @@ def masked_nll(joint, x):
     subsets = [s for s in itertools.product([False, True], repeat=L) if any(s)]
     x_t = np.where(np.array(subsets), MASK, x)
     logits = jnp.asarray(np.stack([exact_logits(joint, row) for row in x_t]), jnp.float32)
-    nll = masking.token_nll(logits, jnp.broadcast_to(jnp.asarray(x), x_t.shape), SAMPLEABLE)
+    nll, _ = masking.token_nll(logits, jnp.broadcast_to(jnp.asarray(x), x_t.shape), SAMPLEABLE)
     return np.array(subsets).sum(axis=1), np.asarray((nll * np.array(subsets)).sum(axis=1), np.float64)
 
 
@@ -110,21 +110,24 @@ def test_reverse_probability_is_bayes_rule_and_telescopes():
 
 
 def test_forbidden_ids_have_probability_exactly_zero():
-    """After `restrict` the softmax of mask and padding is 0, whatever their logits; their nll is infinite, the others' is numpy's."""
+    """After `restrict` the softmax of mask and padding is 0, whatever their logits; their nll is infinite and they are never the guess; the others are numpy's."""
     logits = jax.random.normal(jax.random.key(0), (2, 4, V + 2)).at[..., V:].set(50.0)
     assert (jax.nn.softmax(masking.restrict(logits, SAMPLEABLE))[..., V:] == 0).all()
     tokens = jax.random.randint(jax.random.key(1), (2, 4), 0, V)
     allowed = np.asarray(logits, np.float64)[..., :V]
     p = np.exp(allowed) / np.exp(allowed).sum(axis=-1, keepdims=True)
     expected = -np.log(np.take_along_axis(p, np.asarray(tokens)[..., None], axis=-1)[..., 0])
-    np.testing.assert_allclose(jax.jit(masking.token_nll)(logits, tokens, SAMPLEABLE), expected, rtol=1e-5)
-    assert np.isinf(masking.token_nll(logits, jnp.full((2, 4), MASK), SAMPLEABLE)).all()
+    nll, right = jax.jit(masking.token_nll)(logits, tokens, SAMPLEABLE)
+    np.testing.assert_allclose(nll, expected, rtol=1e-5)
+    np.testing.assert_array_equal(right, allowed.argmax(axis=-1) == tokens)
+    nll, right = masking.token_nll(logits, jnp.full((2, 4), MASK), SAMPLEABLE)
+    assert np.isinf(nll).all() and not right.any()
 
 
 def test_nll_gradient_is_finite_and_zero_on_forbidden_ids():
     """d nll / d logits = softmax - onehot on the text ids and 0 on the others, no nan from the -inf."""
     logits = jnp.array([0.3, -1.0, 2.0, 7.0, 7.0])
-    grad = jax.grad(lambda x: masking.token_nll(x, jnp.int32(1), SAMPLEABLE))(logits)
+    grad = jax.grad(lambda x: masking.token_nll(x, jnp.int32(1), SAMPLEABLE)[0])(logits)
     p = np.exp(logits[:3]) / np.exp(logits[:3]).sum()
     np.testing.assert_allclose(grad, [*(p - [0, 1, 0]), 0, 0], atol=1e-6)
 

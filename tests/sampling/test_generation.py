@@ -17,14 +17,19 @@ def made(networks, sampleable, perturb):
     """A sampler, parameters for it, and its compiled `generate`."""
     tokens, z, t = jnp.zeros((1, LENGTH), jnp.int32), jnp.zeros((1, 4, 6)), jnp.zeros((1,))
     key = jax.random.key(0)
-    params = {
-        "denoiser": networks.denoiser.init(key, tokens),
-        "denoiser_long": networks.denoiser.init(jax.random.key(1), tokens),
-        "decoder": networks.decoder.init(key, tokens, z),
-        "teacher": networks.teacher.init(key, z, t, z),
-        "student": networks.student.init(key, z, t, z, t),
-    }
-    params = {name: perturb(nn.unbox(p["params"]), key) for name, p in params.items()}
+
+    @jax.jit
+    def init():
+        params = {
+            "denoiser": networks.denoiser.init(key, tokens),
+            "denoiser_long": networks.denoiser.init(jax.random.key(1), tokens),
+            "decoder": networks.decoder.init(key, tokens, z),
+            "teacher": networks.teacher.init(key, z, t, z),
+            "student": networks.student.init(key, z, t, z, t),
+        }
+        return {name: perturb(nn.unbox(p["params"]), key) for name, p in params.items()}
+
+    params = init()
     sampler = pipeline.Sampler(networks, TangentSchedule(3.0), MASK, sampleable)
     return sampler, params, jax.jit(sampler.generate, static_argnums=0)
 

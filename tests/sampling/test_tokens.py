@@ -248,8 +248,8 @@ def test_rare_tokens_keep_their_share():
     p = 1 / np.arange(1, 2049)
     p /= p.sum()
     rows = jnp.broadcast_to(jnp.asarray(p, jnp.float32), (320, 2048))
-    draws = jax.jit(lambda keys: jax.lax.map(lambda key: tokens.draw(rows, jax.random.uniform(key, (320,))), keys))
-    logs = np.log(p)[np.asarray(draws(jax.random.split(jax.random.key(0), 100)))].ravel()
+    draws = jax.jit(lambda rows, keys: jax.lax.map(lambda key: tokens.draw(rows, jax.random.uniform(key, (320,))), keys))
+    logs = np.log(p)[np.asarray(draws(rows, jax.random.split(jax.random.key(0), 100)))].ravel()
     entropy = -(p * np.log(p)).sum()
     error = np.sqrt((p * np.log(p) ** 2).sum() - entropy**2) / np.sqrt(logs.size)
     assert abs(logs.mean() + entropy) < 4.5 * error

@@ -1,0 +1,111 @@
+"""The prior's network, and the student that starts from it."""
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diladiff_jax.nn.latent_denoiser import LatentDenoiser
+
+Z, C = jax.random.normal(jax.random.key(0), (2, 3, 5, 6))
+T = jnp.array([0.1, 0.5, 1.0])
+
+
+@pytest.fixture(scope="module")
+def made(perturb):
+    """(module, fresh, perturbed) of teacher and student, three layers."""
+
+    def make(**kw):
+        module = LatentDenoiser(6, 16, 3, 2, **kw)
+        fresh = nn.unbox(jax.jit(module.init)(jax.random.key(1), Z, T, C, T)["params"])
+        return module, fresh, perturb(fresh, jax.random.key(2))
+
+    return {"teacher": make(), "student": make(interval=True), "half": make(dtype=jnp.bfloat16)}
+
+
+def test_starts_at_zero_and_reads_everything(made):
+    """The fresh network predicts 0; the perturbed one depends on z_t, t and the self-conditioning, and every output on every latent."""
+    module, fresh, params = made["teacher"]
+    assert (module.apply({"params": fresh}, Z, T, C) == 0).all()
+    run = jax.jit(lambda z, t, c: module.apply({"params": params}, z, t, c))
+    base = run(Z, T, C)
+    assert base.dtype == jnp.float32
+    for other in (run(Z, 0.9 * T, C), run(Z, T, C + 0.1), run(Z.at[:, 2].add(0.5), T, C)):
+        assert (np.abs(other - base).max(axis=2) > 1e-5).all()
+
+
+def test_no_self_conditioning_is_zeros(made):
+    """None equals zeros, and adds exactly nothing (there is no bias on that path)."""
+    module, _, params = made["teacher"]
+    np.testing.assert_array_equal(module.apply({"params": params}, Z, T), module.apply({"params": params}, Z, T, jnp.zeros_like(Z)))
+    assert all("bias" not in params[f"self_{i}"] for i in range(3))
+
+
+def test_interval_embedding_is_exactly_zero_at_initialization(made):
+    """Fresh, the student is the same function for every t - r, the teacher's with the teacher's weights; perturbed, it reads t - r."""
+    module, fresh, params = made["student"]
+    teacher, _, taught = made["teacher"]
+    student = taught | {"interval_time": fresh["interval_time"]}
+    for interval in (None, jnp.zeros(3), T):
+        np.testing.assert_array_equal(module.apply({"params": student}, Z, T, C, interval), teacher.apply({"params": taught}, Z, T, C))
+    run = lambda interval: module.apply({"params": params}, Z, T, C, interval)
+    np.testing.assert_array_equal(run(None), run(jnp.zeros(3)))
+    assert (np.abs(run(T) - run(None)).max(axis=(1, 2)) > 1e-4).all()
+
+
+def test_only_the_interval_embedding_is_new(made):
+    """Student parameters minus teacher parameters are those of `interval_time`."""
+    names = lambda kind: set(flax.traverse_util.flatten_dict(made[kind][1]))
+    assert {path[0] for path in names("student") ^ names("teacher")} == {"interval_time"}
+
+
+def test_skips_are_additive_from_the_first_half_to_the_second(made):
+    """With blocks that add nothing, what remains are the skips: 2 or 3 layers (one skip) end on 2 h, 4 layers (two) on 3 h."""
+    for depth, expected in ((2, 2), (3, 2), (4, 3)):
+        module = LatentDenoiser(6, 16, depth, 2)
+        params = nn.unbox(jax.jit(module.init)(jax.random.key(1), Z, T, C)["params"])
+        # Nothing from blocks, times and self-conditioning; the projection in stays.
+        params = {k: v if k in ("in", "final_norm", "out") else jax.tree.map(jnp.zeros_like, v) for k, v in params.items()}
+        _, state = module.apply({"params": params}, Z, T, C, capture_intermediates=lambda m, name: m.name in ("in", "final_norm") or m.name == f"block_{depth - 1}")
+        seen = state["intermediates"]
+        np.testing.assert_allclose(seen[f"block_{depth - 1}"]["__call__"][0], expected * seen["in"]["__call__"][0], rtol=1e-5)
+
+
+def test_examples_do_not_mix(made):
+    """Each example's prediction is that of the batch of it alone; vmap over single examples agrees."""
+    module, _, params = made["student"]
+    run = lambda z, t, c: module.apply({"params": params}, z, t, c, 0.5 * t)
+    whole = jax.jit(run)(Z, T, C)
+    np.testing.assert_allclose(run(Z[1:2], T[1:2], C[1:2]), whole[1:2], rtol=1e-4, atol=1e-5)
+    each = jax.jit(jax.vmap(lambda z, t, c: run(z[None], t[None], c[None])[0]))(Z, T, C)
+    np.testing.assert_allclose(each, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_compute_stays_close(made):
+    """bf16 compute from the same parameters: mean error below 5% of the output's spread, and float32 out."""
+    module, _, params = made["teacher"]
+    exact, close = (m.apply({"params": params}, Z, T, C) for m in (module, made["half"][0]))
+    assert close.dtype == jnp.float32
+    assert 0 < np.abs(exact - close).mean() < 0.05 * exact.std()
+
+
+def test_tangents_in_time_are_moderate(made):
+    """|d output / dt| follows a central difference: the time path is smooth at the scale of a step."""
+    module, _, params = made["student"]
+    f = jax.jit(lambda t: module.apply({"params": params}, Z, t, C, t))
+    _, tangent = jax.jvp(f, (0.9 * T,), (jnp.ones(3),))
+    np.testing.assert_allclose(tangent, (f(0.9 * T + 0.01) - f(0.9 * T - 0.01)) / 0.02, rtol=0.05, atol=0.05)
+
+
+def test_published_size():
+    """About 130 M parameters at 12 layers of 768 with latents of width 768, by the formula (no array is made)."""
+    d, h, n = 768, 12, 12
+    settings = dict(width=d, num_layers=n, heads=h)
+    module = LatentDenoiser(d, **settings)
+    z, t = jax.ShapeDtypeStruct((1, 512, d), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
+    count = sum(x.size for x in jax.tree.leaves(jax.eval_shape(module.init, jax.random.key(0), z, t, z)))
+    block = 4 * d * d + 3 * d * 4 * d + 2 * d + 2 * d // h + (d * d + d) + d * d
+    assert count == n * block + 2 * (d * d + d) + d + (256 * d + d + d * d + d)
+    assert 125e6 < count < 135e6

@@ -1,0 +1,61 @@
+"""Frozen networks of the earlier stages, tiny and perturbed, shared by the tests of the latent objectives."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+
+from diladiff_jax.diffusion.gaussian import TangentSchedule
+from diladiff_jax.objectives.base import Context
+from diladiff_jax.objectives.diladiff import DiLaDiff
+from diladiff_jax.objectives.encoding import DenoiserFeatures, TextEncoder
+from diladiff_jax.objectives.ladiff import LaDiff
+from diladiff_jax.objectives.statistics import Moments
+
+TOKENS = jax.random.randint(jax.random.key(0), (16, 8), 0, 10)
+
+
+@pytest.fixture(scope="session")
+def tokens():
+    return TOKENS
+
+
+@pytest.fixture(scope="session")
+def text_encoder(networks):
+    return TextEncoder(DenoiserFeatures(networks.denoiser), networks.encoder)
+
+
+@pytest.fixture(scope="session")
+def context(networks, text_encoder, perturb):
+    """Parameters of the features, the encoder and the teacher; statistics that standardize this batch."""
+
+    @jax.jit
+    def make():
+        frozen = {
+            "features": networks.denoiser.init(jax.random.key(1), TOKENS),
+            "encoder": networks.encoder.init(jax.random.key(2), jnp.zeros((1, 8, 32))),
+            "teacher": networks.teacher.init(jax.random.key(3), jnp.zeros((1, 4, 6)), jnp.zeros(1), jnp.zeros((1, 4, 6))),
+        }
+        frozen = {name: perturb(nn.unbox(p["params"]), jax.random.key(4), 0.2) for name, p in frozen.items()}
+        f = text_encoder.features(frozen["features"], TOKENS)
+        features = Moments.zeros((32,)).update(f.reshape(-1, 32))
+        z = networks.encoder.apply({"params": frozen["encoder"]}, features.standardize(f))
+        return Context(frozen=frozen, statistics={"features": features, "latents": Moments.zeros((4, 6)).update(z)})
+
+    return make()
+
+
+@pytest.fixture(scope="session")
+def latents(text_encoder, context):
+    """The standardized latents of TOKENS."""
+    return jax.jit(text_encoder.__call__)(context.frozen, context.statistics, TOKENS)
+
+
+@pytest.fixture(scope="session")
+def ladiff(text_encoder, networks):
+    return LaDiff(text_encoder, networks.teacher, TangentSchedule(3.0))
+
+
+@pytest.fixture(scope="session")
+def make_diladiff(text_encoder, networks):
+    return lambda **kw: DiLaDiff(text_encoder, networks.teacher, networks.student, TangentSchedule(3.0), **kw)

@@ -1,0 +1,161 @@
+"""The autoencoder's augmentations, initialization, learning order and statistics."""
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from diladiff_jax.objectives.autoencoder import Autoencoder, augment_features, augment_latents
+from diladiff_jax.objectives.base import Context
+from diladiff_jax.objectives.encoding import DenoiserFeatures
+from diladiff_jax.objectives.statistics import Moments
+
+N, KEY = 20_000, jax.random.key(5)
+WITHIN = lambda share, n=N: 4.5 * np.sqrt(share * (1 - share) / n)  # false alarm 7e-6
+
+
+def test_feature_augmentation_shares():
+    """Half the examples lose p_feat of their elements, unscaled; the other half become sqrt(1 - s^2) f + s eps, of the same variance (4.5 sigma, 7e-6 each)."""
+    f = 1 + jax.random.normal(jax.random.key(0), (N, 4, 5))
+    out = np.asarray(jax.jit(lambda f: augment_features(jax.random.key(1), f, p_feat=0.3, noise=0.5))(f))
+    f = np.asarray(f)
+    kept = (out == f) | (out == 0)
+    zeroed = kept.all(axis=(1, 2))
+    assert abs(zeroed.mean() - 0.5) < WITHIN(0.5)
+    assert not kept[~zeroed].any()
+    assert abs((out[zeroed] == 0).mean() - 0.3) < WITHIN(0.3, zeroed.sum() * 20)
+    eps = (out[~zeroed] - np.sqrt(0.75) * f[~zeroed]) / 0.5
+    assert abs(eps.mean()) < 4.5 / np.sqrt(eps.size) and abs(eps.var() - 1) < 4.5 * np.sqrt(2 / eps.size)
+    assert abs(out[~zeroed].var() - 1) < 4.5 * np.sqrt(2 / eps.size)
+
+
+def test_latent_augmentation_shares():
+    """37.5% of all examples are replaced whole by N(0, 1) at p_drop = 0.75, 12.5% untouched, 50% lose p_lat of their elements (4.5 sigma, 7e-6 each)."""
+    z = 2 + jax.random.normal(jax.random.key(0), (N, 4, 5))
+    out = np.asarray(jax.jit(lambda z: augment_latents(jax.random.key(1), z, p_lat=0.7, p_drop=0.75))(z))
+    same, zero = out == np.asarray(z), out == 0
+    replaced = (~same & ~zero).all(axis=(1, 2))
+    untouched = same.all(axis=(1, 2))
+    thinned = (same | zero).all(axis=(1, 2)) & ~untouched
+    assert (replaced | untouched | thinned).all()
+    for group, share in ((replaced, 0.375), (untouched, 0.125), (thinned, 0.5)):
+        assert abs(group.mean() - share) < WITHIN(share)
+    assert abs(zero[thinned].mean() - 0.7) < WITHIN(0.7, thinned.sum() * 20)
+    noise = out[replaced]
+    assert abs(noise.mean()) < 4.5 / np.sqrt(noise.size) and abs(noise.var() - 1) < 4.5 * np.sqrt(2 / noise.size)
+
+
+def test_no_augmentation_is_the_identity():
+    """All shares and noise at zero leave features and latents as they are."""
+    x = jax.random.normal(jax.random.key(0), (6, 4, 5))
+    np.testing.assert_array_equal(augment_features(jax.random.key(1), x, p_feat=0.0, noise=0.0), x)
+    np.testing.assert_array_equal(augment_latents(jax.random.key(1), x, p_lat=0.0, p_drop=0.0), x)
+
+
+@pytest.fixture(scope="module")
+def autoencoder(networks, sampleable, context):
+    """The objective, its parameters with the denoiser's weights put in, its context, and its jitted loss."""
+    objective = Autoencoder(DenoiserFeatures(networks.denoiser), networks.encoder, networks.decoder, 10, sampleable)
+    params = nn.unbox(jax.jit(objective.init)(jax.random.key(0)))
+    params["decoder"]["backbone"] = context.frozen["features"]
+    start = Context(frozen={"features": context.frozen["features"]}, statistics=objective.init_statistics())
+    return objective, params, start, jax.jit(objective.loss, static_argnames="train")
+
+
+def test_features_are_the_denoisers_states_and_embeddings(autoencoder, networks, tokens):
+    """Features of clean text: final states beside embeddings, without gradient into the denoiser."""
+    objective, _, start, _ = autoencoder
+    f = objective.features(start.frozen["features"], tokens)
+    expected = networks.denoiser.apply({"params": start.frozen["features"]}, tokens, method="hidden")
+    np.testing.assert_allclose(f[..., :16], expected, rtol=1e-4, atol=1e-5)
+    assert f.shape[-1] == objective.features.dim == 32
+    grads = jax.grad(lambda p: objective.features(p, tokens).sum())(start.frozen["features"])
+    assert all((g == 0).all() for g in jax.tree.leaves(grads))
+
+
+def test_at_initialization_the_loss_is_the_mdlms(autoencoder, networks, sampleable, tokens):
+    """The fresh decoder ignores the latent: on the same draw of masks the loss equals the plain denoiser's, with any latent augmentation."""
+    from diladiff_jax.diffusion import masking
+    from diladiff_jax.objectives.mdlm import masked_loss
+
+    objective, params, start, loss = autoencoder
+    key = jax.random.key(1)
+    keys = jax.random.split(key, 6)
+    t = masking.stratified_times(keys[3], 16)
+    x_t = masking.mask_tokens(keys[4], tokens, t, 10)
+    logits = networks.denoiser.apply({"params": start.frozen["features"]}, x_t)
+    expected, _ = masked_loss(logits, tokens, x_t, t, 10, jnp.asarray(sampleable), "one")
+    np.testing.assert_allclose(loss(params, start, tokens, key, 0)[0], expected, rtol=1e-5)
+
+
+def test_statistics_follow_training_and_rest_in_validation(autoencoder, networks, tokens):
+    """One training loss stores the batch's own feature and latent moments; with train=False nothing changes and the loss is deterministic up to its masks."""
+    objective, params, start, loss = autoencoder
+    _, (_, after) = loss(params, start, tokens, jax.random.key(1), 0)
+    f = np.asarray(objective.features(start.frozen["features"], tokens)).reshape(-1, 32)
+    assert after["features"].weight == 128 and after["latents"].weight == 16
+    np.testing.assert_allclose(after["features"].mean, f.mean(axis=0), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(after["features"].variance, f.var(axis=0), rtol=1e-3)
+    assert after["latents"].mean.shape == (4, 6)
+    _, (metrics, unchanged) = loss(params, start.replace(statistics=after), tokens, jax.random.key(2), 0, train=False)
+    jax.tree.map(np.testing.assert_array_equal, unchanged, after)
+    assert 0 <= metrics["one_step_recovery"] <= 1
+
+
+def test_latents_are_discounted_and_features_are_not(autoencoder, tokens):
+    """After two batches of 16 the latents weigh 16 d + 16, the features 256."""
+    objective, params, start, loss = autoencoder
+    _, (_, once) = loss(params, start, tokens, jax.random.key(1), 0)
+    _, (_, twice) = loss(params, start.replace(statistics=once), tokens, jax.random.key(2), 1)
+    np.testing.assert_allclose(twice["latents"].weight, 16 * 0.99 + 16, rtol=1e-6)
+    assert twice["features"].weight == 256
+
+
+def test_embedding_is_frozen_and_groups_are_encoder_and_decoder(autoencoder):
+    """Exactly the token embedding is in group "frozen"; everything else in the group of its network."""
+    objective, params, _, _ = autoencoder
+    groups = {path: objective.group(path) for path in flax.traverse_util.flatten_dict(params)}
+    assert [p for p, g in groups.items() if g == "frozen"] == [("decoder", "backbone", "embedding")]
+    assert {g for p, g in groups.items() if p[0] == "encoder"} == {"encoder"}
+    assert {g for p, g in groups.items() if p[0] == "decoder"} == {"decoder", "frozen"}
+
+
+def test_outer_zero_map_moves_first_then_the_inner_and_the_encoder(autoencoder, tokens):
+    """Plain gradient steps: at step 0 only the outer map of the cross-attention has a gradient; once it has moved the inner one and the encoder follow; all finite."""
+    objective, params, start, _ = autoencoder
+    grad = jax.jit(jax.value_and_grad(lambda p, s, key: objective.loss(p, s, tokens, key, 0), has_aux=True))
+    tx = optax.sgd(0.3)
+    state, norms = tx.init(params), []
+    for step in range(4):
+        (_, (_, statistics)), grads = grad(params, start, jax.random.key(step))
+        assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+        cross = grads["decoder"]["cross_0"]
+        norms.append([float(jnp.abs(cross[name]["kernel"]).max()) for name in ("zero_out", "zero_in")] + [float(optax.tree.norm(grads["encoder"]))])
+        updates, state = tx.update(grads, state)
+        params, start = optax.apply_updates(params, updates), start.replace(statistics=statistics)
+    (outer, inner, encoder), *later = norms
+    assert outer > 0 and inner == encoder == 0
+    assert np.min(later) > 0
+
+
+def test_gradient_reaches_nothing_through_the_statistics(autoencoder, tokens):
+    """The loss's gradient is that with the updated statistics given as constants: standardizing is not differentiated through."""
+    objective, params, start, loss = autoencoder
+    # Outer maps that pass something, so that the encoder has a gradient.
+    cross = params["decoder"]["cross_0"]
+    decoder = params["decoder"] | {"cross_0": cross | {"zero_out": jax.tree.map(lambda x: x + jax.random.normal(KEY, x.shape), cross["zero_out"])}}
+    params = params | {"decoder": decoder}
+    _, (_, after) = loss(params, start, tokens, jax.random.key(1), 0)
+
+    class Fixed(Moments):
+        def update(self, x, decay=1.0):
+            return self
+
+    fixed = {name: Fixed(m.weight, m.mean, m.variance) for name, m in after.items()}
+    grads = jax.jit(jax.grad(lambda p, s: objective.loss(p, s, tokens, jax.random.key(1), 0)[0]))
+    moving, still = grads(params, start), grads(params, start.replace(statistics=fixed))
+    assert optax.tree.norm(still["encoder"]) > 1e-6
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-5), moving["encoder"], still["encoder"])

@@ -1,0 +1,184 @@
+"""The prior's loss and the student's."""
+
+import dataclasses
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diladiff_jax.diffusion import gaussian, meanflow
+from diladiff_jax.objectives.diladiff import average_velocity, student_from_teacher
+
+KEY = jax.random.key(7)
+
+
+def test_text_encoder_is_standardized_and_detached(text_encoder, context, latents, tokens):
+    """Latents of the batch that made the statistics have mean 0 and variance 1 per (index, coordinate), and no gradient reaches the encoder."""
+    np.testing.assert_allclose(latents.mean(axis=0), 0, atol=1e-3)
+    np.testing.assert_allclose(latents.std(axis=0), 1, rtol=1e-2)
+    grads = jax.grad(lambda frozen: text_encoder(frozen, context.statistics, tokens).sum())(context.frozen)
+    assert all((g == 0).all() for g in jax.tree.leaves(grads))
+
+
+# LaDiff.
+
+
+def test_loss_of_the_fresh_prior_is_the_mean_square_of_the_latents(ladiff, context, latents, tokens):
+    """A network that predicts zero costs E z^2 exactly: a plain mean over batch, latents and coordinates."""
+    params = nn.unbox(jax.jit(ladiff.init)(jax.random.key(0)))
+    loss, (metrics, _) = jax.jit(ladiff.loss)(params, context, tokens, KEY, 0)
+    np.testing.assert_allclose(loss, (np.asarray(latents) ** 2).mean(), rtol=1e-5)
+    low = np.asarray(jax.random.uniform(jax.random.split(KEY, 3)[0], (16,))) < 0.5
+    each = (np.asarray(latents) ** 2).mean(axis=(1, 2))
+    np.testing.assert_allclose([metrics["error_low_noise"], metrics["error_high_noise"]], [each[low].mean(), each[~low].mean()], rtol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_self_conditioning_of_the_prior(ladiff, context, latents, tokens, share):
+    """Share 1: the loss is that of predict(z_t, stop_gradient(predict(z_t, 0))), value and gradient; share 0: of predict(z_t, 0)."""
+    objective = dataclasses.replace(ladiff, self_conditioning=share)
+    params = context.frozen["teacher"]
+    time_key, noise_key, _ = jax.random.split(KEY, 3)
+    t = jax.random.uniform(time_key, (16,))
+    z_t = gaussian.diffuse(ladiff.schedule, latents, jax.random.normal(noise_key, latents.shape), t)
+    predict = lambda p, c: ladiff.network.apply({"params": p}, z_t, t, c)
+    given = predict(params, None) if share else jnp.zeros_like(z_t)
+    expected = jax.jit(jax.value_and_grad(lambda p: jnp.square(predict(p, given) - latents).mean()))(params)
+    found = jax.jit(jax.value_and_grad(lambda p: objective.loss(p, context, tokens, KEY, 0)[0]))(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), found, expected)
+
+
+def test_prior_is_self_conditioned_on_half_of_the_batches(ladiff, context, tokens):
+    """Over 400 keys the loss is one of two values per key, each in half of them (4.5 sigma, false alarm 7e-6)."""
+    params = context.frozen["teacher"]
+    losses = lambda share: jax.jit(lambda keys: jax.lax.map(lambda k: dataclasses.replace(ladiff, self_conditioning=share).loss(params, context, tokens, k, 0)[0], keys))(jax.random.split(KEY, 400))
+    without, always, half = losses(0.0), losses(1.0), losses(0.5)
+    conditioned = np.isclose(half, always, rtol=1e-5)
+    assert (conditioned | np.isclose(half, without, rtol=1e-5)).all() and not np.isclose(without, always, rtol=1e-5).any()
+    assert abs(conditioned.mean() - 0.5) < 4.5 * 0.5 / np.sqrt(400)
+
+
+# DiLaDiff.
+
+
+@pytest.fixture(scope="module")
+def student(make_diladiff, context):
+    """The student as it starts: the teacher's parameters and a zero interval embedding."""
+    fresh = nn.unbox(jax.jit(make_diladiff().init)(jax.random.key(1)))
+    return student_from_teacher(fresh, context.frozen["teacher"])
+
+
+def test_student_takes_everything_from_the_teacher(student, context, make_diladiff):
+    """Every teacher parameter, and only `interval_time` beside them; a teacher with more than that is refused."""
+    ours, theirs = flax.traverse_util.flatten_dict(student), flax.traverse_util.flatten_dict(context.frozen["teacher"])
+    assert {path[0] for path in ours.keys() - theirs.keys()} == {"interval_time"}
+    for path, value in theirs.items():
+        np.testing.assert_array_equal(ours[path], value)
+    with pytest.raises(ValueError, match="student has no parameter"):
+        student_from_teacher({}, context.frozen["teacher"])
+
+
+@pytest.mark.parametrize("form", ["velocity", "rotation"])
+def test_student_starts_as_the_teacher(form, student, context, latents, make_diladiff):
+    """For every r: "velocity" is the teacher's velocity at t, "rotation" steps to the teacher's DDIM state at r."""
+    objective = make_diladiff(step_form=form)
+    schedule, z_t, c = objective.schedule, latents, jnp.sin(latents)
+    t = jnp.linspace(0.2, 1.0, 16)
+    taught = objective.teacher.apply({"params": context.frozen["teacher"]}, z_t, t, c)
+    u = jax.jit(lambda r: average_velocity(objective.network, student, schedule, form, z_t, t, r, c))
+    for share in (0.0, 0.5, 1.0):
+        r = share * t
+        if form == "velocity" or share == 1.0:
+            np.testing.assert_allclose(u(r), gaussian.velocity_of_clean(schedule, z_t, taught, t), rtol=1e-3, atol=1e-3)
+        else:
+            stepped = z_t - (t - r)[:, None, None] * u(r)
+            np.testing.assert_allclose(stepped, gaussian.ddim_step(schedule, z_t, taught, t, r), rtol=1e-3, atol=1e-3)
+
+
+def by_hand(objective, params, context, latents, key, step):
+    """The loss again, by finite differences for the tangent and with no stop-gradient needed: (loss, z_t, t, r, v, self-conditioning, u, target)."""
+    time_key, noise_key, half_key = jax.random.split(key, 3)
+    t, r = meanflow.sample_times(time_key, 16, p_equal=objective.p_equal)
+    noise = jax.random.normal(noise_key, latents.shape)
+    alpha, sigma = objective.schedule.alpha(t)[:, None, None], objective.schedule.sigma(t)[:, None, None]
+    rate = objective.schedule.angle_rate(t)[:, None, None]
+    z_t = alpha * latents + sigma * noise
+    teach = lambda c: objective.teacher.apply({"params": context.frozen["teacher"]}, z_t, t, c)
+    taught = teach(teach(jnp.zeros_like(z_t)))
+    eps = noise if objective.teacher_noise == "drawn" else (z_t - alpha * taught) / sigma
+    v = rate * (alpha * eps - sigma * taught)  # alpha' z + sigma' eps
+    zero = jnp.zeros_like(z_t)
+    u_at = lambda z, t, r, c: average_velocity(objective.network, params, objective.schedule, objective.step_form, z, t, r, c)
+    # Phi(u(z_t, t, t), t), in the paper's own form.
+    u_tt = u_at(z_t, t, t, zero)
+    clean = (sigma * u_tt - alpha * rate * z_t) / (-sigma * sigma * rate - alpha * rate * alpha)
+    chosen = jax.random.bernoulli(half_key, objective.self_conditioning, (16, 1, 1))
+    c = jnp.where(chosen, clean, 0)
+    h = 2e-3
+    bracket = (u_at(z_t + h * v, t + h, r, c) - u_at(z_t - h * v, t - h, r, c)) / (2 * h)
+    target = v - min(1.0, step / objective.tangent_warmup) * (t - r)[:, None, None] * bracket
+    error = jnp.square(u_at(z_t, t, r, c) - target).sum(axis=(1, 2))
+    return (error / (error + objective.loss_offset)).mean(), error.mean() / 24
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(step_form="velocity", teacher_noise="implied"),
+        dict(step_form="rotation", teacher_noise="implied", self_conditioning=1.0),
+        dict(step_form="velocity", teacher_noise="drawn", self_conditioning=0.0),
+    ],
+    ids=["paper", "rotation", "drawn"],
+)
+def test_the_loss_is_algorithm_4(options, student, context, latents, tokens, make_diladiff, perturb):
+    """Against a second implementation: the teacher's own noise (or the drawn), Phi for the self-conditioning, a central difference for the tangent, half of its warm-up."""
+    objective = make_diladiff(tangent_warmup=100, **options)
+    params = perturb(student, jax.random.key(2), 0.05)
+    loss, (metrics, _) = jax.jit(objective.loss)(params, context, tokens, KEY, 50)
+    expected, error = jax.jit(lambda p: by_hand(objective, p, context, latents, KEY, 50))(params)
+    np.testing.assert_allclose(metrics["error"], error, rtol=2e-2)
+    np.testing.assert_allclose(loss, expected, rtol=1e-2)
+
+
+def test_gradient_is_that_of_u_alone(student, context, latents, tokens, make_diladiff, perturb):
+    """The gradient equals that of sum_i w_i |u_i - const_i|^2 with target, weights and self-conditioning held: checked by comparing with v = target at r = t, where target is the teacher's."""
+    objective = make_diladiff(p_equal=1.0)
+    params = perturb(student, jax.random.key(2), 0.05)
+    time_key, noise_key, half_key = jax.random.split(KEY, 3)
+    t, _ = meanflow.sample_times(time_key, 16, p_equal=1.0)
+    z_t = gaussian.diffuse(objective.schedule, latents, jax.random.normal(noise_key, latents.shape), t)
+    teach = lambda c: objective.teacher.apply({"params": context.frozen["teacher"]}, z_t, t, c)
+    v = gaussian.velocity_of_clean(objective.schedule, z_t, teach(teach(None)), t)
+    own = objective.network.apply({"params": params}, z_t, t, None, jnp.zeros_like(t))
+    c = jnp.where(jax.random.bernoulli(half_key, 0.5, (16, 1, 1)), own, 0.0)
+    velocity = lambda p: gaussian.velocity_of_clean(objective.schedule, z_t, objective.network.apply({"params": p}, z_t, t, c, jnp.zeros_like(t)), t)
+    weight = 1 / (jnp.square(velocity(params) - v).sum(axis=(1, 2)) + 5.0)
+    expected = jax.jit(jax.grad(lambda p: (weight * jnp.square(velocity(p) - v).sum(axis=(1, 2))).mean()))(params)
+    found = jax.jit(jax.grad(lambda p: objective.loss(p, context, tokens, KEY, 10_000)[0]))(params)
+    scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(expected))
+    assert scale > 0
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-3 * scale), found, expected)
+
+
+def test_gradients_are_finite_at_every_corner_of_time(student, context, tokens, make_diladiff):
+    """With t = 1 and r = 0 drawn often the loss and its gradient are finite."""
+    objective = make_diladiff(step_form="rotation", p_noise=0.5, p_clean=0.5)
+    loss, grads = jax.jit(jax.value_and_grad(lambda p: objective.loss(p, context, tokens, KEY, 10_000)[0]))(student)
+    assert np.isfinite(loss) and all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+
+
+def test_tangent_warm_up_is_linear_from_flow_matching(student, context, tokens, make_diladiff, perturb):
+    """At step 0 the target is the teacher's velocity; it grows to the full tangent at `tangent_warmup`, stays, and is full in validation."""
+    params = perturb(student, jax.random.key(3), 0.05)
+    objective = make_diladiff(tangent_warmup=100, p_equal=0.0)
+    run = jax.jit(objective.loss, static_argnames="train")
+    error = lambda step, **kw: run(params, context, tokens, KEY, step, **kw)[1][0]["target_norm"]
+    assert error(100) == error(5_000) == error(0, train=False)
+    # |v - w k|^2 is quadratic in w: three points give the fourth.
+    square = [float(error(step)) ** 2 for step in (0, 25, 50, 100)]
+    a, b, c = np.linalg.solve([[0, 0, 1], [0.0625, 0.25, 1], [0.25, 0.5, 1]], square[:3])
+    np.testing.assert_allclose(a + b + c, square[3], rtol=1e-2)
+    assert abs(square[3] - square[0]) > 1e-3 * square[0]

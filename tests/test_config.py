@@ -1,0 +1,105 @@
+"""The schema: shipped experiments are valid, everything else is refused in one line that says what would be right."""
+
+import importlib.util
+import json
+import pathlib
+
+import pytest
+from micro import micro_config
+
+from diladiff_jax import config as config_lib
+from diladiff_jax.config import ConfigError, resolve
+
+CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+def get_config(path, *arguments):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(*arguments)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_shipped_experiments_are_valid(path):
+    """Every file in configs/ resolves, and says in its docstring how it is run."""
+    resolve(get_config(path))
+    assert "launch/train.py" in path.read_text().split('"""')[1]
+
+
+def test_tiny_takes_its_corpus():
+    """stories, pydocs, or a folder."""
+    path = next(p for p in CONFIGS if p.stem == "tiny")
+    assert resolve(get_config(path)).data.corpus == "stories"
+    assert resolve(get_config(path, "pydocs")).data.corpus == "pydocs"
+    mine = resolve(get_config(path, "/some/folder"))
+    assert (mine.data.corpus, mine.data.files) == ("text_files", "/some/folder")
+
+
+def test_the_published_setting():
+    """METHOD section 7, as configs/owt.py has it."""
+    c = resolve(get_config(next(p for p in CONFIGS if p.stem == "owt")))
+    assert (c.data.length, c.mdlm.batch, c.mdlm.steps, c.mdlm.learning_rate, c.mdlm.ema) == (1024, 512, 1_000_000, 3e-4, 0.9999)
+    a = c.autoencoder
+    assert (a.steps, a.learning_rate, a.b1, a.b2, a.epsilon, a.weight_decay, a.clip) == (200_000, 5e-5, 0.9, 0.98, 1e-6, 1e-5, 10.0)
+    assert (a.noise, a.p_feat, a.p_lat, a.p_drop, a.warmup, a.decoder_warmup) == (0.5, 0.7, 0.7, 0.75, 1_000, 10_000)
+    assert (c.ladiff.steps, c.ladiff.learning_rate, c.ladiff.clip, c.ladiff.ema, c.diffusion.d) == (150_000, 2e-4, 1.0, 0.9999, 10.0)
+    assert (c.diladiff.steps, c.diladiff.batch, c.diladiff.learning_rate, c.diladiff.tangent_warmup) == (25_000, 2048, 5e-5, 10_000)
+    s = c.sampling
+    assert (s.temperature, s.top_p, s.prior_steps, s.prior_method, s.student_steps, s.gamma) == (1.0, 0.9, 200, "euler", 5, 0.8)
+    assert (c.encoder.num_latents, c.encoder.latent_dim, c.encoder.num_layers) == (512, 768, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"mdlm": {"stepz": 1}}, "mdlm.stepz is unknown; did you mean mdlm.steps"),
+        ({"nothing": 1}, "nothing is unknown"),
+        ({"mdlm": {"steps": 1.5}}, "mdlm.steps is 1.5; it must be a whole number"),
+        ({"mdlm": {"steps": True}}, "must be a whole number"),
+        ({"mdlm": 3}, "must be a block of settings"),
+        ({"mdlm": {"steps": -1}}, "mdlm.steps is -1; it must be 0 or more"),
+        ({"mdlm": {"accumulate": 3}}, "mdlm.accumulate is 3; it must be a divisor of mdlm.batch = 16"),
+        ({"backbone": {"heads": 3}}, "backbone.heads is 3; it must be a divisor of backbone.width = 16"),
+        ({"latent_denoiser": {"width": 18, "heads": 6}}, "even (rotary positions)"),
+        ({"encoder": {"num_latents": 64}}, "encoder.num_latents is 64; it must be between 1 and data.length = 32"),
+        ({"decoder": {"cross_layers": (0, 2)}}, "decoder.cross_layers is (0, 2); it must be layer indices from 0 to 1"),
+        ({"decoder": {"cross_layers": ("a",)}}, "sequence of whole numbers"),
+        ({"tokenizer": {"kind": "wordpiece"}}, "tokenizer.file is ''; it must be a vocabulary file"),
+        ({"data": {"corpus": "text_files"}}, "data.files is ''"),
+        ({"data": {"length": 1}}, "data.length is 1"),
+        ({"data": {"scorer_documents": 0}}, "data.scorer_documents is 0; it must be above 0 when scorer.steps is"),
+        ({"sampling": {"top_p": 1.5}}, "sampling.top_p is 1.5; it must be between 0 and 1"),
+        ({"sampling": {"gamma": 1.0}}, "sampling.gamma is 1.0; it must be in [0, 1)"),
+        ({"sampling": {"prior_method": "heun"}}, "one of euler, ddim"),
+        ({"diffusion": {"d": 0.0}}, "diffusion.d is 0.0; it must be above 0"),
+        ({"mesh": {"data": -1, "fsdp": -1}}, "mesh.data is -1"),
+        ({"compute_dtype": "float16"}, "compute_dtype is 'float16'; it must be one of float32, bfloat16"),
+    ],
+)
+def test_impossible_settings_are_refused_in_one_line(changes, words):
+    """Unknown keys, wrong types and impossible combinations, before any array is made."""
+    with pytest.raises(ConfigError) as error:
+        micro_config(**changes)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_save_and_load_round_trip(tmp_path):
+    """config.json gives back the same experiment; blocks that may change may."""
+    config = micro_config()
+    config_lib.save(config, tmp_path)
+    assert config_lib.load(tmp_path).to_dict() == config.to_dict()
+    config_lib.save(micro_config(sampling=dict(decode_steps=9), mdlm=dict(steps=9)), tmp_path)
+    assert config_lib.load(tmp_path).sampling.decode_steps == 9
+    with pytest.raises(ConfigError, match="backbone.width differs"):
+        config_lib.save(micro_config(backbone=dict(width=32)), tmp_path)
+
+
+@pytest.mark.parametrize(("content", "words"), [("{", "is not JSON"), ("[]", "one JSON object"), (json.dumps({"x": 1}), "x is unknown")])
+def test_a_damaged_config_is_one_line(tmp_path, content, words):
+    """A workdir whose config.json is damaged says so."""
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ConfigError, match=words):
+        config_lib.load(tmp_path)
+    with pytest.raises(ConfigError, match="does not exist"):
+        config_lib.load(tmp_path / "none")

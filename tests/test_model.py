@@ -1,0 +1,145 @@
+"""The library's calls on a trained workdir, on eight devices."""
+
+import pathlib
+import re
+
+import jax
+import numpy as np
+import pytest
+
+import diladiff_jax as dl
+from diladiff_jax.training import sharding
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def model(trained):
+    return dl.load(trained)
+
+
+def test_samples_do_not_depend_on_batch_or_devices(trained, model):
+    """Sample i of a key is the same alone, in any batch, and on one device or eight."""
+    one_device = dl.load(trained, mesh=sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1]))
+    for name in ("mdlm", "ladiff", "diladiff"):
+        eight = model.sample(5, 11, model=name, decode_steps=3)
+        alone = one_device.sample(5, 4, model=name, decode_steps=3, batch=3, start=6)
+        assert eight.tokens.shape == (11, 32) and len(eight.texts) == 11
+        np.testing.assert_array_equal(eight.tokens[6:10], alone.tokens)
+        if name != "mdlm":
+            assert eight.latents.shape == (11, 4, 8)
+            np.testing.assert_allclose(eight.latents[6:10], alone.latents, rtol=1e-4, atol=1e-5)
+    assert not np.array_equal(eight.tokens, model.sample(6, 11, decode_steps=3).tokens)
+
+
+def test_samples_hold_only_text(model):
+    """Every position is filled, with ids that may be sampled, in one of the steps."""
+    drawn = model.sample(0, 16, decode_steps=3, top_p=1.0, temperature=1.5)
+    assert model.tokenizer.sampleable[drawn.tokens].all()
+    assert set(np.unique(drawn.unmasked_at)) <= {0, 1, 2}
+
+
+def test_infill_holds_what_is_given(model):
+    """Prompts in words or tokens: given positions stay, each [MASK] is one token, the rest is free."""
+    text = "Mia went to the [MASK] and found"
+    drawn = model.infill(3, [text, text], decode_steps=4)
+    given = model.prompt_tokens(text)[0]
+    fixed = given != model.tokenizer.mask_id
+    assert (given == model.tokenizer.mask_id).sum() == 32 - 6
+    assert (drawn.tokens[:, fixed] == given[fixed]).all() and (drawn.unmasked_at[:, fixed] == -1).all()
+    assert model.tokenizer.sampleable[drawn.tokens].all()
+    by_tokens = model.infill(3, np.stack([given, given]), decode_steps=4)
+    np.testing.assert_array_equal(by_tokens.tokens, drawn.tokens)
+    with pytest.raises(ValueError, match="the model holds 32"):
+        model.infill(0, "the " * 40)
+    with pytest.raises(ValueError, match=r"shape \[B, 32\]"):
+        model.infill(0, np.zeros((2, 5), np.int32))
+    with pytest.raises(ValueError, match="ids go from 0"):
+        model.infill(0, np.full((1, 32), 10**6))
+
+
+def test_encode_is_standardized_and_decode_takes_it(model, trained):
+    """Latents of training text have the frozen statistics' mean 0 and deviation 1, roughly, after few steps; decode reads them."""
+    from diladiff_jax.data.prepare import load_prepared
+
+    rows = np.stack(load_prepared(model.config.data, trained).rows("train").__getitems__(range(256)))
+    z = np.asarray(model.encode(rows))
+    assert z.shape == (256, 4, 8) and abs(z.mean()) < 0.5 and 0.3 < z.std() < 3.0
+    texts = [model.tokenizer.decode(row) for row in rows[:3]]
+    np.testing.assert_allclose(model.encode(texts), z[:3], rtol=1e-4, atol=1e-4)
+    again = model.decode(0, z[:5], decode_steps=2)
+    assert again.tokens.shape == (5, 32)
+    with pytest.raises(ValueError, match=r"it must be \[B, 4, 8\]"):
+        model.decode(0, z[:, :3])
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (dict(decode_steps=0), "decode_steps is 0"),
+        (dict(latent_steps=-1), "latent_steps is -1"),
+        (dict(top_p=1.1), "top_p is 1.1"),
+        (dict(temperature=-0.1), "temperature is -0.1"),
+        (dict(gamma=1.0), "gamma is 1.0"),
+        (dict(model="gpt"), "model is 'gpt'"),
+        (dict(num=0), "num is 0"),
+    ],
+)
+def test_bad_settings_are_refused(model, settings, words):
+    """One line: what, and what would be right."""
+    with pytest.raises(ValueError, match=words):
+        model.sample(0, **settings)
+
+
+def test_what_is_not_trained_says_so(tmp_path, trained):
+    """A workdir without checkpoints loads, offers no model, and names the command that trains one."""
+    import shutil
+
+    for name in ("config.json", "tokenizer"):
+        (shutil.copytree if (trained / name).is_dir() else shutil.copy)(trained / name, tmp_path / name)
+    empty = dl.load(tmp_path)
+    assert empty.models == ()
+    with pytest.raises(dl.CheckpointError, match="no trained model; run launch/train.py"):
+        empty.sample(0)
+    with pytest.raises(dl.CheckpointError, match="stage mdlm_long is not trained"):
+        empty.sample(0, model="mdlm_long")
+    with pytest.raises(dl.ConfigError, match="does not exist"):
+        dl.load(tmp_path / "nowhere")
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path, trained):
+    """A truncated file is one clear line with the checkpoint's path."""
+    import shutil
+
+    shutil.copytree(trained, tmp_path / "w")
+    folder = max((tmp_path / "w" / "mdlm" / "checkpoints").iterdir(), key=lambda p: int(p.name) if p.name.isdigit() else -1)
+    for path in folder.rglob("*"):
+        if path.is_file() and "ema" in path.parts and path.stat().st_size > 1000:
+            path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(dl.CheckpointError, match="cannot be read") as error:
+        dl.load(tmp_path / "w").sample(0, model="mdlm")
+    assert str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_ten_lines_of_the_readme_run(trained, monkeypatch):
+    """The README's library example, executed as it stands on a trained workdir."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    example = next(block for block in blocks if "dl.load" in block)
+    assert len([line for line in example.splitlines() if line.strip()]) <= 10
+    real = dl.load
+    monkeypatch.setattr(dl, "load", lambda _: real(trained))
+    found: dict = {}
+    exec(compile(example, "README.md", "exec"), found)
+    assert len(found["texts"]) == 8 and found["z"].shape == (8, 4, 8)
+
+
+def test_pure_pieces_under_jit_and_vmap(model):
+    """The sampler's own function, jitted and vmapped over keys by the caller."""
+    import jax.numpy as jnp
+
+    params, controls = model.parameters("diladiff"), model.controls(decode_steps=2)
+    prompt = jnp.full((2, 32), model.tokenizer.mask_id, jnp.int32)
+    generate = lambda key: model.sampler.generate("diladiff", params, key, jnp.arange(2), prompt, controls).tokens  # noqa: E731
+    keys = jax.random.split(jax.random.key(0), 3)
+    many = jax.jit(jax.vmap(generate))(keys)
+    np.testing.assert_array_equal(many[1], jax.jit(generate)(keys[1]))

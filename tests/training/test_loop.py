@@ -1,0 +1,126 @@
+"""The loop by its command: killed and resumed runs, passing over what is done, starting from another workdir."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from micro import micro_config
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def write_config(folder, **changes):
+    """The micro experiment as a config file that the command can load."""
+    path = folder / "experiment.py"
+    settings = micro_config(**changes).to_dict()
+    path.write_text(f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({settings!r})\n")
+    return path
+
+
+def command(workdir, config, *flags):
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
+    words = [sys.executable, str(ROOT / "launch" / "train.py"), f"--workdir={workdir}", f"--config={config}", *flags]
+    return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process):
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    return out
+
+
+def final_arrays(workdir, stage):
+    """Every array of the stage's last checkpoint, and its data position."""
+    import orbax.checkpoint as ocp
+
+    directory = (workdir / stage / "checkpoints").absolute()
+    step = max(int(p.name) for p in directory.iterdir() if p.name.isdigit())
+    found = {}
+    for item in ("params", "ema", "training", "statistics"):
+        if (directory / str(step) / item).is_dir():
+            with ocp.StandardCheckpointer() as reader:
+                tree = reader.restore(directory / str(step) / item)
+            import jax
+
+            for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+                found[item + jax.tree_util.keystr(path)] = np.asarray(leaf)
+    return step, found, json.loads(next((directory / str(step) / "data").rglob("metadata")).read_text())
+
+
+@pytest.mark.parametrize("stage", ["mdlm", "autoencoder"])
+def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(trained, tmp_path, stage):
+    """SIGKILL in the middle, then the same command: parameters, average, optimizer, statistics, data position, all equal."""
+    steps = 300
+    config = write_config(tmp_path, **{stage: dict(steps=steps)}, logging=dict(checkpoint_every=10, validate_every=1000, samples=0))
+    start = () if stage == "mdlm" else (f"--init_from={trained}",)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    finish(command(whole, config, f"--stage={stage}", *start))
+    process = command(broken, config, f"--stage={stage}", *start)
+    checkpoints = broken / stage / "checkpoints"
+    deadline = time.monotonic() + 240
+    while process.poll() is None and time.monotonic() < deadline:
+        if checkpoints.is_dir() and any(p.name.isdigit() and 10 <= int(p.name) < steps for p in checkpoints.iterdir()):
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.005)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+    resumed = finish(command(broken, config, f"--stage={stage}"))
+    assert f"/{steps}" in resumed
+    (step_a, a, position_a), (step_b, b, position_b) = final_arrays(whole, stage), final_arrays(broken, stage)
+    assert step_a == step_b == steps and position_a == position_b and a.keys() == b.keys()
+    different = [name for name in a if not np.array_equal(a[name], b[name])]
+    assert not different
+    assert any("optimizer" in name for name in a) and (stage == "mdlm") == any(name.startswith("ema") for name in a)
+
+
+def test_finished_stages_are_passed_over_and_longer_ones_continue(tmp_path):
+    """The same command twice does nothing; more steps go on from the last one."""
+    config = write_config(tmp_path, logging=dict(samples=0))
+    workdir = tmp_path / "w"
+    finish(command(workdir, config, "--stage=mdlm"))
+    assert "mdlm: trained already (6 steps)" in finish(command(workdir, config, "--stage=mdlm"))
+    finish(command(workdir, config, "--stage=mdlm", "--config.mdlm.steps=8"))
+    records = [json.loads(line) for line in (workdir / "mdlm" / "metrics" / "metrics.jsonl").read_text().splitlines()]
+    steps = [r["step"] for r in records if "train/loss" in r]
+    assert steps == sorted(set(steps)) and steps[-1] == 8
+    assert any("validation/loss" in r for r in records)
+    assert list((workdir / "mdlm" / "metrics").glob("events.out.tfevents*"))
+    assert final_arrays(workdir, "mdlm")[2]["position"] == 8
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--stage=ladiff"], "stage autoencoder is not trained"),
+        (["--stage=nothing"], "--stage is 'nothing'"),
+        (["--stage=mdlm", "--config.mdlm.batch=0"], "mdlm.batch is 0; it must be above 0"),
+        (["--stage=mdlm", "--config.backbone.heads=5"], "backbone.heads is 5"),
+        (["--stage=mdlm", "--config.mdlm.optimiser=x"], "optimizer"),
+        (["--stage=mdlm", "--config.mesh.data=3"], "do not multiply to the 1 devices"),
+        (["--stage=mdlm", "--init_from=/nowhere"], "/nowhere has no tokenizer"),
+    ],
+)
+def test_bad_input_gets_one_line(tmp_path, flags, words):
+    """What, where, what would be right: one line, exit code 1, no traceback."""
+    process = command(tmp_path / "w", write_config(tmp_path), *flags)
+    out, _ = process.communicate(timeout=120)
+    errors = [line for line in out.splitlines() if line.startswith("error: ")]
+    assert process.returncode == 1 and len(errors) == 1 and words in errors[0] and "Traceback" not in out, out
+
+
+def test_a_changed_experiment_is_refused(tmp_path):
+    """A workdir keeps the settings that its networks were made with."""
+    config = write_config(tmp_path, logging=dict(samples=0))
+    finish(command(tmp_path / "w", config, "--stage=mdlm", "--config.mdlm.steps=1"))
+    before = (tmp_path / "w" / "config.json").read_text()
+    process = command(tmp_path / "w", config, "--stage=mdlm", "--config.mdlm.learning_rate=0.5")
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 1 and "mdlm.learning_rate differs" in out
+    assert (tmp_path / "w" / "config.json").read_text() == before

@@ -1,0 +1,121 @@
+"""The update: shardings agree, microbatches are means with keys of their own, statistics and averages follow their formulas."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from micro import micro_config
+
+from diladiff_jax.data.prepare import load_prepared
+from diladiff_jax.training import sharding
+from diladiff_jax.training.experiment import Experiment
+from diladiff_jax.training.loop import start_from_predecessor
+from diladiff_jax.training.optimizer import make_optimizer
+from diladiff_jax.training.state import average_decay, compile_steps, init_state, make_train_step, state_shardings
+
+STAGES = ("mdlm", "autoencoder", "ladiff", "diladiff", "scorer")
+
+
+@pytest.fixture(autouse=True)
+def _optax_promotes_ranks():
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def run(trained, stage, sizes, steps=2, **changes):
+    """Losses and final averaged parameters of a few updates on a mesh of the given sizes."""
+    config = micro_config(**changes)
+    devices = jax.devices()[: int(np.prod(sizes))]
+    mesh = sharding.make_mesh(dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)), devices)
+    prepared = load_prepared(config.data, trained)
+    experiment = Experiment(config, trained, prepared.tokenizer, mesh)
+    objective, settings = experiment.objective(stage), config[stage]
+    tx = make_optimizer(settings, objective.group)
+    fresh = lambda key: init_state(objective, tx, key, ema=settings.ema > 0)  # noqa: E731
+    key = jax.random.key(7)
+    shardings = state_shardings(jax.eval_shape(fresh, key), mesh)
+    context = experiment.context(stage)
+    state = jax.jit(lambda key: nn.unbox(fresh(key)), out_shardings=shardings)(key)
+    state = start_from_predecessor(state, stage, context)
+    train, validate = compile_steps(objective, tx, shardings, context, mesh, ema=settings.ema, accumulate=settings.accumulate)
+    rows = np.stack(prepared.rows("train").__getitems__(range(16)))
+    tokens = jax.device_put(rows, sharding.batch_sharding(mesh))
+    losses = []
+    for _ in range(steps):
+        state, metrics = train(state, context, tokens)
+        losses.append(float(metrics["loss"]))
+    losses.append(float(validate(state, context, tokens, key)["loss"]))
+    return losses, state
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_sharding_gives_the_same_loss(trained, stage):
+    """One device, eight along data, and 2 x 2 x 2: the same losses up to float rounding, parameters really split."""
+    alone, _ = run(trained, stage, (1, 1, 1))
+    for sizes in ((8, 1, 1), (2, 2, 2)):
+        losses, state = run(trained, stage, sizes)
+        np.testing.assert_allclose(losses, alone, rtol=2e-4)
+    split = [x for x in jax.tree.leaves(state.params) if not x.sharding.is_fully_replicated]
+    moments = [x for x in jax.tree.leaves(state.optimizer) if not x.sharding.is_fully_replicated]
+    assert len(split) >= 5 and len(moments) >= len(split)
+    largest = max(jax.tree.leaves(state.params), key=lambda x: x.size)
+    assert largest.addressable_shards[0].data.size * 4 == largest.size
+
+
+def test_microbatches_draw_fresh_keys_and_average():
+    """A loss that is its key's draw times a parameter: the gradient is the mean of as many different draws as microbatches."""
+
+    class Draws:
+        def init(self, key):
+            return {"w": jnp.ones(())}
+
+        def group(self, path):
+            return "all"
+
+        def loss(self, params, context, tokens, key, step, *, train=True):
+            u = jax.random.uniform(key)
+            return u * params["w"], ({"u": u, "rows": tokens.sum()}, context.statistics)
+
+    import optax
+
+    from diladiff_jax.objectives.base import Context
+
+    objective, tx = Draws(), optax.sgd(1.0)
+    state = init_state(objective, tx, jax.random.key(0), ema=False)
+    tokens = jnp.arange(8).reshape(8, 1)
+    after, metrics = jax.jit(make_train_step(objective, tx, ema=0.0, accumulate=4))(state, Context(), tokens)
+    key = jax.random.fold_in(jax.random.key(0), 0)
+    draws = [float(jax.random.uniform(jax.random.fold_in(key, i))) for i in range(4)]
+    assert len(set(draws)) == 4
+    assert float(metrics["u"]) == pytest.approx(np.mean(draws), rel=1e-6)
+    assert float(state.params["w"] - after.params["w"]) == pytest.approx(np.mean(draws), rel=1e-6)
+    assert float(metrics["rows"]) == pytest.approx(28 / 4)  # every row in exactly one microbatch
+
+
+def test_average_follows_its_ramp():
+    """decay(n) = min(decay, (1 + n) / (10 + n))."""
+    np.testing.assert_allclose(average_decay(jnp.arange(3), 0.9), [0.1, 2 / 11, 3 / 12], rtol=1e-6)
+    assert float(average_decay(jnp.asarray(10_000), 0.9)) == pytest.approx(0.9)
+
+
+def test_statistics_of_the_stage_are_those_of_what_it_saw(trained):
+    """After two updates on the same rows, the features' moments equal numpy's over those rows."""
+    _, state = run(trained, "autoencoder", (8, 1, 1))
+    config = micro_config()
+    prepared = load_prepared(config.data, trained)
+    experiment = Experiment(config, trained, prepared.tokenizer, sharding.make_mesh(config.mesh))
+    rows = np.stack(prepared.rows("train").__getitems__(range(16)))
+    features = experiment.objective("autoencoder").features(experiment.restore("mdlm"), jnp.asarray(rows))
+    flat = np.asarray(features).reshape(-1, features.shape[-1])
+    moments = state.statistics["features"]
+    assert float(moments.weight) == 2 * len(flat)
+    np.testing.assert_allclose(moments.mean, flat.mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(moments.variance, flat.var(axis=0), rtol=1e-3, atol=1e-6)
+
+
+def test_mesh_refuses_sizes_that_do_not_fit():
+    """Sizes must multiply to the devices at hand."""
+    assert sharding.make_mesh({"data": -1, "fsdp": 2, "tensor": 2}).shape == {"data": 2, "fsdp": 2, "tensor": 2}
+    with pytest.raises(ValueError, match="do not multiply to the 8 devices"):
+        sharding.make_mesh({"data": 3, "fsdp": 1, "tensor": 1})
