@@ -50,7 +50,7 @@ def get_config(corpus: str = "stories") -> ConfigDict:
 
 def _stories(c: ConfigDict) -> None:
     c.data.update(corpus="stories", documents=60_000, validation_documents=2_000, length=32, packing="document")
-    c.tokenizer.update(kind="unigram", vocab_size=512, whole_words=240)  # the language has 235 words: one piece each
+    c.tokenizer.update(kind="unigram", vocab_size=512, whole_words=140)  # the language has 139 units: one piece each
     c.features.with_embeddings = True  # identity of the words, beside their context
     c.backbone.update(width=96, num_layers=3, heads=4)
     c.encoder.update(num_latents=16, latent_dim=32, width=96, heads=4, num_layers=2)

@@ -99,7 +99,6 @@ def default_config() -> ConfigDict:
             tied_head=False,
             zero_head=False,
             dropout=0.0,
-            embedding_std=0.02,  # at initialization
         )
     )
     c.encoder = ConfigDict(dict(num_latents=512, latent_dim=768, width=768, heads=12, num_layers=2, dropout=0.1))
@@ -254,7 +253,6 @@ def check(config: ConfigDict) -> None:
     one_of("backbone.norm", "rmsnorm", "layernorm")
     for key in ("backbone.dropout", "encoder.dropout"):
         need(0 <= config[key.split(".")[0]].dropout < 1, key, "in [0, 1)")
-    need(config.backbone.embedding_std > 0, "backbone.embedding_std", "above 0")
     need(config.backbone.adaln >= 0, "backbone.adaln", "0 (none) or the width of the condition")
     need(1 <= config.encoder.num_latents <= d.length, "encoder.num_latents", f"between 1 and data.length = {d.length}")
     need(config.encoder.latent_dim > 0, "encoder.latent_dim", "above 0")

@@ -10,7 +10,7 @@ def micro_config(**changes):
     )
     given = dict(
         data=dict(corpus="stories", documents=300, validation_documents=40, scorer_documents=60, length=32, packing="document"),
-        tokenizer=dict(kind="unigram", vocab_size=512, whole_words=240),
+        tokenizer=dict(kind="unigram", vocab_size=512, whole_words=140),
         features=dict(with_embeddings=True),
         backbone=dict(width=16, num_layers=2, heads=2),
         encoder=dict(num_latents=4, latent_dim=8, width=16, heads=2, num_layers=1),

@@ -95,26 +95,19 @@ AGREEMENTS: Features = {
 }
 
 _GENDERS = {
-    "she": "Anna Clara Emma Grace Helen Ivy Julia Kate Lucy Maria Mia Nora Olive Paula Rosa Sarah "
-    "Tess Vera Wendy Zoe",
-    "he": "Adam Ben Carl David Eric Frank George Hugo Ivan Jack Kevin Leo Max Noah Oscar Peter "
-    "Ralph Simon Tom Victor",
+    "she": "Anna Clara Emma Grace Julia Mia Nora Sarah Vera Wendy",
+    "he": "Adam Ben Carl David Frank Hugo Ivan Leo Oscar Tom",
 }
 _GENDER_OF = {name: gender for gender, names in _GENDERS.items() for name in names.split()}
 _COLOURS = (
-    "black blue bright broken brown cheap dark dusty golden green grey heavy huge muddy painted "
-    "pale pink plain pretty purple red rusty scarlet shiny silver spotted strange striped tiny "
-    "wet white yellow"
+    "black blue broken dusty golden green grey heavy painted plain purple red rusty striped white yellow"
 )
 _OBJECTS = (
-    "ball basket bell blanket boat book boot bottle bucket button candle chair clock coat coin "
-    "cup doll drum flute glove hammer hat key kite lamp lantern letter lock map mirror pencil "
-    "pillow plate ribbon ring rope spoon toy wheel whistle"
+    "bell blanket book bottle button candle chair coat drum flute hat key kite lamp map mirror pillow ring rope wheel"
 )
 _PLACES = (
-    "airport bakery bank barn beach bridge castle cave chapel church cinema circus factory farm "
-    "fountain garden gate harbour hospital hotel inn lake library lighthouse market mill museum "
-    "office orchard palace pier pond quarry river school stable station theatre tower zoo"
+    "airport bakery barn bridge castle cinema circus farm garden harbour library lighthouse market mill museum "
+    "orchard pond station tower zoo"
 )
 
 

@@ -24,7 +24,7 @@ def share(hits: np.ndarray) -> Estimate:
     n, p = len(hits), float(np.mean(hits))
     center = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
-    return Estimate(value=p, low=max(0.0, center - half), high=min(1.0, center + half))
+    return Estimate(value=p, low=min(p, max(0.0, center - half)), high=max(p, min(1.0, center + half)))
 
 
 def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], count: int, *, draws: int = 1000, seed: int = 0) -> Estimate:

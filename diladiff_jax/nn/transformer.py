@@ -69,15 +69,14 @@ class TokenDenoiser(nn.Module):
     zero_head: bool = False
     causal: bool = False
     dropout: float = 0.0
-    embedding_std: float = 0.02  # of tokens and positions at initialization
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
         self.embedding = self.param(
-            "embedding", nn.with_logical_partitioning(nn.initializers.normal(self.embedding_std), ("vocab", "embed")), (self.vocab_size, self.width)
+            "embedding", nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed")), (self.vocab_size, self.width)
         )
         if self.positions == "learned":
-            self.position = Positions(self.length, self.embedding_std)
+            self.position = Positions(self.length)
         if self.adaln:
             self.time = TimeEmbedding(self.adaln, max_period=10_000.0, dtype=self.dtype)
             self.final_modulation = Linear(2 * self.width, (None, "embed"), kernel_init=zeros, dtype=self.dtype)

@@ -113,7 +113,7 @@ def test_samples_are_valid_short_and_in_the_vocabulary():
 
 def test_the_vocabulary_is_small_and_has_one_case_of_each_word():
     words = stories.vocabulary()
-    assert len(words) == 235
+    assert len(words) == 139
     assert len({word.lower() for word in words}) == len(words)
     # "a" goes before a colour, and would have to be "an" before a vowel.
     assert not any(colour[0] in "aeiou" for colour in stories.SLOTS["colour"].words)
@@ -124,7 +124,7 @@ def test_the_mean_negative_log_likelihood_is_the_entropy():
     error = nats.std() / math.sqrt(len(nats))
     assert error < 0.01
     assert abs(nats.mean() - stories.entropy()) < 4 * error  # fails for one seed in 16,000
-    by_hand = 3 * math.log(40) + math.log(39) + math.log(32)  # people, object, place, colour
+    by_hand = 3 * math.log(20) + math.log(19) + math.log(16)  # people, object, place, colour
     by_hand += 2 * math.log(8) + math.log(4) + 3 * math.log(4) + 0.75 * math.log(4)
     assert math.isclose(stories.entropy(), by_hand, rel_tol=1e-12)
 
@@ -141,7 +141,7 @@ def test_every_detail_is_uniform():
     }
     for name in ("found", "two", "colour", "kites", "harbour", "gave", "she"):
         draws[name] = [next(w for w in stories.units(t) if w in words_of[name]) for t in texts]
-    sizes = {"keeper": 40, "pair": 40 * 39 // 2}
+    sizes = {"keeper": 20, "pair": 20 * 19 // 2}
     for name, drawn in draws.items():
         size = sizes.get(name) or len(words_of[name])
         counts = sorted(collections.Counter(drawn).values())
@@ -169,8 +169,8 @@ def test_a_document_depends_on_its_seed_and_index_alone():
     assert len(set(texts)) == 50
     # Pinned, since results are comparable only while this stands.
     assert texts[0] == (
-        "Over at the castle Sarah found one purple lamp. "
-        "She soon passed it to Leo. Now the purple lamp from the castle is with Leo."
+        "Over at the bridge Sarah found one plain kite. "
+        "She soon passed it to Hugo. Now the plain kite from the bridge is with Hugo."
     )
     assert list(stories.documents(0, seed=7)) == []
     with pytest.raises(ValueError, match="-1"):
@@ -269,7 +269,7 @@ def test_independent_words_are_never_a_story():
         report = stories.check(" ".join(words))
         assert report.parses and not report.valid
         agreements.append(report.agreement)
-    assert np.mean(agreements) < 0.25
+    assert np.mean(agreements) < 0.3
 
 
 def test_any_text_is_judged_and_none_raises():
