@@ -60,14 +60,14 @@ def _stories(c: ConfigDict) -> None:
     c.diffusion.d = 1.0  # chosen like the augmentation below: at this width a d of 10 spends its time on noise alone
     for stage in (c.mdlm, c.mdlm_long, c.autoencoder, c.ladiff, c.diladiff):
         stage.batch = 128
-    c.mdlm.steps, c.autoencoder.steps, c.ladiff.steps, c.diladiff.steps = 600, 700, 900, 600
-    c.mdlm_long.steps = c.mdlm.steps + c.autoencoder.steps  # the control: the decoder's whole budget, without a latent
+    c.mdlm.steps, c.autoencoder.steps, c.ladiff.steps, c.diladiff.steps = 600, 650, 650, 400
+    c.mdlm_long.steps = c.autoencoder.steps  # the control: the decoder's whole budget, without a latent
     # The published masks of 0.7 leave a latent of this width no identity.
     c.autoencoder.update(noise=0.3, p_feat=0.3, p_lat=0.4, p_drop=0.5)
-    c.diladiff.tangent_warmup = 200
+    c.diladiff.tangent_warmup = 120
     c.sampling.update(batch=128, decode_steps=8, prior_steps=50, student_steps=5)
-    c.evaluation.update(samples=512, decode_steps=(1, 2, 4, 8, 16, 32, 64), control_steps=(1, 2, 4, 8, 32), bound_draws=16)
-    c.logging.update(metrics_every=50, validate_every=300, validation_batches=4, checkpoint_every=300, samples=2)
+    c.evaluation.update(samples=384, decode_steps=(1, 2, 4, 8, 16, 32, 64), control_steps=(2, 4, 8), bound_draws=8)
+    c.logging.update(metrics_every=50, validate_every=325, validation_batches=4, checkpoint_every=200, samples=2)
 
 
 def _real_text(c: ConfigDict, corpus: str) -> None:
@@ -88,7 +88,7 @@ def _real_text(c: ConfigDict, corpus: str) -> None:
     for stage in (c.mdlm, c.mdlm_long, c.autoencoder, c.ladiff, c.diladiff, c.scorer):
         stage.batch = 64
     c.mdlm.steps, c.autoencoder.steps, c.ladiff.steps, c.diladiff.steps = 1_000, 1_000, 1_200, 500
-    c.mdlm_long.steps = c.mdlm.steps + c.autoencoder.steps
+    c.mdlm_long.steps = c.autoencoder.steps
     c.scorer.steps = 800
     c.autoencoder.update(noise=0.3, p_feat=0.3, p_lat=0.4, p_drop=0.5)
     c.diladiff.tangent_warmup = 150

@@ -19,9 +19,10 @@ STAGES = ("mdlm", "autoencoder", "ladiff", "diladiff")
 """The method, in the order of training."""
 
 BASELINES = ("mdlm_long", "scorer")
-"""Trained beside it where their `steps` is above 0: the budget control, and the autoregressive scorer."""
+"""Trained beside it where their `steps` is above 0: the budget control, which trains the MDLM on for as many steps as the
+autoencoder stage trains its decoder, and the autoregressive scorer."""
 
-PREDECESSOR = {"mdlm": None, "autoencoder": "mdlm", "ladiff": "autoencoder", "diladiff": "ladiff", "mdlm_long": None, "scorer": None}
+PREDECESSOR = {"mdlm": None, "autoencoder": "mdlm", "ladiff": "autoencoder", "diladiff": "ladiff", "mdlm_long": "mdlm", "scorer": None}
 
 MAY_CHANGE = ("mesh", "sampling", "evaluation", "logging")
 """Blocks that a later command on the same workdir may give differently (as it may every `steps`)."""

@@ -19,7 +19,7 @@ from diladiff_jax.objectives.mdlm import MDLM
 
 FROZEN: dict[str, dict[str, tuple[str, ...]]] = {
     "mdlm": {},
-    "mdlm_long": {},
+    "mdlm_long": {"start": ("mdlm",)},
     "scorer": {},
     "autoencoder": {"features": ("mdlm",)},
     "ladiff": {"features": ("mdlm",), "encoder": ("autoencoder", "encoder")},

@@ -173,6 +173,8 @@ def start_from_predecessor(state: TrainState, stage: str, context: Context) -> T
     if stage == "autoencoder":
         decoder = {**params["decoder"], "backbone": context.frozen["features"]}
         params = {**params, "decoder": decoder}
+    elif stage == "mdlm_long":
+        params = context.frozen["start"]
     elif stage == "diladiff":
         params = student_from_teacher(params, context.frozen["teacher"])
     else:
