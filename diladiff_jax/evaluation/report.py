@@ -106,6 +106,9 @@ def summary(results: dict[str, Any]) -> list[str]:
         level = best["metrics"][metric]["value"]
         passing = [r for r in own if better(r["metrics"][metric]["value"], level) == r["metrics"][metric]["value"]]
         name = _STYLE[baseline][0]
+        if metric == "valid" and level == 0:
+            lines.append(f"{name} makes no valid document at any number of steps measured")
+            continue
         if passing:
             fastest = min(passing, key=lambda r: r["seconds"])
             lines.append(
