@@ -60,9 +60,13 @@ class Model:
         """How many parts a batch is cut into."""
         return sharding.batch_devices(self.experiment.mesh)
 
+    def trained_steps(self, stage: str) -> int:
+        """The step of the stage's last checkpoint; 0 if there is none."""
+        return self.experiment.trained_steps(stage)
+
     def has(self, stage: str) -> bool:
         """Whether the stage has a checkpoint here."""
-        return self.experiment.trained_steps(stage) > 0
+        return self.trained_steps(stage) > 0
 
     @functools.cached_property
     def _trained(self) -> dict[str, Any]:
@@ -227,11 +231,15 @@ class Model:
 
     def compiled(self, model: str) -> Any:
         """One jitted program: `(params, key, indices [B], prompt [B, L], controls) -> Sample`, the batch spread over
-        the mesh. Model "given" takes latents `[B, N, D_lat]` before the controls; "noise" decodes a null latent."""
+        the mesh. Model "given" takes latents `[B, N, D_lat]` before the controls; "noise" decodes a null latent; "prior_ddim"
+        is "ladiff" by DDIM whatever the config's sampler."""
         if model not in self._compiled:
             sampler, mesh = self.sampler, self.experiment.mesh
             batch, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-            if model == "given":
+            if model == "prior_ddim":
+                sampler = dataclasses.replace(sampler, prior_method="ddim", prior_self_conditioning="previous")
+                function, extra = functools.partial(sampler.generate, "ladiff"), ()
+            elif model == "given":
                 function, extra = sampler.decode_latents, (batch,)
             else:
                 function, extra = (sampler.decode_noise if model == "noise" else functools.partial(sampler.generate, model)), ()

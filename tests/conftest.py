@@ -8,7 +8,9 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
@@ -60,11 +62,29 @@ def networks(network_settings):
     return build_networks(network_settings, LENGTH, VOCAB)
 
 
-def perturbed(tree, key, scale=0.3):
+def perturbed(tree, seed, scale=0.3):
     """A copy of a parameter tree with noise on every leaf, so that nothing that starts at zero stays there."""
-    leaves, structure = jax.tree.flatten(tree)
-    keys = jax.random.split(key, len(leaves))
-    return jax.tree.unflatten(structure, [x + scale * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)])
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(x + scale * rng.normal(size=x.shape), x.dtype), tree)
+
+
+def random_parameters(module, *inputs, seed=0):
+    """Parameters of the right shapes, none of them zero: kernels by fan-in, gains near 1. Traced only, for compiling an init takes seconds."""
+    shapes = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"])
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        noise = rng.normal(size=leaf.shape)
+        kind = path[-1].key
+        value = noise / np.sqrt(leaf.shape[0]) if kind == "kernel" else (kind == "scale") + 0.3 * noise
+        return jnp.asarray(value, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+@pytest.fixture(scope="session", name="random_parameters")
+def _random_parameters():
+    return random_parameters
 
 
 @pytest.fixture(scope="session")

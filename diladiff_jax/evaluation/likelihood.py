@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -81,21 +83,20 @@ def bound_and_recovery(
     return {"bound_ppl": intervals.ratio_exp(nll, np.ones(n)), "recovery": recovery}
 
 
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _row_nll(network: TokenDenoiser, params: Any, rows: Array, eot_id: int, allowed: Array) -> Array:
+    return next_token_nll(network, params, rows, eot_id, allowed).sum(axis=-1)
+
+
 def generative_perplexity(network: TokenDenoiser, params: object, tokens: np.ndarray, eot_id: int, sampleable: np.ndarray, *, batch: int) -> Estimate:
     """Perplexity of rows `[n, L]` under an autoregressive scorer with the same tokenizer.
 
-    exp of the total negative log-likelihood over the total number of tokens, end-of-text included. Says little
-    without the entropy beside it: repetitive text scores well.
+    exp of the total negative log-likelihood over the total number of tokens, end-of-text included, of the model's own
+    ids: an unusual segmentation of good text counts against it. Says little without the entropy beside it.
     """
-    allowed = jnp.asarray(sampleable)
-
-    @jax.jit
-    def score(rows: Array) -> Array:
-        return next_token_nll(network, params, rows, eot_id, allowed).sum(axis=-1)  # type: ignore[arg-type]
-
-    n, nll = len(tokens), []
+    allowed, n, nll = jnp.asarray(sampleable), len(tokens), []
     batch = min(batch, n)
     for first in range(0, n, batch):
         rows = np.arange(first, first + batch) % n
-        nll.append(jax.device_get(score(jnp.asarray(tokens[rows])))[: min(batch, n - first)])
+        nll.append(jax.device_get(_row_nll(network, params, jnp.asarray(tokens[rows]), eot_id, allowed))[: min(batch, n - first)])
     return intervals.ratio_exp(np.concatenate(nll).astype(np.float64), np.full(n, tokens.shape[1]))

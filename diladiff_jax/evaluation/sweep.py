@@ -18,7 +18,7 @@ from diladiff_jax.evaluation.intervals import Estimate
 Row = dict[str, Any]
 
 CONTROLS = ("prior_few_steps", "true_latent", "null_latent")
-"""The undistilled prior at the student's number of network calls; the decoder given the latents of real text, and given noise."""
+"""The undistilled prior under DDIM at the student's number of network calls; the decoder given the latents of real text, and given noise."""
 
 
 class Trained(Protocol):
@@ -39,6 +39,7 @@ class Trained(Protocol):
     def controls(self, model: str = ..., **settings: Any) -> Any: ...
     def encode(self, texts: Any) -> Any: ...
     def has(self, stage: str) -> bool: ...
+    def trained_steps(self, stage: str) -> int: ...
 
 
 def evaluate(model: Trained, prepared: Prepared, say: Callable[[str], None] = print) -> dict[str, Any]:
@@ -72,10 +73,11 @@ def evaluate(model: Trained, prepared: Prepared, say: Callable[[str], None] = pr
         "prior_steps": config.sampling.prior_steps,
         "student_steps": config.sampling.student_steps,
         "gamma": config.sampling.gamma,
-        "steps": {stage: config[stage].steps for stage in ("mdlm", "mdlm_long", "autoencoder", "ladiff", "diladiff", "scorer")},
+        "trained_steps": {stage: model.trained_steps(stage) for stage in ("mdlm", "mdlm_long", "autoencoder", "ladiff", "diladiff", "scorer")},
         "device": jax.devices()[0].device_kind,
         "devices": model.devices,
-        "precision": "float32 sampling",
+        "compute_dtype": config.compute_dtype,
+        "scored_on": "the model's own tokens, not re-tokenized",
     }
     return {"setting": setting, "rows": rows}
 
@@ -87,21 +89,20 @@ class Draw:
         self._model, self._name, self._held_out = model, name, held_out
         self._key = jax.random.key(seed)
         self._batch = -(-model.config.sampling.batch // model.devices) * model.devices
-        program = {"prior_few_steps": "ladiff", "true_latent": "given", "null_latent": "noise"}.get(name, name)
+        program = {"prior_few_steps": "prior_ddim", "true_latent": "given", "null_latent": "noise"}.get(name, name)
         self._program = model.compiled(program)
-        self._params = {"decoder": model.trained("autoencoder")["decoder"]} if program in ("given", "noise") else model.parameters(program)
+        self._params = {"decoder": model.trained("autoencoder")["decoder"]} if program in ("given", "noise") else model.parameters("ladiff" if program == "prior_ddim" else program)
         self._warm = False
 
     def __call__(self, samples: int, decode_steps: int) -> tuple[np.ndarray, float, int | None]:
         """Tokens `[samples, L]`, the seconds they took without compilation, and the latent steps.
 
-        Seconds are the median batch's times the number of batches, so that one interruption does not count.
+        Seconds are the median batch's, scaled to all samples; with two batches that is their mean.
         """
         model, batch = self._model, self._batch
         few = self._name == "prior_few_steps"
-        # The student calls its network twice a step, the prior's sampler once (twice with "current").
-        calls = 1 if model.config.sampling.prior_self_conditioning != "current" else 2
-        latent_steps = max(1, 2 * model.config.sampling.student_steps // calls) if few else None
+        # The student calls its network twice a step, DDIM with the previous step's self-conditioning once.
+        latent_steps = 2 * model.config.sampling.student_steps if few else None
         controls = model.controls("ladiff" if few else self._name if self._name in model.models else "diladiff", decode_steps=decode_steps, latent_steps=latent_steps)
         prompt = jnp.full((batch, model.length), model.tokenizer.mask_id, jnp.int32)
         parts, seconds = [], []
@@ -109,6 +110,7 @@ class Draw:
             indices = np.arange(first, first + batch)
             extra = (model.encode(self._held_out[indices % len(self._held_out)]),) if self._name == "true_latent" else ()
             arguments = (self._params, self._key, jnp.asarray(indices), prompt, *extra, controls)
+            jax.block_until_ready(extra)
             if not self._warm:
                 jax.block_until_ready(self._program(*arguments))
                 self._warm = True
@@ -154,9 +156,15 @@ def _bounds(model: Trained, held_out: np.ndarray) -> list[tuple[str, dict[str, E
     if model.has("autoencoder"):
         decoder = model.trained("autoencoder")["decoder"]
         found.append(
-            ("autoencoder bound", measure(lambda x_t, z: model.networks.decoder.apply({"params": decoder}, x_t, z), np.asarray(model.encode(held_out))))
+            ("autoencoder bound", measure(lambda x_t, z: model.networks.decoder.apply({"params": decoder}, x_t, z), _encoded(model, held_out)))
         )
     return found
+
+
+def _encoded(model: Trained, rows: np.ndarray) -> np.ndarray:
+    """Latents of rows `[n, L]`, a sampling batch at a time."""
+    size = model.config.sampling.batch
+    return np.concatenate([np.asarray(model.encode(rows[i : i + size])) for i in range(0, len(rows), size)])
 
 
 def _validation(prepared: Prepared, samples: int) -> np.ndarray:

@@ -138,8 +138,9 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, *, stop_
                 window.append(_fetch(*pending, stage))
             pending, done = (step, metrics), step + 1
             last = done == stop
-            if last:
+            if last or done % log.checkpoint_every == 0:  # nothing is saved before it was looked at
                 window.append(_fetch(*pending, stage))
+                pending = None
             if (done % log.metrics_every == 0 or last) and window:
                 means = {name: float(np.mean([m[name] for m in window])) for name in window[0]}
                 window = []
@@ -191,8 +192,9 @@ def _stage_number(stage: str) -> int:
 
 def _fetch(step: int, metrics: dict[str, Array], stage: str) -> dict[str, float]:
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    if not math.isfinite(values["loss"]):
-        raise TrainingError(f"loss of stage {stage} is {values['loss']} at step {step}; the last checkpoint is intact (a lower learning rate may help)")
+    for name in ("loss", "gradient_norm"):
+        if not math.isfinite(values[name]):
+            raise TrainingError(f"{name} of stage {stage} is {values[name]} at step {step}; the last checkpoint is intact (a lower learning rate may help)")
     return values
 
 

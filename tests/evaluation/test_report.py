@@ -64,6 +64,19 @@ def rows(model, values, seconds):
 def test_the_summary_tells_either_way():
     """Speed is at equal quality: the fastest row that reaches MDLM's best; and it says when none does."""
     good = {"setting": {}, "rows": rows("mdlm", (0.0, 0.1, 0.3), (1.0, 2.0, 8.0)) + rows("diladiff", (0.2, 0.4, 0.5), (1.0, 2.0, 8.0))}
-    assert "DiLaDiff reaches 0.400 at 8 steps, 4.0 times as fast" in report.summary(good)[-1]
+    assert "DiLaDiff passes it at 8 steps (0.400), 4.0 times as fast as that" in report.summary(good)[-1]
     bad = {"setting": {}, "rows": rows("mdlm", (0.0, 0.1, 0.6), (1.0, 2.0, 8.0)) + rows("diladiff", (0.2, 0.4, 0.5), (1.0, 2.0, 8.0))}
-    assert "does not reach it (at most 0.500)" in report.summary(bad)[-1]
+    assert "does not clearly pass it (best 0.500)" in report.summary(bad)[-1]
+
+
+def test_the_summary_counts_intervals_and_lengths():
+    """A baseline row within its best one's interval gives the time; steps beyond the length, and entropy alone, claim nothing."""
+    control = rows("mdlm_long", (0.1, 0.28, 0.3), (1.0, 2.0, 8.0))
+    control[1]["metrics"]["valid"]["high"] = 0.31
+    ours = rows("diladiff", (0.2, 0.4, 0.5), (1.0, 2.0, 8.0))
+    assert "not clearly worse at 8" in report.summary({"setting": {}, "rows": control + ours})[-1]
+    assert "1.0 times as fast" in report.summary({"setting": {}, "rows": control + ours})[-1]
+    assert "best at 8 steps" in report.summary({"setting": {"length": 16}, "rows": control + ours})[-1]
+    for row in control + ours:
+        row["metrics"] = {"entropy": row["metrics"]["valid"]}
+    assert report.summary({"setting": {}, "rows": control + ours}) == ["no oracle and no scorer: nothing here measures quality (entropy alone does not)"]

@@ -15,15 +15,15 @@ F = jax.random.normal(jax.random.key(2), (2, 8, 10))
 
 
 @pytest.fixture(scope="module")
-def encoder(perturb):
+def encoder(random_parameters):
     module = LatentEncoder(num_latents=4, latent_dim=6, width=16, heads=2, length=8)
-    fresh = nn.unbox(jax.jit(module.init)(jax.random.key(3), F)["params"])
-    return module, fresh, perturb(fresh, jax.random.key(4))
+    return module, random_parameters(module, F)
 
 
 def test_encoder_latents_are_normalized_float32(encoder):
     """`[B, N, D_lat]`, of unit mean square at initialization (the exit norm), in float32."""
-    module, fresh, _ = encoder
+    module, _ = encoder
+    fresh = nn.unbox(jax.jit(module.init)(jax.random.key(3), F)["params"])
     z = module.apply({"params": fresh}, F)
     assert z.shape == (2, 4, 6) and z.dtype == jnp.float32
     np.testing.assert_allclose((z**2).mean(axis=-1), 1, rtol=1e-2)
@@ -31,7 +31,7 @@ def test_encoder_latents_are_normalized_float32(encoder):
 
 def test_every_latent_reads_every_token_and_its_position(encoder):
     """Each latent changes with each token's features, and with their order; each example alone."""
-    module, _, params = encoder
+    module, params = encoder
     run = jax.jit(lambda f: module.apply({"params": params}, f))
     base = run(F)
     for l in range(8):
@@ -43,7 +43,7 @@ def test_every_latent_reads_every_token_and_its_position(encoder):
 
 def test_without_positions_the_encoder_is_a_function_of_a_set(encoder):
     """With the position table at zero any permutation of the tokens gives the same latents; permuted latent vectors give permuted latents."""
-    module, _, params = encoder
+    module, params = encoder
     params = params | {"position": jax.tree.map(jnp.zeros_like, params["position"])}
     run = lambda p, f: module.apply({"params": p}, f)
     order = jnp.array([3, 0, 7, 1, 2, 6, 5, 4])
@@ -52,12 +52,11 @@ def test_without_positions_the_encoder_is_a_function_of_a_set(encoder):
     np.testing.assert_allclose(run(swapped, F), run(params, F)[:, jnp.array([2, 0, 3, 1])], rtol=1e-3, atol=1e-4)
 
 
-def test_encoder_layer_is_the_stated_attention(perturb):
+def test_encoder_layer_is_the_stated_attention(random_parameters):
     """z + Attn(Q(RMS z); [W_z RMS z; W_f RMS f]) + MLP, head by head in numpy, separate projections for z and f."""
     z, f = np.asarray(jax.random.normal(jax.random.key(5), (3, 16))), np.asarray(F[0])
     module = EncoderLayer(16, 2)
-    p = perturb(nn.unbox(jax.jit(module.init)(jax.random.key(6), z[None], f[None])["params"]), jax.random.key(7))
-    p = jax.tree.map(np.asarray, p)
+    p = jax.tree.map(np.asarray, random_parameters(module, z[None], f[None]))
     rms = lambda x, scale: x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + 1e-5) * scale
     heads = lambda name, x: (x @ p[name]["linear"]["kernel"]).reshape(-1, 2, 8)
     normed = lambda name, x: rms(heads(name, x), p[name]["norm"]["scale"])
@@ -73,10 +72,10 @@ def test_encoder_layer_is_the_stated_attention(perturb):
 
 
 @pytest.mark.parametrize(("cross", "variant"), [((0, 1), {}), ((1,), dict(positions="rotary", norm="layernorm", adaln=8))], ids=["paper", "dit"])
-def test_decoder_starts_as_the_denoiser_exactly(cross, variant, perturb):
+def test_decoder_starts_as_the_denoiser_exactly(cross, variant, perturb, random_parameters):
     """With the denoiser's weights in `backbone` and fresh cross-attention, logits are bitwise the denoiser's, for any latent."""
     backbone = TokenDenoiser(12, 8, 16, 2, 2, **variant)
-    trained = perturb(nn.unbox(jax.jit(backbone.init)(jax.random.key(0), TOKENS)["params"]), jax.random.key(1))
+    trained = random_parameters(backbone, TOKENS)
     decoder = LatentConditionedDecoder(backbone.clone(name=None), 4, cross)
     params = nn.unbox(jax.jit(decoder.init)(jax.random.key(2), TOKENS, Z)["params"])
     assert jax.tree.structure(params["backbone"]) == jax.tree.structure(trained)
@@ -87,7 +86,7 @@ def test_decoder_starts_as_the_denoiser_exactly(cross, variant, perturb):
     for z in (Z, 100 * Z, jnp.zeros_like(Z)):
         np.testing.assert_array_equal(run(params, z), plain)
     # Once the zero maps have moved, the latent is read.
-    params = perturb(params, jax.random.key(3))
+    params = perturb(params, 3)
     assert np.abs(run(params, Z) - run(params, -Z)).max() > 1e-2
     h = decoder.apply({"params": params}, TOKENS, Z, method="hidden")
     np.testing.assert_allclose(decoder.apply({"params": params}, h, method="project"), run(params, Z), rtol=1e-3, atol=1e-4)

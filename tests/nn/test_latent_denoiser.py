@@ -14,21 +14,26 @@ T = jnp.array([0.1, 0.5, 1.0])
 
 
 @pytest.fixture(scope="module")
-def made(perturb):
-    """(module, fresh, perturbed) of teacher and student, three layers."""
+def made(random_parameters):
+    """(module, parameters none of which is zero) of teacher and student, three layers."""
 
     def make(**kw):
         module = LatentDenoiser(6, 16, 3, 2, **kw)
-        fresh = nn.unbox(jax.jit(module.init)(jax.random.key(1), Z, T, C, T)["params"])
-        return module, fresh, perturb(fresh, jax.random.key(2))
+        return module, random_parameters(module, Z, T, C, T)
 
     return {"teacher": make(), "student": make(interval=True), "half": make(dtype=jnp.bfloat16)}
 
 
-def test_starts_at_zero_and_reads_everything(made):
-    """The fresh network predicts 0; the perturbed one depends on z_t, t and the self-conditioning, and every output on every latent."""
-    module, fresh, params = made["teacher"]
-    assert (module.apply({"params": fresh}, Z, T, C) == 0).all()
+@pytest.fixture(scope="module")
+def fresh(made):
+    """The student's parameters as they are initialized."""
+    return nn.unbox(jax.jit(made["student"][0].init)(jax.random.key(1), Z, T, C, T)["params"])
+
+
+def test_starts_at_zero_and_reads_everything(made, fresh):
+    """The fresh network predicts 0; one with no zero parameter depends on z_t, t and the self-conditioning, and every output on every latent."""
+    module, params = made["teacher"]
+    assert (made["student"][0].apply({"params": fresh}, Z, T, C, T) == 0).all()
     run = jax.jit(lambda z, t, c: module.apply({"params": params}, z, t, c))
     base = run(Z, T, C)
     assert base.dtype == jnp.float32
@@ -38,15 +43,15 @@ def test_starts_at_zero_and_reads_everything(made):
 
 def test_no_self_conditioning_is_zeros(made):
     """None equals zeros, and adds exactly nothing (there is no bias on that path)."""
-    module, _, params = made["teacher"]
+    module, params = made["teacher"]
     np.testing.assert_array_equal(module.apply({"params": params}, Z, T), module.apply({"params": params}, Z, T, jnp.zeros_like(Z)))
     assert all("bias" not in params[f"self_{i}"] for i in range(3))
 
 
-def test_interval_embedding_is_exactly_zero_at_initialization(made):
-    """Fresh, the student is the same function for every t - r, the teacher's with the teacher's weights; perturbed, it reads t - r."""
-    module, fresh, params = made["student"]
-    teacher, _, taught = made["teacher"]
+def test_interval_embedding_is_exactly_zero_at_initialization(made, fresh):
+    """Fresh, the student is the same function for every t - r, the teacher's with the teacher's weights; without zeros, it reads t - r."""
+    module, params = made["student"]
+    teacher, taught = made["teacher"]
     student = taught | {"interval_time": fresh["interval_time"]}
     for interval in (None, jnp.zeros(3), T):
         np.testing.assert_array_equal(module.apply({"params": student}, Z, T, C, interval), teacher.apply({"params": taught}, Z, T, C))
@@ -61,21 +66,35 @@ def test_only_the_interval_embedding_is_new(made):
     assert {path[0] for path in names("student") ^ names("teacher")} == {"interval_time"}
 
 
-def test_skips_are_additive_from_the_first_half_to_the_second(made):
-    """With blocks that add nothing, what remains are the skips: 2 or 3 layers (one skip) end on 2 h, 4 layers (two) on 3 h."""
-    for depth, expected in ((2, 2), (3, 2), (4, 3)):
-        module = LatentDenoiser(6, 16, depth, 2)
-        params = nn.unbox(jax.jit(module.init)(jax.random.key(1), Z, T, C)["params"])
-        # Nothing from blocks, times and self-conditioning; the projection in stays.
-        params = {k: v if k in ("in", "final_norm", "out") else jax.tree.map(jnp.zeros_like, v) for k, v in params.items()}
-        _, state = module.apply({"params": params}, Z, T, C, capture_intermediates=lambda m, name: m.name in ("in", "final_norm") or m.name == f"block_{depth - 1}")
-        seen = state["intermediates"]
-        np.testing.assert_allclose(seen[f"block_{depth - 1}"]["__call__"][0], expected * seen["in"]["__call__"][0], rtol=1e-5)
+def test_skips_are_additive_from_the_first_half_to_the_second(random_parameters):
+    """With blocks that add nothing and a constant b_i before each: in four layers the third block gives 2 (h + b_0 + b_1) + b_2, the last 3 h + 3 b_0 + 2 b_1 + b_2 + b_3."""
+    module = LatentDenoiser(6, 16, 4, 2)
+    drawn = random_parameters(module, Z, T, C)
+    # Nothing from blocks, times and self-conditioning; what stays are the projection in and the biases of the times.
+    params = {k: v if k in ("in", "final_norm", "out") else jax.tree.map(jnp.zeros_like, v) for k, v in drawn.items()}
+    b = [drawn[f"time_{i}"]["bias"][None, None] for i in range(4)]
+    for i in range(4):
+        params[f"time_{i}"]["bias"] = drawn[f"time_{i}"]["bias"]
+    watched = ("in", "block_2", "block_3")
+    _, state = module.apply({"params": params}, Z, T, C, capture_intermediates=lambda m, method: m.name in watched)
+    h, third, last = (state["intermediates"][name]["__call__"][0] for name in watched)
+    np.testing.assert_allclose(third, 2 * (h + b[0] + b[1]) + b[2], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(last, 3 * h + 3 * b[0] + 2 * b[1] + b[2] + b[3], rtol=1e-4, atol=1e-5)
+
+
+def test_an_odd_middle_layer_has_no_skip(random_parameters):
+    """In three layers the first alone is pushed and the last alone pops: the same construction ends on 2 h."""
+    module = LatentDenoiser(6, 16, 3, 2)
+    params = {k: v if k in ("in", "final_norm", "out") else jax.tree.map(jnp.zeros_like, v) for k, v in random_parameters(module, Z, T, C).items()}
+    _, state = module.apply({"params": params}, Z, T, C, capture_intermediates=lambda m, method: m.name in ("in", "block_1", "block_2"))
+    h, middle, last = (state["intermediates"][name]["__call__"][0] for name in ("in", "block_1", "block_2"))
+    np.testing.assert_allclose(middle, h, rtol=1e-5)
+    np.testing.assert_allclose(last, 2 * h, rtol=1e-5)
 
 
 def test_examples_do_not_mix(made):
     """Each example's prediction is that of the batch of it alone; vmap over single examples agrees."""
-    module, _, params = made["student"]
+    module, params = made["student"]
     run = lambda z, t, c: module.apply({"params": params}, z, t, c, 0.5 * t)
     whole = jax.jit(run)(Z, T, C)
     np.testing.assert_allclose(run(Z[1:2], T[1:2], C[1:2]), whole[1:2], rtol=1e-4, atol=1e-5)
@@ -85,7 +104,7 @@ def test_examples_do_not_mix(made):
 
 def test_bfloat16_compute_stays_close(made):
     """bf16 compute from the same parameters: mean error below 5% of the output's spread, and float32 out."""
-    module, _, params = made["teacher"]
+    module, params = made["teacher"]
     exact, close = (m.apply({"params": params}, Z, T, C) for m in (module, made["half"][0]))
     assert close.dtype == jnp.float32
     assert 0 < np.abs(exact - close).mean() < 0.05 * exact.std()
@@ -93,7 +112,7 @@ def test_bfloat16_compute_stays_close(made):
 
 def test_tangents_in_time_are_moderate(made):
     """|d output / dt| follows a central difference: the time path is smooth at the scale of a step."""
-    module, _, params = made["student"]
+    module, params = made["student"]
     f = jax.jit(lambda t: module.apply({"params": params}, Z, t, C, t))
     _, tangent = jax.jvp(f, (0.9 * T,), (jnp.ones(3),))
     np.testing.assert_allclose(tangent, (f(0.9 * T + 0.01) - f(0.9 * T - 0.01)) / 0.02, rtol=0.05, atol=0.05)

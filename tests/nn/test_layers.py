@@ -71,6 +71,23 @@ def test_rotary_rotates_complex_pairs():
     np.testing.assert_allclose(layers.rotary(jnp.asarray(x)), np.concatenate([z.real, z.imag], axis=-1), rtol=1e-4, atol=1e-5)
 
 
+def test_self_attention_rotates_queries_and_keys(random_parameters):
+    """Against numpy: RMS norm per head, then both rotated, values not, and the output projection."""
+    x = np.asarray(jax.random.normal(jax.random.key(2), (1, 6, 16)))
+    module = layers.SelfAttention(16, 2, rotary=True)
+    p = jax.tree.map(np.asarray, random_parameters(module, x))
+    heads = lambda name: (x[0] @ p[name]["linear"]["kernel"]).reshape(6, 2, 8)
+
+    def rotated(name):
+        h = heads(name)
+        h = h / np.sqrt((h**2).mean(axis=-1, keepdims=True) + 1e-5) * p[name]["norm"]["scale"]
+        return (h[..., :4] + 1j * h[..., 4:]) * np.exp(1j * np.arange(6)[:, None, None] * 10_000.0 ** (-np.arange(4) / 4))
+
+    scores = np.exp(np.einsum("lhd,mhd->hlm", rotated("query"), rotated("key").conj()).real / np.sqrt(8))
+    y = np.einsum("hlm,mhd->lhd", scores / scores.sum(axis=-1, keepdims=True), heads("value")).reshape(6, 16)
+    np.testing.assert_allclose(module.apply({"params": p}, x)[0], y @ p["out"]["kernel"], rtol=1e-3, atol=1e-4)
+
+
 def test_time_sinusoid_is_slow():
     """Frequencies from max_frequency down to above max_frequency / max_period: the derivative in time is at most max_frequency in every coordinate."""
     t = jnp.linspace(0, 1, 11)

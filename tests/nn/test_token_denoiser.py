@@ -19,16 +19,11 @@ TOKENS = jax.random.randint(jax.random.key(0), (2, 8), 0, 12)
 
 
 @pytest.fixture(scope="module")
-def build(perturb):
-    made = {}
-
+def build(random_parameters):
     def build(name, **kw):
-        """Module, fresh parameters, perturbed parameters (nothing at zero)."""
-        if (name, *kw) not in made:
-            module = TokenDenoiser(12, 8, 16, 2, 2, **VARIANTS[name], **kw)
-            fresh = nn.unbox(jax.jit(module.init)(jax.random.key(1), TOKENS)["params"])
-            made[(name, *kw)] = module, fresh, perturb(fresh, jax.random.key(2))
-        return made[(name, *kw)]
+        """Module, and parameters none of which is zero."""
+        module = TokenDenoiser(12, 8, 16, 2, 2, **VARIANTS[name], **kw)
+        return module, random_parameters(module, TOKENS)
 
     return build
 
@@ -36,7 +31,7 @@ def build(perturb):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_project_after_hidden_is_the_whole(build, name):
     """`project(hidden(x)) == __call__(x)`, also for a chosen subset of positions, and running the blocks in pieces changes nothing."""
-    module, _, params = build(name)
+    module, params = build(name)
     whole = jax.jit(lambda p: module.apply({"params": p}, TOKENS))(params)
     assert whole.shape == (2, 8, 12) and whole.dtype == jnp.float32
     h = module.apply({"params": params}, TOKENS, method="hidden")
@@ -51,7 +46,7 @@ def test_project_after_hidden_is_the_whole(build, name):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_who_sees_whom(build, name):
     """Changing token 4 changes logits at every position, or only from 4 on where the network is causal."""
-    module, _, params = build(name)
+    module, params = build(name)
     run = jax.jit(lambda x: module.apply({"params": params}, x))
     moved = np.abs(run(TOKENS.at[:, 4].set((TOKENS[:, 4] + 1) % 12)) - run(TOKENS)).max(axis=(0, 2))
     seen = np.arange(8) >= 4 if "causal" in name else np.ones(8, bool)
@@ -61,14 +56,15 @@ def test_who_sees_whom(build, name):
 @pytest.mark.parametrize("name", ["paper", "dit"])
 def test_positions_matter(build, name):
     """Reversing the tokens is not reversing the logits: word order is seen."""
-    module, _, params = build(name)
+    module, params = build(name)
     run = lambda x: module.apply({"params": params}, x)
     assert np.abs(run(TOKENS[:, ::-1])[:, ::-1] - run(TOKENS)).max() > 1e-2
 
 
 def test_dit_starts_at_uniform_and_its_blocks_at_the_identity(build):
     """adaLN-zero: blocks add nothing at initialization, and the zero head gives logits 0."""
-    module, fresh, _ = build("dit")
+    module, _ = build("dit")
+    fresh = nn.unbox(jax.jit(module.init)(jax.random.key(1), TOKENS)["params"])
     assert (module.apply({"params": fresh}, TOKENS) == 0).all()
     h = jax.random.normal(jax.random.key(3), (2, 8, 16))
     np.testing.assert_array_equal(module.apply({"params": fresh}, h, 0, 2, method="layers"), h)
@@ -76,7 +72,7 @@ def test_dit_starts_at_uniform_and_its_blocks_at_the_identity(build):
 
 def test_features_hold_the_embeddings_beside_the_states(build):
     """`with_embeddings` appends the table's rows, unchanged."""
-    module, _, params = build("paper")
+    module, params = build("paper")
     f = module.apply({"params": params}, TOKENS, with_embeddings=True, method="features")
     np.testing.assert_allclose(f[..., :16], module.apply({"params": params}, TOKENS, method="hidden"), rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(f[..., 16:], np.asarray(params["embedding"])[TOKENS])
@@ -84,7 +80,7 @@ def test_features_hold_the_embeddings_beside_the_states(build):
 
 def test_tied_head_reads_the_embedding(build):
     """The tied head has no matrix of its own, and its logits are h E^T."""
-    module, _, params = build("tied")
+    module, params = build("tied")
     assert "head" not in params
     h = module.apply({"params": params}, TOKENS, method="hidden")
     np.testing.assert_allclose(module.apply({"params": params}, TOKENS), h @ params["embedding"].T, rtol=1e-3, atol=1e-3)
@@ -93,9 +89,9 @@ def test_tied_head_reads_the_embedding(build):
 @pytest.mark.parametrize("name", ["paper", "dit"])
 def test_bfloat16_compute_stays_close(build, name):
     """Same float32 parameters, bf16 compute: log probabilities within 5% of their spread on average; parameters stay float32."""
-    module, _, params = build(name)
-    half, fresh, _ = build(name, dtype=jnp.bfloat16)
-    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(fresh))
+    module, params = build(name)
+    half, made = build(name, dtype=jnp.bfloat16)
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(made))
     exact = jax.nn.log_softmax(module.apply({"params": params}, TOKENS))
     close = jax.nn.log_softmax(half.apply({"params": params}, TOKENS))
     assert close.dtype == jnp.float32
@@ -104,7 +100,7 @@ def test_bfloat16_compute_stays_close(build, name):
 
 def test_dropout_acts_only_when_asked(build):
     """deterministic=True is a function; False differs by key."""
-    module, _, params = build("paper", dropout=0.5)
+    module, params = build("paper", dropout=0.5)
     run = lambda key: module.apply({"params": params}, TOKENS, deterministic=False, rngs={"dropout": jax.random.key(key)})
     assert np.abs(run(0) - run(1)).max() > 1e-3
     np.testing.assert_array_equal(module.apply({"params": params}, TOKENS), module.apply({"params": params}, TOKENS))

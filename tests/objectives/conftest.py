@@ -1,6 +1,5 @@
 """Frozen networks of the earlier stages, tiny and perturbed, shared by the tests of the latent objectives."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
@@ -26,23 +25,23 @@ def text_encoder(networks):
 
 
 @pytest.fixture(scope="session")
-def context(networks, text_encoder, perturb):
+def context(networks, text_encoder, random_parameters):
     """Parameters of the features, the encoder and the teacher; statistics that standardize this batch."""
+    z = jnp.zeros((1, 4, 6))
+    frozen = {
+        "features": random_parameters(networks.denoiser, TOKENS, seed=1),
+        "encoder": random_parameters(networks.encoder, jnp.zeros((1, 8, 32)), seed=2),
+        "teacher": random_parameters(networks.teacher, z, jnp.zeros(1), z, seed=3),
+    }
 
     @jax.jit
-    def make():
-        frozen = {
-            "features": networks.denoiser.init(jax.random.key(1), TOKENS),
-            "encoder": networks.encoder.init(jax.random.key(2), jnp.zeros((1, 8, 32))),
-            "teacher": networks.teacher.init(jax.random.key(3), jnp.zeros((1, 4, 6)), jnp.zeros(1), jnp.zeros((1, 4, 6))),
-        }
-        frozen = {name: perturb(nn.unbox(p["params"]), jax.random.key(4), 0.2) for name, p in frozen.items()}
+    def statistics(frozen):
         f = text_encoder.features(frozen["features"], TOKENS)
         features = Moments.zeros((32,)).update(f.reshape(-1, 32))
         z = networks.encoder.apply({"params": frozen["encoder"]}, features.standardize(f))
-        return Context(frozen=frozen, statistics={"features": features, "latents": Moments.zeros((4, 6)).update(z)})
+        return {"features": features, "latents": Moments.zeros((4, 6)).update(z)}
 
-    return make()
+    return Context(frozen=frozen, statistics=statistics(frozen))
 
 
 @pytest.fixture(scope="session")

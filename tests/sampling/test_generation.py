@@ -1,35 +1,29 @@
 """Generation as a whole, on tiny random networks."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diladiff_jax.diffusion.gaussian import TangentSchedule
-from diladiff_jax.sampling import pipeline
+from diladiff_jax.diffusion.gaussian import TangentSchedule, velocity_of_clean
+from diladiff_jax.sampling import latent, pipeline
 
 LENGTH, VOCAB, MASK = 8, 12, 10
 
 
 @pytest.fixture(scope="module")
-def made(networks, sampleable, perturb):
+def made(networks, sampleable, random_parameters):
     """A sampler, parameters for it, and its compiled `generate`."""
     tokens, z, t = jnp.zeros((1, LENGTH), jnp.int32), jnp.zeros((1, 4, 6)), jnp.zeros((1,))
-    key = jax.random.key(0)
-
-    @jax.jit
-    def init():
-        params = {
-            "denoiser": networks.denoiser.init(key, tokens),
-            "denoiser_long": networks.denoiser.init(jax.random.key(1), tokens),
-            "decoder": networks.decoder.init(key, tokens, z),
-            "teacher": networks.teacher.init(key, z, t, z),
-            "student": networks.student.init(key, z, t, z, t),
-        }
-        return {name: perturb(nn.unbox(p["params"]), key) for name, p in params.items()}
-
-    params = init()
+    inputs = {
+        "denoiser": (tokens,),
+        "denoiser_long": (tokens,),
+        "decoder": (tokens, z),
+        "teacher": (z, t, z),
+        "student": (z, t, z, t),
+    }
+    modules = {name: getattr(networks, name.removesuffix("_long")) for name in inputs}
+    params = {name: random_parameters(modules[name], *inputs[name], seed=seed) for seed, name in enumerate(inputs)}
     sampler = pipeline.Sampler(networks, TangentSchedule(3.0), MASK, sampleable)
     return sampler, params, jax.jit(sampler.generate, static_argnums=0)
 
@@ -104,6 +98,20 @@ def test_the_students_latents_are_its_own_few_step_law(made, networks):
     start = jax.vmap(lambda k: jax.random.split(k)[0])(keys)
     prior = make(prior_method="ddim", prior_self_conditioning="current")
     np.testing.assert_allclose(z, jax.jit(prior.prior_latents)(params, start, controls), rtol=1e-3, atol=1e-3)
+
+
+def test_the_student_is_told_the_interval(made, networks):
+    """Two jumps by hand, gamma = 0: u from the network's prediction at (z_t, t, t - r), self-conditioned at interval 0."""
+    sampler, params, _ = made
+    keys = jax.random.split(jax.random.key(6), 3)
+    found = jax.jit(sampler.student_latents)(params, keys, CONTROLS._replace(gamma=0.0))
+    predict = jax.jit(lambda *inputs: networks.student.apply({"params": params["student"]}, *inputs))
+    z = latent.normal_per_sample(jax.vmap(lambda k: jax.random.split(k)[0])(keys), (4, 6))
+    for t, r in ((1.0, 0.5), (0.5, 0.0)):
+        t, gap = jnp.full(3, t), jnp.full(3, t - r)
+        clean = predict(z, t, predict(z, t, None, jnp.zeros(3)), gap)
+        z = z - gap[:, None, None] * velocity_of_clean(sampler.schedule, z, clean, t)
+    np.testing.assert_allclose(found, z, rtol=1e-3, atol=1e-3)
 
 
 def test_unknown_model_is_refused(made):
