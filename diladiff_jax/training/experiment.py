@@ -53,18 +53,22 @@ class Experiment:
             gamma_warp=s.gamma_warp,
         )
 
+    def own_directory(self, stage: str) -> pathlib.Path:
+        """`WORKDIR/STAGE/checkpoints`, where this workdir's own training of the stage is saved."""
+        return self.workdir / stage / "checkpoints"
+
     def checkpoint_directory(self, stage: str) -> pathlib.Path:
-        """`WORKDIR/STAGE/checkpoints`, or that of the workdir which this one was started from, where only it has the stage."""
-        own = self.workdir / stage / "checkpoints"
+        """Where the stage is read from: `own_directory`, or that of the workdir which this one was started from, where only it has the stage."""
+        own = self.own_directory(stage)
         if not _last_step(own) and (self.workdir / _SOURCE).exists():
             theirs = pathlib.Path(json.loads((self.workdir / _SOURCE).read_text())["workdir"]) / stage / "checkpoints"
             if _last_step(theirs):
                 return theirs
         return own
 
-    def trained_steps(self, stage: str) -> int:
-        """The step of the stage's last checkpoint; 0 if there is none."""
-        return _last_step(self.checkpoint_directory(stage))
+    def trained_steps(self, stage: str, *, own: bool = False) -> int:
+        """The step of the stage's last checkpoint; 0 if there is none. With `own`, in this workdir alone."""
+        return _last_step(self.own_directory(stage) if own else self.checkpoint_directory(stage))
 
     def restore(self, stage: str) -> Any:
         """The trained parameters of a stage (the average where one is kept), laid out on the mesh.

@@ -64,7 +64,8 @@ def train(
         steps = config[stage].steps
         if not steps:
             raise config_lib.ConfigError(f"config key {stage}.steps is 0; it must be above 0 to train that stage")
-        if experiment.trained_steps(stage) >= steps:
+        # A stage that is asked for by name is trained here, even where the workdir that we start from has it.
+        if experiment.trained_steps(stage, own=len(stages) == 1) >= steps:
             if main:
                 print(f"{stage}: trained already ({steps} steps)", flush=True)
             continue
@@ -113,7 +114,7 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, *, stop_
     # 2. Where it stood, or a start from the predecessor.
     rows = prepared.rows("scorer" if stage == "scorer" else "train")
     batches = Batches(rows, settings.batch, config.seed + _stage_number(stage), jax.process_index(), jax.process_count())
-    checkpoints = Checkpoints(experiment.checkpoint_directory(stage), keep=config.logging.keep_checkpoints)
+    checkpoints = Checkpoints(experiment.own_directory(stage), keep=config.logging.keep_checkpoints)
     if checkpoints.latest_step() is not None:
         state, position = checkpoints.restore(abstract, shardings)
         batches.set_state(position)

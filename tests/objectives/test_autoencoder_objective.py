@@ -65,6 +65,13 @@ def autoencoder(networks, sampleable, context):
     return objective, params, start, jax.jit(objective.loss, static_argnames="train")
 
 
+@pytest.fixture(scope="module")
+def gradient(autoencoder, tokens):
+    """(parameters, context, key) -> ((loss, (metrics, statistics)), gradient), compiled once."""
+    objective = autoencoder[0]
+    return jax.jit(jax.value_and_grad(lambda p, context, key: objective.loss(p, context, tokens, key, 0), has_aux=True))
+
+
 def test_features_are_the_denoisers_states_and_embeddings(autoencoder, networks, tokens):
     """Features of clean text: final states beside embeddings, without gradient into the denoiser."""
     objective, _, start, _ = autoencoder
@@ -123,14 +130,13 @@ def test_embedding_is_frozen_and_groups_are_encoder_and_decoder(autoencoder):
     assert {g for p, g in groups.items() if p[0] == "decoder"} == {"decoder", "frozen"}
 
 
-def test_outer_zero_map_moves_first_then_the_inner_and_the_encoder(autoencoder, tokens):
+def test_outer_zero_map_moves_first_then_the_inner_and_the_encoder(autoencoder, gradient):
     """Plain gradient steps: at step 0 only the outer map of the cross-attention has a gradient; once it has moved the inner one and the encoder follow; all finite."""
-    objective, params, start, _ = autoencoder
-    grad = jax.jit(jax.value_and_grad(lambda p, s, key: objective.loss(p, s, tokens, key, 0), has_aux=True))
+    _, params, start, _ = autoencoder
     tx = optax.sgd(0.3)
     state, norms = tx.init(params), []
     for step in range(4):
-        (_, (_, statistics)), grads = grad(params, start, jax.random.key(step))
+        (_, (_, statistics)), grads = gradient(params, start, jax.random.key(step))
         assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
         cross = grads["decoder"]["cross_0"]
         norms.append([float(jnp.abs(cross[name]["kernel"]).max()) for name in ("zero_out", "zero_in")] + [float(optax.tree.norm(grads["encoder"]))])
@@ -141,21 +147,20 @@ def test_outer_zero_map_moves_first_then_the_inner_and_the_encoder(autoencoder, 
     assert np.min(later) > 0
 
 
-def test_gradient_reaches_nothing_through_the_statistics(autoencoder, tokens):
+def test_gradient_reaches_nothing_through_the_statistics(autoencoder, gradient):
     """The loss's gradient is that with the updated statistics given as constants: standardizing is not differentiated through."""
-    objective, params, start, loss = autoencoder
+    _, params, start, _ = autoencoder
     # Outer maps that pass something, so that the encoder has a gradient.
     cross = params["decoder"]["cross_0"]
     decoder = params["decoder"] | {"cross_0": cross | {"zero_out": jax.tree.map(lambda x: x + jax.random.normal(KEY, x.shape), cross["zero_out"])}}
     params = params | {"decoder": decoder}
-    _, (_, after) = loss(params, start, tokens, jax.random.key(1), 0)
+    (_, (_, after)), moving = gradient(params, start, jax.random.key(1))
 
     class Fixed(Moments):
         def update(self, x, decay=1.0):
             return self
 
     fixed = {name: Fixed(m.weight, m.mean, m.variance) for name, m in after.items()}
-    grads = jax.jit(jax.grad(lambda p, s: objective.loss(p, s, tokens, jax.random.key(1), 0)[0]))
-    moving, still = grads(params, start), grads(params, start.replace(statistics=fixed))
+    _, still = gradient(params, start.replace(statistics=fixed), jax.random.key(1))
     assert optax.tree.norm(still["encoder"]) > 1e-6
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-5), moving["encoder"], still["encoder"])
