@@ -97,7 +97,8 @@ class Experiment:
         Raises:
           CheckpointError: a predecessor is not trained, or cannot be read.
         """
-        needed = {source[0] for source in FROZEN[stage].values()}
+        # The latest stage first, so that the one to train next is the one that is named as missing.
+        needed = sorted({source[0] for source in FROZEN[stage].values()}, key=list(FROZEN).index, reverse=True)
         trained = {earlier: self.restore(earlier) for earlier in needed}
         frozen = {name: take(trained[earlier], path) for name, (earlier, *path) in FROZEN[stage].items()}
         return Context(frozen, self.restore_statistics() if "autoencoder" in needed else {})
