@@ -59,8 +59,8 @@ def test_every_sharding_gives_the_same_loss(trained, stage):
     split = [x for x in jax.tree.leaves(state.params) if not x.sharding.is_fully_replicated]
     moments = [x for x in jax.tree.leaves(state.optimizer) if not x.sharding.is_fully_replicated]
     assert len(split) >= 5 and len(moments) >= len(split)
-    largest = max(jax.tree.leaves(state.params), key=lambda x: x.size)
-    assert largest.addressable_shards[0].data.size * 4 == largest.size
+    quarters = [x for x in split if x.addressable_shards[0].data.size * 4 == x.size]
+    assert quarters  # over fsdp and tensor both
 
 
 def test_microbatches_draw_fresh_keys_and_average():
