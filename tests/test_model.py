@@ -130,7 +130,7 @@ def test_the_ten_lines_of_the_readme_run(trained, monkeypatch):
     monkeypatch.setattr(dl, "load", lambda _: real(trained))
     found: dict = {}
     exec(compile(example, "README.md", "exec"), found)
-    assert len(found["texts"]) == 8 and found["z"].shape == (8, 4, 8)
+    assert len(found["texts"]) == 8 and found["z"].shape == (1, 4, 8) and len(found["filled"].texts) == 1
 
 
 def test_pure_pieces_under_jit_and_vmap(model):
