@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 import diladiff_jax as dl
 from diladiff_jax.data.prepare import load_prepared
 from diladiff_jax.evaluation import report, sweep
