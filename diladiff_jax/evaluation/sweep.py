@@ -108,9 +108,8 @@ class Draw:
         parts, seconds = [], []
         for first in range(0, samples, batch):
             indices = np.arange(first, first + batch)
-            extra = (model.encode(self._held_out[indices % len(self._held_out)]),) if self._name == "true_latent" else ()
+            extra = (np.asarray(model.encode(self._held_out[indices % len(self._held_out)])),) if self._name == "true_latent" else ()
             arguments = (self._params, self._key, jnp.asarray(indices), prompt, *extra, controls)
-            jax.block_until_ready(extra)
             if not self._warm:
                 jax.block_until_ready(self._program(*arguments))
                 self._warm = True
