@@ -276,6 +276,9 @@ def check(config: ConfigDict) -> None:
     one_of("diladiff.teacher_noise", "implied", "drawn")
     for key in ("p_equal", "p_noise", "p_clean", "self_conditioning"):
         need(0 <= config.diladiff[key] <= 1, f"diladiff.{key}", "between 0 and 1")
+    if config.diffusion.schedule == "linear_variance":  # the derivative of its angle is infinite at both ends
+        need(config.diladiff.p_noise == 0, "diladiff.p_noise", "0 when diffusion.schedule is linear_variance")
+        need(config.diladiff.p_clean == 0 or config.diladiff.step_form != "rotation", "diladiff.p_clean", "0 when diffusion.schedule is linear_variance and diladiff.step_form is rotation")
     need(config.diladiff.time_std > 0, "diladiff.time_std", "above 0")
     need(config.diladiff.loss_offset > 0, "diladiff.loss_offset", "above 0")
     need(config.diladiff.tangent_warmup >= 0, "diladiff.tangent_warmup", "0 or more")

@@ -24,7 +24,7 @@ setup_environment() {
     echo "error: $base -m venv failed; install Python's venv module (on Debian: apt install python3-venv)" >&2
     return 1
   fi
-  "$PYTHON" -m pip install --quiet --disable-pip-version-check --upgrade pip || return 1
-  "$PYTHON" -m pip install --quiet --disable-pip-version-check --requirement "$ROOT/requirements.txt" || return 1
+  "$PYTHON" -m pip install --quiet --quiet --disable-pip-version-check --upgrade pip || return 1
+  "$PYTHON" -m pip install --quiet --quiet --disable-pip-version-check --requirement "$ROOT/requirements.txt" || return 1
   echo "$wanted" > "$stamp"
 }

@@ -11,10 +11,14 @@ import jax.numpy as jnp
 Array = jax.Array
 
 
-def stratified_times(key: Array, batch: int) -> Array:
-    """Masking ratios `t_i = 1 - ((u + i/B) mod 1)`, one `u` for the whole global batch: float32 `[B]` in (0, 1]."""
+def stratified_times(key: Array, batch: int, part: Array | int = 0, parts: int = 1) -> Array:
+    """Masking ratios `t_i = 1 - ((u + i/B) mod 1)`, one `u` for the whole global batch: float32 `[B]` in (0, 1].
+
+    With `parts` > 1, those of the `batch` rows `part, part + parts, ...` of a global batch of `parts * batch`.
+    """
     u = jax.random.uniform(key)
-    return 1.0 - jnp.mod(u + jnp.arange(batch, dtype=jnp.float32) / batch, 1.0)
+    row = jnp.arange(batch, dtype=jnp.float32) * parts + part
+    return 1.0 - jnp.mod(u + row / (batch * parts), 1.0)
 
 
 def mask_tokens(key: Array, tokens: Array, t: Array, mask_id: int) -> Array:
@@ -43,11 +47,13 @@ def restrict(logits: Array, sampleable: Array) -> Array:
 
 
 def token_nll(logits: Array, tokens: Array, sampleable: Array) -> tuple[Array, Array]:
-    """`-log p(token)` in nats, and whether the token is the most likely one: logits `[..., V]`, tokens `[...]` -> `[...]`, `[...]`."""
+    """`-log p(token)` in nats, and whether the token is the most likely one (1/n among n equally likely ones): `[..., V]`, `[...]` -> `[...]`, `[...]`."""
     logits = restrict(logits.astype(jnp.float32), sampleable)
     picked = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-    # A maximum and a comparison, for an argmax over the vocabulary is ten times slower on CPUs.
-    return jax.nn.logsumexp(logits, axis=-1) - picked, picked >= jnp.max(logits, axis=-1)
+    # A maximum and a count, for an argmax over the vocabulary is ten times slower on CPUs.
+    top = jnp.max(logits, axis=-1, keepdims=True)
+    right = jnp.where(picked >= top[..., 0], 1.0 / jnp.sum(logits >= top, axis=-1), 0.0)
+    return jax.nn.logsumexp(logits, axis=-1) - picked, right
 
 
 def bound_weight(t: Array) -> Array:

@@ -137,7 +137,7 @@ def summary(results: dict[str, Any]) -> list[str]:
 
 
 def plot(results: dict[str, Any], path: str | os.PathLike[str]) -> None:
-    """The picture: quality against decoding steps and against milliseconds per document."""
+    """The picture: quality against decoding steps and against milliseconds a document; perplexity against entropy beside it."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -145,36 +145,44 @@ def plot(results: dict[str, Any], path: str | os.PathLike[str]) -> None:
 
     metric = quality_metric(results)
     label, scale = _AXES.get(metric, (metric, "linear"))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
+    panels = [("decoding steps", lambda r: r["decode_steps"]), ("milliseconds a document (latent and decoding)", lambda r: 1e3 * r["seconds"] / r["samples"])]
+    if metric == "gen_ppl":  # a low perplexity is worth nothing where the entropy has fallen too
+        panels.append(("entropy (nats, within a sample)", lambda r: r["metrics"]["entropy"]["value"]))
+    figure, axes = plt.subplots(1, len(panels), figsize=(5.5 * len(panels), 4.8), sharey=True, layout="constrained")
 
     def series(name: str) -> list[dict[str, Any]]:
         return [r for r in results["rows"] if r["model"] == name and r["seconds"] is not None and metric in r["metrics"]]
 
     for name, (title, color, marker) in _STYLE.items():
         rows = series(name)
-        if not rows:
-            continue
         values = [r["metrics"][metric]["value"] for r in rows]
-        errors = [[max(0.0, v - r["metrics"][metric]["low"]) for v, r in zip(values, rows, strict=True)], [max(0.0, r["metrics"][metric]["high"] - v) for v, r in zip(values, rows, strict=True)]]
-        for axis, x in ((left, [r["decode_steps"] for r in rows]), (right, [1e3 * r["seconds"] / r["samples"] for r in rows])):
-            axis.errorbar(x, values, yerr=errors, color=color, marker=marker, markersize=5, linewidth=1.8, capsize=2, label=title)
+        below = [max(0.0, v - r["metrics"][metric]["low"]) for v, r in zip(values, rows, strict=True)]
+        above = [max(0.0, r["metrics"][metric]["high"] - v) for v, r in zip(values, rows, strict=True)]
+        for axis, (_, x) in zip(axes, panels, strict=True):
+            if rows:
+                axis.errorbar([x(r) for r in rows], values, yerr=[below, above], color=color, marker=marker, markersize=5, linewidth=1.8, capsize=2, label=title)
     for name, (title, color) in _CONTROLS.items():
         rows = series(name)
-        if rows:
-            left.plot([r["decode_steps"] for r in rows], [r["metrics"][metric]["value"] for r in rows], color=color, linestyle=":", marker=".", linewidth=1.4, label=title)
+        for axis, (_, x) in zip(axes, panels, strict=True):
+            if rows:
+                axis.plot([x(r) for r in rows], [r["metrics"][metric]["value"] for r in rows], color=color, linestyle=":", marker=".", linewidth=1.4, label=title)
     data = [r for r in results["rows"] if r["model"] == "data" and metric in r["metrics"]]
-    for axis, title in ((left, "decoding steps"), (right, "milliseconds per document (latent and decoding)")):
-        axis.set_xscale("log", base=2 if axis is left else 10)
+    for axis, (title, _) in zip(axes, panels, strict=True):
         axis.set_yscale(scale)
         axis.set_xlabel(title)
         axis.grid(alpha=0.25)
         if data:
-            axis.axhline(data[0]["metrics"][metric]["value"], color="black", linewidth=0.8, linestyle="--", label="data" if axis is left else None)
+            axis.axhline(data[0]["metrics"][metric]["value"], color="black", linewidth=0.8, linestyle="--", label="data")
+    axes[0].set_xscale("log", base=2)
+    axes[1].set_xscale("log")
+    if metric == "gen_ppl" and data:
+        axes[2].axvline(data[0]["metrics"]["entropy"]["value"], color="black", linewidth=0.8, linestyle="--")
     ticks = sorted({r["decode_steps"] for r in results["rows"] if r["decode_steps"]})
-    left.set_xticks(ticks, [str(t) for t in ticks])
-    left.set_ylabel(label)
-    left.legend(fontsize=8, frameon=False)
-    corpus, samples = results["rows"][0]["corpus"], max(r["samples"] for r in results["rows"])
+    axes[0].set_xticks(ticks, [str(t) for t in ticks])
+    axes[0].set_ylabel(label)
+    handles, titles = axes[0].get_legend_handles_labels()
+    figure.legend(handles, titles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    corpus, samples = results["rows"][0]["corpus"], max(r["samples"] for r in results["rows"] if r["seconds"] is not None)
     figure.suptitle(f"{corpus}: {samples} samples a point, bars are 95% intervals", fontsize=10)
     figure.savefig(path, dpi=150)
     plt.close(figure)

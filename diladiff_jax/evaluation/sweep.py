@@ -59,12 +59,17 @@ def evaluate(model: Trained, prepared: Prepared, say: Callable[[str], None] = pr
     plan = [(name, settings.decode_steps) for name in model.models]
     if "diladiff" in model.models:
         plan += [(name, settings.control_steps) for name in CONTROLS]
-    for name, steps in plan:
-        draw = Draw(model, name, held_out, settings.seed)
-        for decode_steps in steps:
-            tokens, seconds, latent_steps = draw(settings.samples, decode_steps)
-            s = config.sampling
-            add(_row(name, len(tokens), latent_steps, decode_steps, s.temperature, s.top_p, seconds, tokens.size / seconds, measure(tokens)))
+    # Batch by batch through all rows, so that whatever else the machine does falls on all of them alike.
+    draws = [Draw(model, name, held_out, settings.seed, n) for name, steps in plan for n in steps]
+    rounds = -(-settings.samples // Draw.batch_of(model))
+    for i in range(rounds):
+        for draw in draws:
+            draw()
+        say(f"drawn: {min((i + 1) * Draw.batch_of(model), settings.samples)} of {settings.samples} samples a row")
+    s = config.sampling
+    for draw in draws:
+        tokens, seconds = draw.result(settings.samples)
+        add(_row(draw.name, len(tokens), draw.latent_steps, draw.decode_steps, s.temperature, s.top_p, seconds, tokens.size / seconds, measure(tokens)))
     setting = {
         "seed": settings.seed,
         "length": config.data.length,
@@ -77,47 +82,53 @@ def evaluate(model: Trained, prepared: Prepared, say: Callable[[str], None] = pr
         "device": jax.devices()[0].device_kind,
         "devices": model.devices,
         "compute_dtype": config.compute_dtype,
-        "scored_on": "the model's own tokens, not re-tokenized",
+        "scored_on": "text tokenized anew, at most `length` tokens a row",
     }
     return {"setting": setting, "rows": rows}
 
 
 class Draw:
-    """Draws samples of one model or control, a batch at a time, by one compiled program."""
+    """One row of the sweep: samples of one model or control at one number of decoding steps, a batch a call."""
 
-    def __init__(self, model: Trained, name: str, held_out: np.ndarray, seed: int) -> None:
-        self._model, self._name, self._held_out = model, name, held_out
+    def __init__(self, model: Trained, name: str, held_out: np.ndarray, seed: int, decode_steps: int) -> None:
+        self.name, self.decode_steps = name, decode_steps
+        self._model, self._held_out = model, held_out
         self._key = jax.random.key(seed)
-        self._batch = -(-model.config.sampling.batch // model.devices) * model.devices
+        self._batch = self.batch_of(model)
         program = {"prior_few_steps": "prior_ddim", "true_latent": "given", "null_latent": "noise"}.get(name, name)
         self._program = model.compiled(program)
         self._params = {"decoder": model.trained("autoencoder")["decoder"]} if program in ("given", "noise") else model.parameters("ladiff" if program == "prior_ddim" else program)
-        self._warm = False
-
-    def __call__(self, samples: int, decode_steps: int) -> tuple[np.ndarray, float, int | None]:
-        """Tokens `[samples, L]`, the seconds they took without compilation, and the latent steps.
-
-        Seconds are the median batch's, scaled to all samples; with two batches that is their mean.
-        """
-        model, batch = self._model, self._batch
-        few = self._name == "prior_few_steps"
+        few = name == "prior_few_steps"
         # The student calls its network twice a step, DDIM with the previous step's self-conditioning once.
         latent_steps = 2 * model.config.sampling.student_steps if few else None
-        controls = model.controls("ladiff" if few else self._name if self._name in model.models else "diladiff", decode_steps=decode_steps, latent_steps=latent_steps)
-        prompt = jnp.full((batch, model.length), model.tokenizer.mask_id, jnp.int32)
-        parts, seconds = [], []
-        for first in range(0, samples, batch):
-            indices = np.arange(first, first + batch)
-            extra = (np.asarray(model.encode(self._held_out[indices % len(self._held_out)])),) if self._name == "true_latent" else ()
-            arguments = (self._params, self._key, jnp.asarray(indices), prompt, *extra, controls)
-            if not self._warm:
-                jax.block_until_ready(self._program(*arguments))
-                self._warm = True
-            began = time.perf_counter()
-            parts.append(np.asarray(self._program(*arguments).tokens))
-            seconds.append(time.perf_counter() - began)
-        used = int(controls.latent_steps) if self._name in ("ladiff", "diladiff", "prior_few_steps") else None
-        return np.concatenate(parts)[:samples], float(np.median(seconds)) * samples / batch, used
+        sampled_like = "ladiff" if few else name if name in model.models else "diladiff"
+        self._controls = model.controls(sampled_like, decode_steps=decode_steps, latent_steps=latent_steps)
+        self.latent_steps = int(self._controls.latent_steps) if name in ("ladiff", "diladiff", "prior_few_steps") else None
+        self._parts: list[np.ndarray] = []
+        self._seconds: list[float] = []
+
+    @staticmethod
+    def batch_of(model: Trained) -> int:
+        """The sampling batch, rounded up to what the devices divide."""
+        return -(-model.config.sampling.batch // model.devices) * model.devices
+
+    def __call__(self) -> None:
+        """Draws the next batch and times it; the first one compiles before it is timed."""
+        model, first = self._model, len(self._parts) * self._batch
+        indices = np.arange(first, first + self._batch)
+        extra = (np.asarray(model.encode(self._held_out[indices % len(self._held_out)])),) if self.name == "true_latent" else ()
+        prompt = jnp.full((self._batch, model.length), model.tokenizer.mask_id, jnp.int32)
+        arguments = (self._params, self._key, jnp.asarray(indices), prompt, *extra, self._controls)
+        if not self._parts:  # with one step of each kind: the numbers of steps are not compiled in
+            quick = self._controls._replace(decode_steps=jnp.int32(1), latent_steps=jnp.int32(1))
+            jax.block_until_ready(self._program(*arguments[:-1], quick))
+        began = time.perf_counter()
+        self._parts.append(np.asarray(self._program(*arguments).tokens))
+        self._seconds.append(time.perf_counter() - began)
+
+    def result(self, samples: int) -> tuple[np.ndarray, float]:
+        """Tokens `[samples, L]`, and the seconds they took without compilation: the median batch's, scaled."""
+        return np.concatenate(self._parts)[:samples], float(np.median(self._seconds)) * samples / self._batch
 
 
 def _measures(model: Trained, corpus: str) -> Callable[[np.ndarray], dict[str, Estimate]]:
@@ -130,7 +141,7 @@ def _measures(model: Trained, corpus: str) -> Callable[[np.ndarray], dict[str, E
         if model.has("scorer"):
             scorer = model.networks.scorer
             found["gen_ppl"] = likelihood.generative_perplexity(
-                scorer, model.trained("scorer"), tokens, tokenizer.eot_id, tokenizer.sampleable, batch=model.config.sampling.batch
+                scorer, model.trained("scorer"), likelihood.retokenize(tokens, tokenizer), tokenizer.eot_id, tokenizer.sampleable, batch=model.config.sampling.batch
             )
         return found | text.token_measures(tokens, tokenizer.eot_id)
 
@@ -142,21 +153,19 @@ def _bounds(model: Trained, held_out: np.ndarray) -> list[tuple[str, dict[str, E
     settings, tokenizer = model.config.evaluation, model.tokenizer
     found = []
 
-    def measure(logits_of: Any, condition: np.ndarray | None = None) -> dict[str, Estimate]:
+    def measure(logits_of: Any, params: Any, condition: np.ndarray | None = None) -> dict[str, Estimate]:
         return likelihood.bound_and_recovery(
-            logits_of, held_out, jax.random.key(settings.seed), tokenizer.mask_id, tokenizer.sampleable,
+            logits_of, params, held_out, jax.random.key(settings.seed), tokenizer.mask_id, tokenizer.eot_id, tokenizer.sampleable,
             condition=condition, draws=settings.bound_draws, batch=model.config.sampling.batch,
         )
 
+    denoiser, decoder = model.networks.denoiser, model.networks.decoder
     for stage in ("mdlm", "mdlm_long"):
         if model.has(stage):
-            params = model.trained(stage)
-            found.append((f"{stage} bound", measure(lambda x_t, _, params=params: model.networks.denoiser.apply({"params": params}, x_t))))
+            found.append((f"{stage} bound", measure(lambda params, x_t, _: denoiser.apply({"params": params}, x_t), model.trained(stage))))
     if model.has("autoencoder"):
-        decoder = model.trained("autoencoder")["decoder"]
-        found.append(
-            ("autoencoder bound", measure(lambda x_t, z: model.networks.decoder.apply({"params": decoder}, x_t, z), _encoded(model, held_out)))
-        )
+        decode = lambda params, x_t, z: decoder.apply({"params": params}, x_t, z)  # noqa: E731
+        found.append(("autoencoder bound", measure(decode, model.trained("autoencoder")["decoder"], _encoded(model, held_out))))
     return found
 
 

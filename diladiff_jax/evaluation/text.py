@@ -47,7 +47,7 @@ def first_documents(tokens: np.ndarray, tokenizer: Tokenizer) -> list[str]:
 
 
 def oracle_measures(texts: Sequence[str]) -> dict[str, Estimate]:
-    """The stories oracle: shares that are fully valid, that parse, of agreements kept; exact NLL of the valid ones; distinct ones among them.
+    """The stories oracle: shares that are fully valid, that parse, of agreements kept; exact NLL of the valid ones; of them, the share not seen earlier among them.
 
     `exact_nll` in nats per document is over valid texts only (all others have probability zero) and is left
     out where there are none; the data's own mean is `stories.entropy()`.
@@ -61,5 +61,5 @@ def oracle_measures(texts: Sequence[str]) -> dict[str, Estimate]:
     }
     if valid:
         measures["exact_nll"] = intervals.mean(np.array([-stories.log_likelihood(text) for text in valid]))
-        measures["distinct"] = Estimate(value=len(set(valid)) / len(valid), low=len(set(valid)) / len(valid), high=len(set(valid)) / len(valid))
+        measures["distinct"] = intervals.share(np.isin(np.arange(len(valid)), np.unique(valid, return_index=True)[1]))
     return measures

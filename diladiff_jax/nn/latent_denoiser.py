@@ -36,9 +36,7 @@ class LatentDenoiser(nn.Module):
     @nn.compact
     def __call__(self, z_t: Array, t: Array, self_condition: Array | None = None, interval: Array | None = None) -> Array:
         def embedding(name: str, zero_init: bool = False) -> TimeEmbedding:
-            return TimeEmbedding(
-                self.width, max_frequency=self.max_frequency, max_period=self.max_period, zero_init=zero_init, dtype=self.dtype, name=name
-            )
+            return TimeEmbedding(self.width, max_frequency=self.max_frequency, max_period=self.max_period, zero_init=zero_init, name=name)
 
         time = embedding("time")(t)
         if self.interval:
@@ -54,7 +52,7 @@ class LatentDenoiser(nn.Module):
         for i in range(self.num_layers):
             if i >= self.num_layers - half:
                 h = h + skips.pop()
-            h = h + Linear(self.width, (None, "embed"), dtype=self.dtype, name=f"time_{i}")(time)[:, None, :]
+            h = h + Linear(self.width, (None, "embed"), name=f"time_{i}")(time)[:, None, :].astype(self.dtype)
             h = h + Linear(self.width, ("latent", "embed"), use_bias=False, dtype=self.dtype, name=f"self_{i}")(self_condition)
             h = Block(
                 self.width, self.heads, self.mlp_ratio, "swiglu", qk_norm=True, rotary=True, dtype=self.dtype, name=f"block_{i}"

@@ -174,18 +174,17 @@ def sinusoid(value: Array, features: int, max_frequency: float = 1.0, max_period
 
 
 class TimeEmbedding(nn.Module):
-    """A scalar per example `[B]` -> sinusoid -> two-layer MLP -> `[B, width]`."""
+    """A scalar per example `[B]` -> sinusoid -> two-layer MLP -> `[B, width]`, in float32: close times must stay apart."""
 
     width: int
     features: int = 256
     max_frequency: float = 1.0
     max_period: float = 10.0
     zero_init: bool = False
-    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, value: Array) -> Array:
         h = sinusoid(value, self.features, self.max_frequency, self.max_period)
-        h = nn.silu(Linear(self.width, (None, "embed"), dtype=self.dtype, name="in")(h))
+        h = nn.silu(Linear(self.width, (None, "embed"), name="in")(h))
         init = zeros if self.zero_init else default_init
-        return Linear(self.width, ("embed", None), kernel_init=init, dtype=self.dtype, name="out")(h)
+        return Linear(self.width, ("embed", None), kernel_init=init, name="out")(h)

@@ -78,7 +78,7 @@ class TokenDenoiser(nn.Module):
         if self.positions == "learned":
             self.position = Positions(self.length)
         if self.adaln:
-            self.time = TimeEmbedding(self.adaln, max_period=10_000.0, dtype=self.dtype)
+            self.time = TimeEmbedding(self.adaln, max_period=10_000.0)
             self.final_modulation = Linear(2 * self.width, (None, "embed"), kernel_init=zeros, dtype=self.dtype)
         self.blocks = [
             Block(

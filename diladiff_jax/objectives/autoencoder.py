@@ -11,7 +11,7 @@ import numpy as np
 
 from diladiff_jax.diffusion import masking
 from diladiff_jax.nn.autoencoder import LatentConditionedDecoder, LatentEncoder
-from diladiff_jax.objectives.base import Context, Metrics, Params
+from diladiff_jax.objectives.base import WHOLE, Context, Metrics, Params, Part
 from diladiff_jax.objectives.encoding import FeatureExtractor
 from diladiff_jax.objectives.mdlm import masked_loss
 from diladiff_jax.objectives.statistics import Moments
@@ -83,9 +83,10 @@ class Autoencoder:
         }
 
     def loss(
-        self, params: Params, context: Context, tokens: Array, key: Array, step: Array, *, train: bool = True
+        self, params: Params, context: Context, tokens: Array, key: Array, step: Array, *, train: bool = True, part: Part = WHOLE
     ) -> tuple[Array, tuple[Metrics, dict[str, Any]]]:
-        keys = jax.random.split(key, 6)
+        time_key, key = jax.random.split(key)
+        keys = jax.random.split(jax.random.fold_in(key, part.index), 5)
         # 1. Features of the clean text, standardized per coordinate over tokens.
         f = self.features(context.frozen["features"], tokens)
         moments = dict(context.statistics)
@@ -97,21 +98,23 @@ class Autoencoder:
         # 2. The latent, standardized per (index, coordinate).
         z = self.encoder.apply({"params": params["encoder"]}, f, deterministic=not train, rngs={"dropout": keys[1]})
         if train:
-            moments["latents"] = moments["latents"].update(z, self.statistics_decay)
+            moments["latents"] = moments["latents"].update(z, self.statistics_decay ** (1 / part.of))
         z = moments["latents"].standardize(z)
         clean = z
         if train:
             z = augment_latents(keys[2], z, p_lat=self.p_lat, p_drop=self.p_drop)
         # 3. Decode the partly masked text given the latent.
-        t = masking.stratified_times(keys[3], tokens.shape[0])
-        x_t = masking.mask_tokens(keys[4], tokens, t, self.mask_id)
+        t = masking.stratified_times(time_key, tokens.shape[0], *part)
+        x_t = masking.mask_tokens(keys[3], tokens, t, self.mask_id)
         sampleable = jnp.asarray(self.sampleable)
-        logits = self.decoder.apply({"params": params["decoder"]}, x_t, z, deterministic=not train, rngs={"dropout": keys[5]})
+        logits = self.decoder.apply({"params": params["decoder"]}, x_t, z, deterministic=not train, rngs={"dropout": keys[4]})
         loss, metrics = masked_loss(logits, tokens, x_t, t, self.mask_id, sampleable, self.weighting)
         if not train:  # dead latents show here, with every token masked, and not in the loss
             blank = jnp.full_like(tokens, self.mask_id)
             logits = self.decoder.apply({"params": params["decoder"]}, blank, clean)
             metrics["one_step_recovery"] = masking.token_nll(logits, tokens, sampleable)[1].mean()
+            # The statistics are of augmented text, the prior's data of clean text: 1 says that they agree.
+            metrics["clean_latent_rms"] = jnp.sqrt(jnp.square(clean).mean())
         return loss, (metrics, moments)
 
     def group(self, path: tuple[str, ...]) -> str:

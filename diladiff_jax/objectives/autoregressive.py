@@ -11,7 +11,7 @@ import numpy as np
 
 from diladiff_jax.diffusion.masking import token_nll
 from diladiff_jax.nn.transformer import TokenDenoiser
-from diladiff_jax.objectives.base import Context, Metrics, Params
+from diladiff_jax.objectives.base import WHOLE, Context, Metrics, Params, Part
 
 Array = jax.Array
 
@@ -34,10 +34,11 @@ class Autoregressive:
         return self.network.init(key, jnp.zeros((1, self.network.length), jnp.int32))["params"]
 
     def loss(
-        self, params: Params, context: Context, tokens: Array, key: Array, step: Array, *, train: bool = True
+        self, params: Params, context: Context, tokens: Array, key: Array, step: Array, *, train: bool = True, part: Part = WHOLE
     ) -> tuple[Array, tuple[Metrics, dict[str, Any]]]:
+        rngs = {"dropout": jax.random.fold_in(key, part.index)}
         nll = next_token_nll(
-            self.network, params, tokens, self.eot_id, jnp.asarray(self.sampleable), deterministic=not train, rngs={"dropout": key}
+            self.network, params, tokens, self.eot_id, jnp.asarray(self.sampleable), deterministic=not train, rngs=rngs
         )
         loss = nll.mean()
         return loss, ({"perplexity": jnp.exp(loss)}, context.statistics)

@@ -8,7 +8,7 @@ and `group(path)`, which names the optimizer group of a parameter. One train loo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import flax.struct
 import jax
@@ -25,6 +25,21 @@ class Context(flax.struct.PyTreeNode):
     statistics: dict[str, Any] = flax.struct.field(default_factory=dict)
 
 
+class Part(NamedTuple):
+    """Which microbatch of an update this is: `index` of `of`, its rows being every `of`-th row of the global batch.
+
+    Draws of the microbatch come from `fold_in(key, index)`; only what belongs to the global batch, the offset of
+    its stratified times, comes from the update's key itself.
+    """
+
+    index: Array | int = 0
+    of: int = 1
+
+
+WHOLE = Part()
+"""The whole batch at once."""
+
+
 class Objective(Protocol):
     """One training stage."""
 
@@ -33,9 +48,12 @@ class Objective(Protocol):
         ...
 
     def loss(
-        self, params: Params, context: Context, tokens: Array, key: Array, step: Array, *, train: bool = True
+        self, params: Params, context: Context, tokens: Array, key: Array, step: Array, *, train: bool = True, part: Part = WHOLE
     ) -> tuple[Array, tuple[Metrics, dict[str, Any]]]:
-        """tokens int32 `[B, L]` -> scalar loss, metrics, and the statistics to carry on."""
+        """tokens int32 `[B, L]` -> scalar loss, metrics, and the statistics to carry on.
+
+        `key` is the update's, the same for all its microbatches; see `Part`.
+        """
         ...
 
     def group(self, path: tuple[str, ...]) -> str:

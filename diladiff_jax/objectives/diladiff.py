@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from diladiff_jax.diffusion import gaussian, meanflow
 from diladiff_jax.nn.latent_denoiser import LatentDenoiser
-from diladiff_jax.objectives.base import Context, Metrics, Params
+from diladiff_jax.objectives.base import WHOLE, Context, Metrics, Params, Part
 from diladiff_jax.objectives.encoding import TextEncoder
 from diladiff_jax.objectives.ladiff import init_latent_denoiser
 
@@ -35,13 +35,15 @@ def average_velocity(
     `step_form` "velocity": u is that prediction's velocity at t (the paper's start: the teacher's velocity for
     every r). "rotation": u leads to r along the rotation, so the start is the teacher's DDIM step.
     """
-    z = network.apply({"params": params}, z_t, t, self_condition, t - r)
+    with jax.default_matmul_precision("float32"):
+        z = network.apply({"params": params}, z_t, t, self_condition, t - r)
     return meanflow.STEP_FORMS[step_form](schedule, z_t, z, t, r)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DiLaDiff:
-    """MeanFlow distillation. Everything in float32, student and tangents; attention in its plain form."""
+    """MeanFlow distillation. The student and its tangents are float32 to the last product (accelerators round the
+    factors of float32 products by default); attention in its plain form. The frozen networks compute as they were trained."""
 
     text_encoder: TextEncoder
     teacher: LatentDenoiser
@@ -62,9 +64,9 @@ class DiLaDiff:
         return init_latent_denoiser(self.network, self.text_encoder.encoder.num_latents, key)
 
     def loss(
-        self, params: Params, context: Context, tokens: Array, key: Array, step: Array, *, train: bool = True
+        self, params: Params, context: Context, tokens: Array, key: Array, step: Array, *, train: bool = True, part: Part = WHOLE
     ) -> tuple[Array, tuple[Metrics, dict[str, Any]]]:
-        time_key, noise_key, half_key = jax.random.split(key, 3)
+        time_key, noise_key, half_key = jax.random.split(jax.random.fold_in(key, part.index), 3)
         z = self.text_encoder(context.frozen, context.statistics, tokens)
         # 1. A noisy latent and two times.
         t, r = meanflow.sample_times(
@@ -85,7 +87,8 @@ class DiLaDiff:
         v = jax.lax.stop_gradient(v)
 
         # 3. The student's self-conditioning, Phi(u(z_t, t, t), t): at r = t that is the network's own prediction.
-        own = self.network.apply({"params": params}, z_t, t, None, jnp.zeros_like(t))
+        with jax.default_matmul_precision("float32"):
+            own = self.network.apply({"params": params}, z_t, t, None, jnp.zeros_like(t))
         chosen = jax.random.bernoulli(half_key, self.self_conditioning, (z.shape[0], 1, 1))
         self_condition = jax.lax.stop_gradient(jnp.where(chosen, own, 0.0))
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from diladiff_jax.diffusion import masking
 from diladiff_jax.nn.transformer import TokenDenoiser
-from diladiff_jax.objectives.base import Context, Metrics, Params
+from diladiff_jax.objectives.base import WHOLE, Context, Metrics, Params, Part
 
 Array = jax.Array
 
@@ -44,10 +44,11 @@ class MDLM:
         return self.denoiser.init(key, jnp.zeros((1, self.denoiser.length), jnp.int32))["params"]
 
     def loss(
-        self, params: Params, context: Context, tokens: Array, key: Array, step: Array, *, train: bool = True
+        self, params: Params, context: Context, tokens: Array, key: Array, step: Array, *, train: bool = True, part: Part = WHOLE
     ) -> tuple[Array, tuple[Metrics, dict[str, Any]]]:
-        time_key, mask_key, dropout_key = jax.random.split(key, 3)
-        t = masking.stratified_times(time_key, tokens.shape[0])
+        time_key, key = jax.random.split(key)
+        mask_key, dropout_key = jax.random.split(jax.random.fold_in(key, part.index))
+        t = masking.stratified_times(time_key, tokens.shape[0], *part)
         x_t = masking.mask_tokens(mask_key, tokens, t, self.mask_id)
         logits = self.denoiser.apply({"params": params}, x_t, deterministic=not train, rngs={"dropout": dropout_key})
         loss, metrics = masked_loss(logits, tokens, x_t, t, self.mask_id, jnp.asarray(self.sampleable), self.weighting)

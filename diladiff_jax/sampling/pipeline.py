@@ -75,10 +75,11 @@ class Sampler:
             z = self.networks.student.apply({"params": params["student"]}, z_t, t, self_condition, t - r)
             return meanflow.STEP_FORMS[self.step_form](self.schedule, z_t, z, t, r)
 
-        return latent.few_step(
-            average_velocity, clean, self.schedule, keys, self.networks.latent_shape, controls.latent_steps,
-            gamma=controls.gamma, warp=self.gamma_warp,
-        )
+        with jax.default_matmul_precision("float32"):  # as it was trained
+            return latent.few_step(
+                average_velocity, clean, self.schedule, keys, self.networks.latent_shape, controls.latent_steps,
+                gamma=controls.gamma, warp=self.gamma_warp,
+            )
 
     def decode(self, params: Mapping[str, Any], keys: Array, prompt: Array, latents: Array | None, controls: Controls, denoiser: str = "denoiser") -> Sample:
         """Fills the masked positions of `prompt [B, L]`: by the decoder given latents, else by the plain denoiser named."""

@@ -100,7 +100,8 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, *, stop_
         raise config_lib.ConfigError(f"config key {stage}.batch is {settings.batch}; it must be a multiple of data x fsdp devices x accumulate = {parts}")
 
     # 1. Shapes first, then shardings, then arrays born in place.
-    key = jax.random.fold_in(jax.random.key(config.seed), _stage_number(stage))
+    stage_key = jax.random.fold_in(jax.random.key(config.seed), _stage_number(stage))
+    key, validation_key, preview_key = jax.random.split(stage_key, 3)
 
     def fresh(key: Array) -> TrainState:
         return init_state(objective, tx, key, ema=settings.ema > 0)
@@ -109,7 +110,6 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, *, stop_
     shardings, abstract = state_shardings(boxed, mesh), nn.unbox(boxed)
     shardings = nn.unbox(shardings)
     context = experiment.context(stage)
-    progress_key = jax.random.fold_in(key, 1)
 
     # 2. Where it stood, or a start from the predecessor.
     rows = prepared.rows("scorer" if stage == "scorer" else "train")
@@ -151,12 +151,12 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, *, stop_
             else:
                 progress.advance(done, {})
             if done % log.validate_every == 0 or last:
-                values = _mean_metrics(validate, state, context, validation(), progress_key)
+                values = _mean_metrics(validate, state, context, validation(), validation_key)
                 if writer:
                     writer.write(done, values, "validation")
                 progress.say(f"{stage} {done}: validation " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()))
                 if preview is not None:
-                    for text in preview(state, jax.random.fold_in(progress_key, 2)):
+                    for text in preview(state, preview_key):
                         progress.say(f"  | {text}")
             if done % log.checkpoint_every == 0 or last:
                 checkpoints.save(state, batches.get_state())

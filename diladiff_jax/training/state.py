@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from diladiff_jax.objectives.base import Context, Metrics, Objective
+from diladiff_jax.objectives.base import Context, Metrics, Objective, Part
 from diladiff_jax.training import sharding
+from diladiff_jax.training.optimizer import path_names
 
 Array = jax.Array
 
@@ -36,7 +37,8 @@ class TrainState(flax.struct.PyTreeNode):
 
 def init_state(objective: Objective, tx: optax.GradientTransformation, key: Array, *, ema: bool) -> TrainState:
     """Fresh state with parameters still boxed in their logical axis names; meant to be traced."""
-    params = objective.init(jax.random.fold_in(key, 0))
+    init_key, key = jax.random.split(key)
+    params = objective.init(init_key)
     plain = nn.unbox(params)
     statistics = objective.init_statistics() if hasattr(objective, "init_statistics") else {}
     # `+ 0`: the average must own its buffers, for the state is donated.
@@ -70,24 +72,24 @@ def make_train_step(
 
     An objective with statistics of its own keeps them in the state; the others read the context's.
 
-    With `accumulate` > 1 the batch is cut into that many microbatches, each with a key of its own; gradients
-    and metrics are their means.
+    With `accumulate` > 1 the batch is cut into that many microbatches, each with draws of its own; gradients
+    and metrics are their means. `gradient_norm` is that of what is trained, before clipping.
     """
 
     def train_step(state: TrainState, context: Context, tokens: Array) -> tuple[TrainState, Metrics]:
         own = bool(state.statistics)
 
-        def gradients(statistics: Any, tokens: Array, key: Array) -> Any:
+        def gradients(statistics: Any, tokens: Array, part: Part) -> Any:
             def loss(params: Any) -> Any:
                 read = context.replace(statistics=statistics) if own else context
-                return objective.loss(params, read, tokens, key, state.step, train=True)
+                return objective.loss(params, read, tokens, key, state.step, train=True, part=part)
 
             (value, (metrics, statistics)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
             return grads, {"loss": value, **metrics}, statistics if own else {}
 
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         if accumulate == 1:
-            grads, metrics, statistics = gradients(state.statistics, tokens, key)
+            grads, metrics, statistics = gradients(state.statistics, tokens, Part())
         else:
             # Every accumulate-th row, so that each microbatch stays spread over all devices.
             micro = tokens.reshape(-1, accumulate, tokens.shape[1]).swapaxes(0, 1)
@@ -95,14 +97,17 @@ def make_train_step(
             def body(carry: Any, item: Any) -> Any:
                 total, statistics = carry
                 rows, i = item
-                grads, metrics, statistics = gradients(statistics, rows, jax.random.fold_in(key, i))
+                grads, metrics, statistics = gradients(statistics, rows, Part(i, accumulate))
                 return (jax.tree.map(jnp.add, total, grads), statistics), metrics
 
             zero = jax.tree.map(jnp.zeros_like, state.params)
             (total, statistics), metrics = jax.lax.scan(body, (zero, state.statistics), (micro, jnp.arange(accumulate)))
             grads = jax.tree.map(lambda g: g / accumulate, total)
             metrics = jax.tree.map(lambda m: m.mean(), metrics)
-        metrics["gradient_norm"] = optax.tree.norm(grads)
+        trained = jax.tree_util.tree_map_with_path(
+            lambda path, g: None if objective.group(path_names(path)) == "frozen" else g, grads
+        )
+        metrics["gradient_norm"] = optax.tree.norm(trained)
         updates, optimizer = tx.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         average = None

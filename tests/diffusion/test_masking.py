@@ -122,6 +122,9 @@ def test_forbidden_ids_have_probability_exactly_zero():
     np.testing.assert_array_equal(right, allowed.argmax(axis=-1) == tokens)
     nll, right = masking.token_nll(logits, jnp.full((2, 4), MASK), SAMPLEABLE)
     assert np.isinf(nll).all() and not right.any()
+    # Among equally likely ids a guess is right once in as many: a head of zeros recovers nothing for free.
+    _, right = masking.token_nll(jnp.zeros((1, len(SAMPLEABLE))), jnp.zeros(1, jnp.int32), SAMPLEABLE)
+    np.testing.assert_allclose(right, 1 / np.sum(SAMPLEABLE), rtol=1e-6)
 
 
 def test_nll_gradient_is_finite_and_zero_on_forbidden_ids():

@@ -59,10 +59,10 @@ def test_oracle_on_its_own_language():
 
 
 JOINT = np.random.default_rng(1).dirichlet(np.full(27, 0.4)).reshape(3, 3, 3)
-MASK, LENGTH = 3, 3
+MASK, LENGTH, NO_EOT = 3, 3, -1
 
 
-def posterior_logits(x_t, _=None):
+def posterior_logits(_, x_t, condition=None):
     """Exact conditionals log p(x^l | unmasked tokens) of JOINT, `[B, 3, 4]`."""
     joint = jnp.asarray(JOINT)
 
@@ -87,7 +87,7 @@ def test_bound_is_tight_for_exact_conditionals(estimator):
     tokens = np.stack(np.unravel_index(flat, (3, 3, 3)), axis=1).astype(np.int32)
     exact = np.exp(-np.log(JOINT.ravel()[flat]).mean() / LENGTH)
     found = likelihood.bound_and_recovery(
-        posterior_logits, tokens, jax.random.key(0), MASK, np.arange(4) < MASK, draws=2000, batch=40, estimator=estimator
+        posterior_logits, None, tokens, jax.random.key(0), MASK, NO_EOT, np.arange(4) < MASK, draws=2000, batch=40, estimator=estimator
     )
     assert found["bound_ppl"]["value"] == pytest.approx(exact, rel=0.01)
 
@@ -102,10 +102,10 @@ def test_recovery_matches_enumeration():
         k = sum(pattern)
         weight = factorial(k) * factorial(3 - k) / factorial(4)
         masked = np.where(pattern, MASK, row)[None]
-        guess = np.argmax(np.asarray(posterior_logits(jnp.asarray(masked)))[0, :, :3], axis=-1)
+        guess = np.argmax(np.asarray(posterior_logits(None, jnp.asarray(masked)))[0, :, :3], axis=-1)
         hits += weight * np.sum((guess == row) * np.array(pattern))
         total += weight * k
-    found = likelihood.bound_and_recovery(posterior_logits, tokens, jax.random.key(1), MASK, np.arange(4) < MASK, draws=6000, batch=2)
+    found = likelihood.bound_and_recovery(posterior_logits, None, tokens, jax.random.key(1), MASK, NO_EOT, np.arange(4) < MASK, draws=6000, batch=2)
     assert found["recovery"]["value"] == pytest.approx(hits / total, abs=0.015)
 
 
@@ -118,5 +118,39 @@ def test_generative_perplexity_of_a_uniform_scorer():
 
     params = nn.unbox(scorer.init(jax.random.key(0), jnp.zeros((1, 5), jnp.int32)))["params"]
     tokens = np.random.default_rng(0).integers(0, 6, (7, 5)).astype(np.int32)
-    e = likelihood.generative_perplexity(scorer, params, tokens, 0, np.arange(8) < 6, batch=3)
+    e = likelihood.generative_perplexity(scorer, params, tokens, 7, np.arange(8) < 6, batch=3)
     assert e["value"] == pytest.approx(6.0, rel=1e-5) and e["low"] == pytest.approx(6.0, rel=1e-5)
+
+
+def test_fill_counts_once():
+    """Rows closed by end-of-text and filled up with it: tokens are counted up to the first one, the likelihood over all."""
+    rows = np.array([[1, 2, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1], [0, 0, 2, 0, 1, 0]], np.int32)
+    counted = np.asarray(likelihood.is_text(rows, 0))
+    np.testing.assert_array_equal(counted, [[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1], [1, 0, 1, 1, 1, 1]])
+
+    def uniform(params, x_t, condition):
+        return jnp.zeros((*x_t.shape, 4))
+
+    found = likelihood.bound_and_recovery(uniform, None, rows, jax.random.key(0), 3, 0, np.arange(4) < 3, draws=4, batch=3)
+    # Every token costs log 3 whatever is masked, so the estimate has no variance: 18 tokens' cost over 14 counted ones.
+    assert found["bound_ppl"]["value"] == pytest.approx(3.0 ** (18 / counted.sum()), rel=1e-5)
+    assert found["recovery"]["value"] == pytest.approx(1 / 3, rel=1e-5)
+
+
+def test_scorer_reads_text_not_pieces():
+    """A word spelled in single letters is scored as the word; documents keep their ends; rows are cut at L."""
+    from diladiff_jax.data import tokenizers
+
+    tokenizer = tokenizers.train(["the red boat sails to the red mill"] * 50, "unigram", 320, whole_words=6)
+    whole, eot = tokenizer.encode("the red boat").tolist(), tokenizer.eot_id
+    letters = [i for c in "the red boat" for i in tokenizer.encode(c).tolist()]
+    assert letters != whole and tokenizer.decode(letters) == "the red boat"
+    length = 2 * len(letters)
+    rows = np.full((2, length), eot, np.int32)
+    rows[0, : len(letters)] = letters
+    rows[0, len(letters) + 1 : len(letters) + 1 + len(whole)] = whole
+    rows[1] = (letters * 2)[:length]
+    out = likelihood.retokenize(rows, tokenizer)
+    expected = [*whole, eot, *whole]
+    assert out[0].tolist() == expected + [eot] * (length - len(expected))
+    assert tokenizer.decode(out[1]) == tokenizer.decode(rows[1]) and out.shape == rows.shape

@@ -3,11 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 from micro import micro_config
 
 from diladiff_jax.data.prepare import load_prepared
+from diladiff_jax.diffusion import masking
+from diladiff_jax.objectives.base import WHOLE, Context
 from diladiff_jax.training import sharding
 from diladiff_jax.training.experiment import Experiment
 from diladiff_jax.training.loop import start_from_predecessor
@@ -63,34 +66,53 @@ def test_every_sharding_gives_the_same_loss(trained, stage):
     assert quarters  # over fsdp and tensor both
 
 
+class Draws:
+    """A loss that is its draw times a parameter; the parameter "still" is frozen and has a gradient of 1,000."""
+
+    def init(self, key):
+        return {"w": jnp.ones(()), "still": jnp.zeros(())}
+
+    def group(self, path):
+        return "frozen" if path[-1] == "still" else "all"
+
+    def loss(self, params, context, tokens, key, step, *, train=True, part=WHOLE):
+        u = jax.random.uniform(jax.random.fold_in(key, part.index))
+        times = masking.stratified_times(key, tokens.shape[0], *part)
+        metrics = {"u": u, "rows": tokens.sum(), "times": times.sum(), "squares": jnp.square(times).sum()}
+        return u * params["w"] + 1e3 * params["still"], (metrics, context.statistics)
+
+
 def test_microbatches_draw_fresh_keys_and_average():
-    """A loss that is its key's draw times a parameter: the gradient is the mean of as many different draws as microbatches."""
-
-    class Draws:
-        def init(self, key):
-            return {"w": jnp.ones(())}
-
-        def group(self, path):
-            return "all"
-
-        def loss(self, params, context, tokens, key, step, *, train=True):
-            u = jax.random.uniform(key)
-            return u * params["w"], ({"u": u, "rows": tokens.sum()}, context.statistics)
-
-    import optax
-
-    from diladiff_jax.objectives.base import Context
-
+    """The gradient is the mean of as many different draws as microbatches; the norm is of what is trained; times are
+    stratified over the global batch: together the microbatches hold each of its strata once."""
     objective, tx = Draws(), optax.sgd(1.0)
     state = init_state(objective, tx, jax.random.key(0), ema=False)
     tokens = jnp.arange(8).reshape(8, 1)
     after, metrics = jax.jit(make_train_step(objective, tx, ema=0.0, accumulate=4))(state, Context(), tokens)
-    key = jax.random.fold_in(jax.random.key(0), 0)
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), 0)
     draws = [float(jax.random.uniform(jax.random.fold_in(key, i))) for i in range(4)]
     assert len(set(draws)) == 4
     assert float(metrics["u"]) == pytest.approx(np.mean(draws), rel=1e-6)
     assert float(state.params["w"] - after.params["w"]) == pytest.approx(np.mean(draws), rel=1e-6)
+    assert float(metrics["gradient_norm"]) == pytest.approx(np.mean(draws), rel=1e-6)
     assert float(metrics["rows"]) == pytest.approx(28 / 4)  # every row in exactly one microbatch
+    whole = np.asarray(masking.stratified_times(key, 8))
+    assert float(metrics["times"]) * 4 == pytest.approx(whole.sum(), rel=1e-5)
+    assert float(metrics["squares"]) * 4 == pytest.approx((whole**2).sum(), rel=1e-5)
+
+
+def test_no_key_is_used_twice():
+    """What initializes the parameters is not what any of the first thousand updates draws from."""
+    seen = []
+
+    class Remember(Draws):
+        def init(self, key):
+            seen.append(key)
+            return super().init(key)
+
+    state = init_state(Remember(), optax.sgd(1.0), jax.random.key(0), ema=False)
+    steps = jax.vmap(lambda i: jax.random.key_data(jax.random.fold_in(jax.random.wrap_key_data(state.key), i)))(jnp.arange(1000))
+    assert not (np.asarray(steps) == np.asarray(jax.random.key_data(seen[0]))).all(axis=1).any()
 
 
 def test_average_follows_its_ramp():
