@@ -138,12 +138,13 @@ def test_fill_counts_once():
 
 
 def test_scorer_reads_text_not_pieces():
-    """A word spelled in single letters is scored as the word; documents keep their ends; rows are cut at L."""
+    """A word spelled byte by byte is scored as the word; documents keep their ends; rows are cut at L."""
     from diladiff_jax.data import tokenizers
 
-    tokenizer = tokenizers.train(["the red boat sails to the red mill"] * 50, "unigram", 320, whole_words=6)
+    tokenizer = tokenizers.train(["the red boat sails to the mill", "a rare word at the end"] * 50, "unigram", 288)
     whole, eot = tokenizer.encode("the red boat").tolist(), tokenizer.eot_id
-    letters = [i for c in "the red boat" for i in tokenizer.encode(c).tolist()]
+    ids = {piece: i for i, piece in enumerate(tokenizer.pieces(np.arange(tokenizer.vocab_size)))}
+    letters = [ids[f"<0x{byte:02X}>"] for byte in b"the red boat"]
     assert letters != whole and tokenizer.decode(letters) == "the red boat"
     length = 2 * len(letters)
     rows = np.full((2, length), eot, np.int32)

@@ -90,9 +90,10 @@ def test_at_initialization_the_loss_is_the_mdlms(autoencoder, networks, sampleab
 
     objective, params, start, loss = autoencoder
     key = jax.random.key(1)
-    keys = jax.random.split(key, 6)
-    t = masking.stratified_times(keys[3], 16)
-    x_t = masking.mask_tokens(keys[4], tokens, t, 10)
+    time_key, key_of_part = jax.random.split(key)
+    keys = jax.random.split(jax.random.fold_in(key_of_part, 0), 5)
+    t = masking.stratified_times(time_key, 16)
+    x_t = masking.mask_tokens(keys[3], tokens, t, 10)
     logits = networks.denoiser.apply({"params": start.frozen["features"]}, x_t)
     expected, _ = masked_loss(logits, tokens, x_t, t, 10, jnp.asarray(sampleable), "one")
     np.testing.assert_allclose(loss(params, start, tokens, key, 0)[0], expected, rtol=1e-5)

@@ -31,7 +31,7 @@ def test_loss_of_the_fresh_prior_is_the_mean_square_of_the_latents(ladiff, conte
     params = nn.unbox(jax.jit(ladiff.init)(jax.random.key(0)))
     loss, (metrics, _) = jax.jit(ladiff.loss)(params, context, tokens, KEY, 0)
     np.testing.assert_allclose(loss, (np.asarray(latents) ** 2).mean(), rtol=1e-5)
-    low = np.asarray(jax.random.uniform(jax.random.split(KEY, 3)[0], (16,))) < 0.5
+    low = np.asarray(jax.random.uniform(jax.random.split(jax.random.fold_in(KEY, 0), 3)[0], (16,))) < 0.5
     each = (np.asarray(latents) ** 2).mean(axis=(1, 2))
     np.testing.assert_allclose([metrics["error_low_noise"], metrics["error_high_noise"]], [each[low].mean(), each[~low].mean()], rtol=1e-5)
 
@@ -41,7 +41,7 @@ def test_self_conditioning_of_the_prior(ladiff, context, latents, tokens, share)
     """Share 1: the loss is that of predict(z_t, stop_gradient(predict(z_t, 0))), value and gradient; share 0: of predict(z_t, 0)."""
     objective = dataclasses.replace(ladiff, self_conditioning=share)
     params = context.frozen["teacher"]
-    time_key, noise_key, _ = jax.random.split(KEY, 3)
+    time_key, noise_key, _ = jax.random.split(jax.random.fold_in(KEY, 0), 3)
     t = jax.random.uniform(time_key, (16,))
     z_t = gaussian.diffuse(ladiff.schedule, latents, jax.random.normal(noise_key, latents.shape), t)
     predict = lambda p, c: ladiff.network.apply({"params": p}, z_t, t, c)
@@ -100,7 +100,7 @@ def test_student_starts_as_the_teacher(form, student, context, latents, make_dil
 
 def by_hand(objective, params, context, latents, key, step):
     """The loss again, by finite differences for the tangent and with no stop-gradient needed: (loss, z_t, t, r, v, self-conditioning, u, target)."""
-    time_key, noise_key, half_key = jax.random.split(key, 3)
+    time_key, noise_key, half_key = jax.random.split(jax.random.fold_in(key, 0), 3)
     t, r = meanflow.sample_times(time_key, 16, p_equal=objective.p_equal)
     noise = jax.random.normal(noise_key, latents.shape)
     alpha, sigma = objective.schedule.alpha(t)[:, None, None], objective.schedule.sigma(t)[:, None, None]
@@ -150,7 +150,7 @@ def test_gradient_is_that_of_u_alone(student, context, latents, tokens, make_dil
     """The gradient equals that of sum_i w_i |u_i - const_i|^2 with target, weights and self-conditioning held: checked by comparing with v = target at r = t, where target is the teacher's."""
     objective = make_diladiff(p_equal=1.0)
     params = perturb(student, 2, 0.05)
-    time_key, noise_key, half_key = jax.random.split(KEY, 3)
+    time_key, noise_key, half_key = jax.random.split(jax.random.fold_in(KEY, 0), 3)
     t, _ = meanflow.sample_times(time_key, 16, p_equal=1.0)
     z_t = gaussian.diffuse(objective.schedule, latents, jax.random.normal(noise_key, latents.shape), t)
     teach = lambda c: objective.teacher.apply({"params": context.frozen["teacher"]}, z_t, t, c)
