@@ -26,7 +26,9 @@ def get_config(corpus: str = "stories") -> ConfigDict:
         stage.update(optimizer="muon", schedule="linear", final_ratio=0.1, warmup=20, b2=0.95, epsilon=1e-8, weight_decay=0.0)
     for stage in (c.mdlm, c.mdlm_long, c.scorer):
         stage.update(learning_rate=3e-3, muon_learning_rate=0.02, ema=0.99)
-    c.autoencoder.update(learning_rate=3e-3, muon_learning_rate=0.02, decoder_warmup=20, schedule="linear", final_ratio=0.0)
+    c.autoencoder.update(learning_rate=3e-3, muon_learning_rate=0.02, decoder_warmup=60, final_ratio=0.0)
+    # The control with the decoder's whole budget: as many further steps as the autoencoder's, to the same last rate.
+    c.mdlm_long.update(steps=c.autoencoder.steps, final_ratio=c.autoencoder.final_ratio)
     c.ladiff.update(learning_rate=3e-3, muon_learning_rate=0.02, ema=0.995)
     c.diladiff.update(
         optimizer="muon",
@@ -61,7 +63,6 @@ def _stories(c: ConfigDict) -> None:
     for stage in (c.mdlm, c.mdlm_long, c.autoencoder, c.ladiff, c.diladiff):
         stage.batch = 128
     c.mdlm.steps, c.autoencoder.steps, c.ladiff.steps, c.diladiff.steps = 600, 650, 650, 400
-    c.mdlm_long.steps = c.autoencoder.steps  # the control: the decoder's whole budget, without a latent
     # The published masks of 0.7 leave a latent of this width no identity.
     c.autoencoder.update(noise=0.3, p_feat=0.3, p_lat=0.4, p_drop=0.5)
     c.diladiff.tangent_warmup = 120
@@ -87,10 +88,9 @@ def _real_text(c: ConfigDict, corpus: str) -> None:
     c.diffusion.d = 1.0
     for stage in (c.mdlm, c.mdlm_long, c.autoencoder, c.ladiff, c.diladiff, c.scorer):
         stage.batch = 64
-    c.mdlm.steps, c.autoencoder.steps, c.ladiff.steps, c.diladiff.steps = 800, 800, 600, 300
-    c.mdlm_long.steps = c.autoencoder.steps
+    c.mdlm.steps, c.autoencoder.steps, c.ladiff.steps, c.diladiff.steps = 800, 1500, 600, 300
     c.scorer.steps = 500
-    c.autoencoder.update(noise=0.3, p_feat=0.3, p_lat=0.4, p_drop=0.5)
+    c.autoencoder.update(noise=0.2, p_feat=0.2, p_lat=0.2, p_drop=0.4)
     c.diladiff.tangent_warmup = 90
     c.sampling.update(batch=64, decode_steps=16, prior_steps=50, student_steps=5)
     c.evaluation.update(samples=192, decode_steps=(2, 4, 8, 16, 32, 64), control_steps=(4, 16), bound_draws=8)

@@ -8,6 +8,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
 
+import filelock
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -94,12 +95,13 @@ def perturb():
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """A workdir in which every stage of the micro experiment is trained, over eight devices."""
+    """A workdir in which every stage of the micro experiment is trained, over eight devices: once, whichever test process comes first."""
     from diladiff_jax.config import stages_of
     from diladiff_jax.training.loop import train
     from micro import micro_config
 
-    workdir, config = tmp_path_factory.mktemp("trained"), micro_config()
-    with jax.numpy_rank_promotion("allow"):  # optax promotes
-        train(config, workdir, stages_of(config))
+    base = tmp_path_factory.getbasetemp()
+    workdir = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "trained"
+    with filelock.FileLock(f"{workdir}.lock"), jax.numpy_rank_promotion("allow"):  # optax promotes
+        train(micro_config(), workdir, stages_of(micro_config()))
     return workdir

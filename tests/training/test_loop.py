@@ -53,10 +53,10 @@ def final_arrays(workdir, stage):
     return step, found, json.loads(next((directory / str(step) / "data").rglob("metadata")).read_text())
 
 
-@pytest.mark.parametrize("stage", ["mdlm", "autoencoder"])
+@pytest.mark.parametrize("stage", ["mdlm", pytest.param("autoencoder", marks=pytest.mark.slow)])
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(trained, tmp_path, stage):
     """SIGKILL in the middle, then the same command: parameters, average, optimizer, statistics, data position, all equal."""
-    steps = 300
+    steps = 200
     config = write_config(tmp_path, **{stage: dict(steps=steps)}, logging=dict(checkpoint_every=10, validate_every=1000, samples=0))
     start = () if stage == "mdlm" else (f"--init_from={trained}",)
     whole, broken = tmp_path / "whole", tmp_path / "broken"

@@ -17,7 +17,7 @@ from diladiff_jax.training.loop import start_from_predecessor
 from diladiff_jax.training.optimizer import make_optimizer
 from diladiff_jax.training.state import average_decay, compile_steps, init_state, make_train_step, state_shardings
 
-STAGES = ("mdlm", "autoencoder", "ladiff", "diladiff", "scorer")
+STAGES = ("mdlm", "autoencoder", "diladiff", *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("ladiff", "scorer")))
 
 
 @pytest.fixture(autouse=True)
