@@ -129,7 +129,7 @@ class EmpiricalSchedule:
         s, early = 1.0 - t, t < 0.5
 
         def from_end(time: Array, near: float) -> Array:
-            inside = jnp.minimum(time, 0.5)  # the branch not taken stays finite, for the derivative's sake
+            inside = jnp.where(time <= 0.5, time, 0.5)  # the branch not taken stays finite, for the derivative's sake
             return (jnp.log1p(inside * (gain / near)) - jnp.log1p(-inside * (gain / (1 - near)))) / (2 * self.k)
 
         u, v = from_end(t, a), from_end(s, b)

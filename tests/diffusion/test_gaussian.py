@@ -153,7 +153,7 @@ def test_jit_and_vmap_agree_with_plain_calls(schedule):
 
 def test_unknown_schedule_is_refused():
     """The message names what would be valid."""
-    with pytest.raises(ValueError, match="'tangent' or 'linear_variance'"):
+    with pytest.raises(ValueError, match="'tangent', 'linear_variance' or 'empirical'"):
         gaussian.make_schedule("cosine")
 
 
