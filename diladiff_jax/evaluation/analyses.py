@@ -209,11 +209,13 @@ def noisy_latents(latents: np.ndarray, u: float, seed: int = 0) -> np.ndarray:
     return (math.cos(0.5 * math.pi * u) * latents + math.sin(0.5 * math.pi * u) * eps).astype(np.float32)
 
 
-def decoding_error(model: Analysed, rows: np.ndarray, latents: np.ndarray, levels: Sequence[float], *, masked: float = 1.0, seed: int = 0) -> ByCount:
-    """Recovery with a share `masked` of each row masked, given its latent at each noise angle pi u / 2: `[levels, n]`."""
-    count = [max(1, round(masked * model.length))]
-    found = [_decoder_by_count(model, rows, noisy_latents(latents, u, seed), count, 1, seed) for u in levels]
-    return ByCount(*(np.concatenate([getattr(f, name) for f in found]) for name in ("nll", "right", "masked")))
+def decoding_error(model: Analysed, rows: np.ndarray, latents: np.ndarray, levels: Sequence[float], shares: Sequence[float] = (1.0,), *, seed: int = 0) -> list[ByCount]:
+    """Loss and recovery given each row's latent at each noise angle pi u / 2, `[levels, n]`: one for each share of masked positions."""
+    counts = [max(1, round(share * model.length)) for share in shares]
+    noisy = np.concatenate([noisy_latents(latents, u, seed) for u in levels])
+    found = _decoder_by_count(model, np.tile(rows, (len(levels), 1)), noisy, counts, 1, seed)
+    sums = (getattr(found, name).reshape(len(counts), len(levels), len(rows)) for name in ("nll", "right", "masked"))
+    return [ByCount(*parts) for parts in zip(*sums, strict=True)]
 
 
 def robustness(model: Analysed, rows: np.ndarray, latents: np.ndarray, *, bins: int = 10, refits: int = 40, seed: int = 0) -> tuple[list[Figure], list[Table]]:
@@ -221,11 +223,10 @@ def robustness(model: Analysed, rows: np.ndarray, latents: np.ndarray, *, bins: 
     levels = np.linspace(0, 1, bins + 1)
     sigma = np.sin(0.5 * np.pi * levels)
     note = f"{len(rows)} held-out rows; the noise is variance preserving, sigma = 1 is no latent at all"
-    lines, whole = [], None
-    for share in (1.0, 0.5):
-        found = decoding_error(model, rows, latents, levels, masked=share, seed=seed)
-        whole = whole or found
-        lines.append(series(f"{share:.0%} masked", sigma, [found.recovery(i) for i in range(len(levels))]))
+    shares = (1.0, 0.5)
+    found = decoding_error(model, rows, latents, levels.tolist(), shares, seed=seed)
+    whole = found[0]
+    lines = [series(f"{share:.0%} masked", sigma, [f.recovery(i) for i in range(len(levels))]) for share, f in zip(shares, found, strict=True)]
     figures = [figure("robustness", "figure 10", "Decoder under latent noise", "noise level sigma of the latent", "share of masked tokens recovered", lines, note)]
 
     error = [_complement(whole.recovery(i)) for i in range(len(levels))]
@@ -394,7 +395,7 @@ def autoencoder_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def compression_tradeoff(workdirs: Sequence[str | pathlib.Path]) -> list[Figure]:
-    """Figures 5 and 9, tables 4 and 5: compression and augmentation over several workdirs, each with its report/results.json.
+    """Figures 5 and 9: compression and augmentation over several workdirs, each with its report/results.json.
 
     Figure 5: recovery, bound and what is then generated against compression L / N, a series for each augmentation.
     Figure 9: what is generated against recovery, a point a workdir.
@@ -538,22 +539,22 @@ def analyse(model: Analysed, prepared: Prepared, results: Mapping[str, Any], say
     latents = encoded(model, held_out) if model.has("autoencoder") else np.empty(0)
     steps = sorted({min(s, model.length) for s in config.evaluation.decode_steps})
     step("rows measured", (), lambda: (
-        [*speed_quality(rows), *against(rows, "decode_steps", "figure 14"), *schedule_curves(model.sampler.schedule)],
-        [main_table(rows), autoencoder_table(rows), published.main_comparison(results), published.autoencoder_comparison(results, compression)],
+        [*speed_quality(rows), *against(rows, "decode_steps", "figures 13 to 15"), *schedule_curves(model.sampler.schedule)],
+        [main_table(rows), autoencoder_table(rows), published.main_comparison(results), published.autoencoder_comparison(results, compression), published.schedule_comparison(results, config.diffusion.schedule, config.diffusion.d), published.speed_comparison(results)],
     ))
     step("recovery by masking ratio", ("autoencoder",), lambda: (recovery_by_ratio(model, held_out, latents, seed=seed), []))
     step("attention share", ("autoencoder",), lambda: ([attention_share(
         model.networks.decoder, model.trained("autoencoder")["decoder"], held_out[:64], latents[:64], model.tokenizer.mask_id, model.tokenizer.eot_id, count_bins(model.length), seed=seed
     )], []))
     step("robustness to latent noise", ("autoencoder",), lambda: robustness(model, held_out, latents, seed=seed))
-    step("texts of one latent", ("autoencoder",), lambda: (latent_similarity(model, latents, steps, seed=seed), []))
+    step("texts of one latent", ("autoencoder",), lambda: (latent_similarity(model, latents, sorted({steps[0], steps[len(steps) // 2], steps[-1]}), seed=seed), []))
     few = config.sampling.student_steps
     step("latent steps", ("autoencoder", "diladiff"), lambda: (
-        against(sampled_rows(model, "diladiff", [{"latent_steps": n} for n in sorted({1, 2, few, 2 * few})], samples, seed=seed), "latent_steps", "figure 13"), []))
+        against(sampled_rows(model, "diladiff", [{"latent_steps": n} for n in sorted({1, 2, few, 2 * few})], samples, seed=seed), "latent_steps", "figures 13 to 15"), []))
     step("temperature", ("autoencoder", "diladiff"), lambda: (
-        against(sampled_rows(model, "diladiff", [{"temperature": t} for t in (0.5, 0.7, 1.0)], samples, seed=seed), "temperature", "figure 15"), []))
+        against(sampled_rows(model, "diladiff", [{"temperature": t} for t in (0.5, 0.7, 1.0)], samples, seed=seed), "temperature", "figures 13 to 15"), []))
     step("nucleus", ("autoencoder", "diladiff"), lambda: (
-        against(sampled_rows(model, "diladiff", [{"top_p": p} for p in (0.8, 0.9, 1.0)], samples, seed=seed), "top_p", "figure 15"), []))
+        against(sampled_rows(model, "diladiff", [{"top_p": p} for p in (0.8, 0.9, 1.0)], samples, seed=seed), "top_p", "figures 13 to 15"), []))
     step("latent overhead", ("autoencoder",), lambda: ([], [latent_overhead(model, [steps[len(steps) // 2], steps[-1]], seed=seed)]))
     quarter = max(2, samples // 4)
     step("likelihood of the prior", ("autoencoder", "ladiff"), lambda: ([], [prior_likelihood(model, held_out[:quarter], latents[:quarter], seed=seed)]))

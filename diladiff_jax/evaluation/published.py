@@ -77,10 +77,39 @@ def autoencoder_comparison(results: Mapping[str, Any], compression: float) -> Ta
     for theirs in (*COMPRESSION, CHOSEN_AUTOENCODER):
         same = found if theirs["compression"] == compression else None
         kind = "the model's" if theirs is CHOSEN_AUTOENCODER else "Mild"
-        why = "no run at this compression here" if same is None else _other_setting(results) or "same setting"
+        why = "not measured here" if found is None else "no run at this compression here" if same is None else _other_setting(results) or "same setting"
         rows.append([f"{theirs['compression']}x, {kind}", theirs["bound"], theirs["recovery"], *(same[end] if same else None for end in ("value", "low", "high")), why])
     columns = ("paper's row", "paper's bound", "paper's recovery", "recovery here", "low", "high", "comparable")
     return table("published_autoencoder", "table 3", "The autoencoder against compression", columns, rows, "Recovery is over masking ratios drawn uniformly.")
+
+
+def schedule_comparison(results: Mapping[str, Any], schedule: str, d: float) -> Table:
+    """Generative perplexity of LaDiff against the schedule's d, with this run's beside the d that it was trained with."""
+    ours = _nearest(results["rows"], {"model": "ladiff", "decode_steps": PUBLISHED_LENGTH})
+    found = ours["metrics"].get("gen_ppl") if ours and schedule == "tangent" else None
+    rows = []
+    for theirs in SCHEDULE:
+        same = found if theirs["d"] == d else None
+        why = "no run at this d here" if same is None else _other_setting(results) or "same setting"
+        rows.append([theirs["d"], theirs["gen_ppl"], *(same[end] if same else None for end in ("value", "low", "high")), why])
+    return table("published_schedule", "", "LaDiff against the schedule's d", ("d", "paper's gen_ppl", "here", "low", "high", "comparable"), rows)
+
+
+def speed_comparison(results: Mapping[str, Any]) -> Table:
+    """The paper's speed claim, LaDiff at a sixteenth of MDLM's decoding steps, with this run's ratio of seconds a document."""
+    factor = SPEEDUP["baseline_steps"] // SPEEDUP["decode_steps"]
+
+    def timed(model: str) -> dict[int, float]:
+        return {r["decode_steps"]: r["seconds"] / r["samples"] for r in results["rows"] if r["model"] == model and r["seconds"] is not None}
+
+    ours, baseline = timed(SPEEDUP["model"]), timed(SPEEDUP["baseline"])
+    steps = max((n for n in baseline if n // factor in ours and n % factor == 0), default=None)
+    row = [f"LaDiff {SPEEDUP['decode_steps']} against MDLM {SPEEDUP['baseline_steps']}", SPEEDUP["times"]]
+    if steps is None:
+        row += [None, "", f"not measured here: LaDiff at a {factor}th of a measured number of MDLM's steps"]
+    else:
+        row += [baseline[steps] / ours[steps // factor], f"{steps // factor} against {steps} steps", _other_setting(results) or "same setting"]
+    return table("published_speed", "", "How many times as fast", ("paper's row", "paper", "here", "setting here", "comparable"), [row])
 
 
 def reach(results: Mapping[str, Any], theirs: Mapping[str, Any], ours: Mapping[str, Any] | None, metric: str) -> str:
