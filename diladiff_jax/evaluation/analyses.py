@@ -470,7 +470,7 @@ def _seconds(call: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def prior_likelihood(model: Analysed, rows: np.ndarray, latents: np.ndarray, sigmas: Sequence[float] = (0.2, 0.4, 0.7), *, draws: int = 8, seed: int = 0) -> Table:
+def prior_likelihood(model: Analysed, rows: np.ndarray, latents: np.ndarray, sigmas: Sequence[float] = (0.3, 0.6), *, draws: int = 8, seed: int = 0) -> Table:
     """LaDiff's bound on the perplexity, at several noise floors: see `ode.likelihood_bound`."""
     teacher, decoder = model.networks.teacher, model.networks.decoder
     prior, params = model.trained("ladiff"), model.trained("autoencoder")["decoder"]

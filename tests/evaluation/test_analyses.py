@@ -173,6 +173,7 @@ def test_published_rows_say_whether_they_compare():
     assert published.speed_comparison({"setting": {}, "rows": []})["rows"][0][2] is None
 
 
+@pytest.mark.slow
 def test_all_of_it_on_a_trained_workdir(trained):
     """Every figure and table of one workdir is plain data of the one form, with values inside their intervals; what is missing is said."""
     import diladiff_jax as dl
