@@ -106,7 +106,14 @@ def default_config() -> ConfigDict:
     c.decoder = ConfigDict(dict(cross_layers=(0, 11)))
     c.latent_denoiser = ConfigDict(dict(width=768, num_layers=12, heads=12, mlp_ratio=4.0, max_frequency=1.0, max_period=10.0))
     c.scorer_network = ConfigDict(dict(width=768, num_layers=12, heads=12, dropout=0.0))
-    c.diffusion = ConfigDict(dict(schedule="tangent", d=10.0))
+    c.diffusion = ConfigDict(
+        dict(
+            schedule="tangent",  # or "linear_variance", "empirical"
+            d=10.0,  # tangent
+            k=4.0,  # empirical: slope and midpoint of the decoding error, fitted to the autoencoder
+            t0=0.5,
+        )
+    )
 
     c.mdlm = _training(steps=1_000_000, weighting="one")
     c.mdlm_long = _training(weighting="one")
@@ -259,8 +266,11 @@ def check(config: ConfigDict) -> None:
     need(config.encoder.latent_dim > 0, "encoder.latent_dim", "above 0")
     layers, depth = config.decoder.cross_layers, config.backbone.num_layers
     need(len(layers) > 0 and all(0 <= i < depth for i in layers), "decoder.cross_layers", f"layer indices from 0 to {depth - 1}")
-    one_of("diffusion.schedule", "tangent", "linear_variance")
+    one_of("diffusion.schedule", "tangent", "linear_variance", "empirical")
     need(config.diffusion.d > 0, "diffusion.d", "above 0")
+    t0 = config.diffusion.t0
+    need(0 < t0 < 1, "diffusion.t0", "between 0 and 1")
+    need(0 < config.diffusion.k <= 8 / max(t0, 1 - t0), "diffusion.k", f"above 0 and at most {8 / max(t0, 1 - t0):.3g} at diffusion.t0 = {t0} (steeper is too much for float32)")
 
     for stage in STAGES + BASELINES:
         _check_training(config, stage, need, one_of)

@@ -8,6 +8,7 @@ latents `[B, N, D]`. The velocity is `dz_t/dt = alpha' z + sigma' eps`.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Protocol
 
 import jax
@@ -90,8 +91,75 @@ class LinearVarianceSchedule:
         return jnp.square(jnp.sin(theta))
 
 
-def make_schedule(name: str, d: float = 10.0) -> Schedule:
-    """`"tangent"` (with d) or `"linear_variance"`.
+MAX_STEEPNESS = 8.0
+"""Of an empirical schedule, k max(t0, 1 - t0): its angle rate at an end grows as exp(2 k t0), here to 1e6."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EmpiricalSchedule:
+    """Time reparameterized so that the decoder's error grows linearly in it (the paper's figures 11 and 12).
+
+    omega(u) = w0 + (w1 - w0)(1 + tanh(k (u - t0))) / 2 is the decoding error rate at the noise angle theta = pi u / 2. The
+    schedule is theta(t) = pi/2 u(t) with omega(u(t)) = (1 - t) omega(0) + t omega(1), that is
+    tanh(k (u - t0)) = (1 - t) tanh(-k t0) + t tanh(k (1 - t0)): w0 and w1 drop out. As k -> 0, theta becomes linear in t.
+
+    To fit it to a trained autoencoder: `evaluation.analyses.decoding_error` measures the error rate at several u and fits omega,
+    whose k and t0 go into `diffusion.k` and `diffusion.t0` before the prior is trained (the fit reads no prior).
+
+    Raises:
+      ValueError: k or t0 out of range, or too steep for float32 at an end.
+    """
+
+    k: float
+    t0: float
+
+    def __post_init__(self) -> None:
+        if not (0 < self.t0 < 1 and self.k > 0 and self.k * max(self.t0, 1 - self.t0) <= MAX_STEEPNESS):
+            raise ValueError(f"empirical schedule has k = {self.k}, t0 = {self.t0}; it needs t0 in (0, 1), k > 0 and k max(t0, 1 - t0) <= {MAX_STEEPNESS:g}")
+
+    def _ends(self) -> tuple[float, float, float]:
+        # With p = (1 + tanh)/2: p at u = 0, 1 - p at u = 1, and what p gains between. In float64, each without cancellation.
+        a, b = (1 / (1 + math.exp(2 * self.k * x)) for x in (self.t0, 1 - self.t0))
+        return a, b, 1 - a - b
+
+    def _fractions(self, t: Array) -> tuple[Array, Array]:
+        # u and 1 - u, each computed from its own end where it is exactly zero, and from the other beyond the middle.
+        a, b, gain = self._ends()
+        t = jnp.asarray(t)
+        s, early = 1.0 - t, t < 0.5
+
+        def from_end(time: Array, near: float) -> Array:
+            inside = jnp.where(time <= 0.5, time, 0.5)  # the branch not taken stays finite, for the derivative's sake
+            return (jnp.log1p(inside * (gain / near)) - jnp.log1p(-inside * (gain / (1 - near)))) / (2 * self.k)
+
+        u, v = from_end(t, a), from_end(s, b)
+        return jnp.where(early, u, 1.0 - v), jnp.where(early, 1.0 - u, v)
+
+    def alpha(self, t: Array) -> Array:
+        """cos theta(t), exactly 0 at t = 1."""
+        return jnp.sin(0.5 * jnp.pi * self._fractions(t)[1])
+
+    def sigma(self, t: Array) -> Array:
+        """sin theta(t), exactly 0 at t = 0."""
+        return jnp.sin(0.5 * jnp.pi * self._fractions(t)[0])
+
+    def angle(self, t: Array) -> Array:
+        """theta(t) = pi/2 u(t)."""
+        return 0.5 * jnp.pi * self._fractions(t)[0]
+
+    def angle_rate(self, t: Array) -> Array:
+        """theta'(t) = (pi/2) (p_1 - p_0) / (2 k p (1 - p)), p = (1 + tanh(k (u - t0))) / 2 = (1 - t) p_0 + t p_1."""
+        a, b, gain = self._ends()
+        return 0.25 * jnp.pi * gain / (self.k * (a + t * gain) * (b + (1.0 - t) * gain))
+
+    def time_of_angle(self, theta: Array) -> Array:
+        """(p(u) - p_0) / (p_1 - p_0) = sinh(k u) cosh(k (1 - t0)) / (cosh(k (u - t0)) sinh k), u = 2 theta / pi."""
+        u = theta * (2 / jnp.pi)
+        return jnp.sinh(self.k * u) / jnp.cosh(self.k * (u - self.t0)) * (math.cosh(self.k * (1 - self.t0)) / math.sinh(self.k))
+
+
+def make_schedule(name: str, d: float = 10.0, k: float = 4.0, t0: float = 0.5) -> Schedule:
+    """`"tangent"` (with d), `"linear_variance"`, or `"empirical"` (with k and t0).
 
     Raises:
       ValueError: another name.
@@ -100,7 +168,9 @@ def make_schedule(name: str, d: float = 10.0) -> Schedule:
         return TangentSchedule(d)
     if name == "linear_variance":
         return LinearVarianceSchedule()
-    raise ValueError(f"schedule is {name!r}; it must be 'tangent' or 'linear_variance'")
+    if name == "empirical":
+        return EmpiricalSchedule(k, t0)
+    raise ValueError(f"schedule is {name!r}; it must be 'tangent', 'linear_variance' or 'empirical'")
 
 
 def log_snr(schedule: Schedule, t: Array) -> Array:

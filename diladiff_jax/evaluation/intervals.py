@@ -46,3 +46,26 @@ def mean(values: np.ndarray) -> Estimate:
 def ratio_exp(numerator: np.ndarray, denominator: np.ndarray) -> Estimate:
     """exp(sum of numerators / sum of denominators) over samples `[n]`: a perplexity weighted by tokens."""
     return bootstrap(lambda index: np.exp(numerator[index].sum(axis=1) / denominator[index].sum(axis=1)), len(numerator))
+
+
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> Estimate:
+    """Sum of numerators / sum of denominators over samples `[n]`; samples are drawn whole, so that both move together."""
+    return bootstrap(lambda index: numerator[index].sum(axis=1) / np.maximum(denominator[index].sum(axis=1), 1e-12), len(numerator))
+
+
+def jackknife(statistic: Callable[[np.ndarray], float], count: int, *, groups: int = 20, seed: int = 0, low: float = -math.inf, high: float = math.inf) -> Estimate:
+    """Delete-a-group jackknife of a statistic that a repeated sample would mislead (distinct n-grams, a histogram's distance).
+
+    `statistic` takes the indices that are kept. The groups are random and of equal size, but for one; the interval is the
+    value +- 1.96 standard errors, sqrt((g - 1) / g sum (theta_(-i) - mean)^2), within [low, high].
+
+    Raises:
+      ValueError: fewer than two samples.
+    """
+    value = float(statistic(np.arange(count)))
+    parts = [part for part in np.array_split(np.random.default_rng(seed).permutation(count), min(groups, count)) if len(part) < count]
+    if len(parts) < 2:
+        raise ValueError(f"a jackknife of {count} samples has no interval; it needs at least 2")
+    left = np.array([statistic(np.setdiff1d(np.arange(count), part)) for part in parts])
+    error = math.sqrt((len(parts) - 1) / len(parts) * float(np.square(left - left.mean()).sum()))
+    return Estimate(value=value, low=max(low, value - _Z * error), high=min(high, value + _Z * error))

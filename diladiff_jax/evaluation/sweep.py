@@ -45,14 +45,14 @@ class Trained(Protocol):
 def evaluate(model: Trained, prepared: Prepared, say: Callable[[str], None] = print) -> dict[str, Any]:
     """The content of `results.json`: `{"setting", "rows"}`; see `report.SCHEMA`."""
     config, settings = model.config, model.config.evaluation
-    measure = _measures(model, config.data.corpus)
+    measure = measures_of(model, config.data.corpus)
     rows: list[Row] = []
 
     def add(row: Row) -> None:
         rows.append({"corpus": config.data.corpus} | row)
         say(_line(rows[-1]))
 
-    held_out = _validation(prepared, settings.samples)
+    held_out = validation_rows(prepared, settings.samples)
     add(_row("data", len(held_out), measures=measure(held_out)))
     for name, measures in _bounds(model, held_out):
         add(_row(name, len(held_out), measures=measures))
@@ -131,7 +131,8 @@ class Draw:
         return np.concatenate(self._parts)[:samples], float(np.median(self._seconds)) * samples / self._batch
 
 
-def _measures(model: Trained, corpus: str) -> Callable[[np.ndarray], dict[str, Estimate]]:
+def measures_of(model: Trained, corpus: str) -> Callable[[np.ndarray], dict[str, Estimate]]:
+    """What is measured of samples `[n, L]`: the oracle on its own corpus, the scorer where one is trained, and the tokens alone."""
     tokenizer = model.tokenizer
 
     def measure(tokens: np.ndarray) -> dict[str, Estimate]:
@@ -165,17 +166,18 @@ def _bounds(model: Trained, held_out: np.ndarray) -> list[tuple[str, dict[str, E
             found.append((f"{stage} bound", measure(lambda params, x_t, _: denoiser.apply({"params": params}, x_t), model.trained(stage))))
     if model.has("autoencoder"):
         decode = lambda params, x_t, z: decoder.apply({"params": params}, x_t, z)  # noqa: E731
-        found.append(("autoencoder bound", measure(decode, model.trained("autoencoder")["decoder"], _encoded(model, held_out))))
+        found.append(("autoencoder bound", measure(decode, model.trained("autoencoder")["decoder"], encoded(model, held_out))))
     return found
 
 
-def _encoded(model: Trained, rows: np.ndarray) -> np.ndarray:
+def encoded(model: Trained, rows: np.ndarray) -> np.ndarray:
     """Latents of rows `[n, L]`, a sampling batch at a time."""
     size = model.config.sampling.batch
     return np.concatenate([np.asarray(model.encode(rows[i : i + size])) for i in range(0, len(rows), size)])
 
 
-def _validation(prepared: Prepared, samples: int) -> np.ndarray:
+def validation_rows(prepared: Prepared, samples: int) -> np.ndarray:
+    """The first held-out rows, `[at most samples, L]`."""
     rows = prepared.rows("validation")
     return np.stack(rows.__getitems__(range(min(samples, len(rows)))))
 

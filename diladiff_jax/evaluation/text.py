@@ -24,8 +24,37 @@ def repetition(row: np.ndarray, n: int = 3) -> float:
     return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
 
 
+def distinct_n(rows: Sequence[np.ndarray], n: int) -> Estimate | None:
+    """Different n-grams over all n-grams of a set of samples, each a row of ids `[any]`; None where no row has n ids.
+
+    n-grams do not cross rows. The measure falls as the set grows, so values compare at equal sample counts alone; and a
+    bootstrap, which repeats rows, would lie below it by construction: the interval is a jackknife over samples.
+    """
+    grams = [np.lib.stride_tricks.sliding_window_view(row, n) if len(row) >= n else np.empty((0, n), int) for row in map(np.asarray, rows)]
+    counts = np.array([len(g) for g in grams])
+    if not counts.sum():
+        return None
+    ids = np.unique(np.concatenate(grams), axis=0, return_inverse=True)[1].ravel()
+    owners = np.repeat(np.arange(len(rows)), counts)
+
+    def share_kept(kept: np.ndarray) -> float:
+        total = counts[kept].sum()
+        return len(np.unique(ids[np.isin(owners, kept)])) / total if total else 1.0
+
+    if len(rows) < 2:
+        return Estimate(value=share_kept(np.arange(1)), low=0.0, high=1.0)  # one sample tells nothing about others
+    return intervals.jackknife(share_kept, len(rows), low=0.0, high=1.0)
+
+
+def distinct_measures(tokens: np.ndarray, eot_id: int) -> dict[str, Estimate]:
+    """`distinct_1` to `distinct_4` of samples `[n, L]`, over the tokens that are text."""
+    rows = [row[row != eot_id] for row in tokens]
+    found = {f"distinct_{n}": distinct_n(rows, n) for n in range(1, 5)}
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def token_measures(tokens: np.ndarray, eot_id: int) -> dict[str, Estimate]:
-    """Entropy and repetition of samples `[n, L]`.
+    """Entropy, repetition and distinct n-grams of samples `[n, L]`.
 
     Entropy is over the whole row, as published figures count it; repetition over the tokens that are text, so
     that a row filled up with end-of-text does not count as repeating itself.
@@ -33,7 +62,7 @@ def token_measures(tokens: np.ndarray, eot_id: int) -> dict[str, Estimate]:
     return {
         "entropy": intervals.mean(np.array([unigram_entropy(row) for row in tokens])),
         "repetition": intervals.mean(np.array([repetition(row[row != eot_id]) for row in tokens])),
-    }
+    } | distinct_measures(tokens, eot_id)
 
 
 def first_documents(tokens: np.ndarray, tokenizer: Tokenizer) -> list[str]:

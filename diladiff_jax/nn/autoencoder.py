@@ -91,7 +91,9 @@ class CrossAttention(nn.Module):
         k = Heads(self.width, self.heads, True, self.dtype, name="key")(z)
         v = Heads(self.width, self.heads, False, self.dtype, name="value")(z)
         y = Linear(self.width, ("heads", "embed"), use_bias=False, dtype=self.dtype, name="out")(attend(q, k, v))
-        return h + Linear(self.width, ("embed", None), kernel_init=zeros, dtype=self.dtype, name="zero_out")(y)
+        update = Linear(self.width, ("embed", None), kernel_init=zeros, dtype=self.dtype, name="zero_out")(y)
+        self.sow("intermediates", "update", update)  # for analyses; nothing is kept unless asked for
+        return h + update
 
 
 class LatentConditionedDecoder(nn.Module):

@@ -42,7 +42,9 @@ class Block(nn.Module):
         x = SelfAttention(
             self.width, self.heads, self.qk_norm, self.rotary, self.causal, self.dtype, name="attention"
         )(x)
-        h = h + gate_a * nn.Dropout(self.dropout)(x, deterministic=deterministic)
+        x = gate_a * nn.Dropout(self.dropout)(x, deterministic=deterministic)
+        self.sow("intermediates", "attention_update", x)  # for analyses; nothing is kept unless asked for
+        h = h + x
         x = Norm(self.norm, dtype=self.dtype, name="mlp_norm")(h) * (1 + scale_m) + shift_m
         x = MLP(self.width, self.mlp_ratio, self.mlp, dtype=self.dtype, name="mlp")(x)
         return h + gate_m * nn.Dropout(self.dropout)(x, deterministic=deterministic)

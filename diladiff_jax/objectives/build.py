@@ -44,7 +44,7 @@ def build_objective(
     """
     vocabulary = dict(mask_id=mask_id, sampleable=sampleable)
     block = settings[stage]
-    schedule = make_schedule(settings["diffusion"]["schedule"], settings["diffusion"]["d"])
+    schedule = make_schedule(*(settings["diffusion"][name] for name in ("schedule", "d", "k", "t0")))
     encoder = text_encoder(settings, networks)
 
     def options(*names: str) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class Experiment:
         s = self.config.sampling
         return Sampler(
             self.networks,
-            make_schedule(self.config.diffusion.schedule, self.config.diffusion.d),
+            make_schedule(*(self.config.diffusion[name] for name in ("schedule", "d", "k", "t0"))),
             self.tokenizer.mask_id,
             self.tokenizer.sampleable,
             step_form=self.config.diladiff.step_form,

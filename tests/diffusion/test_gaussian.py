@@ -8,7 +8,8 @@ import pytest
 from diladiff_jax.diffusion import gaussian
 
 TANGENTS = [gaussian.TangentSchedule(d) for d in (0.5, 1.0, 10.0, 100.0)]
-SCHEDULES = [*TANGENTS, gaussian.LinearVarianceSchedule()]
+EMPIRICAL = [gaussian.EmpiricalSchedule(k, t0) for k, t0 in ((0.01, 0.5), (4.0, 0.5), (6.0, 0.3), (9.0, 0.8))]
+SCHEDULES = [*TANGENTS, gaussian.LinearVarianceSchedule(), *EMPIRICAL]
 INTERIOR = np.linspace(0.01, 0.99, 33)
 
 each_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
@@ -152,5 +153,36 @@ def test_jit_and_vmap_agree_with_plain_calls(schedule):
 
 def test_unknown_schedule_is_refused():
     """The message names what would be valid."""
-    with pytest.raises(ValueError, match="'tangent' or 'linear_variance'"):
+    with pytest.raises(ValueError, match="'tangent', 'linear_variance' or 'empirical'"):
         gaussian.make_schedule("cosine")
+
+
+@pytest.mark.parametrize("schedule", EMPIRICAL, ids=repr)
+def test_the_decoding_error_grows_linearly_under_its_own_schedule(schedule, x64):
+    """omega(2 theta(t) / pi) = (1 - t) omega(0) + t omega(1), for any w0 and w1."""
+    t = np.linspace(0, 1, 41)
+    omega = lambda u: 0.1 + 0.4 * (1 + np.tanh(schedule.k * (u - schedule.t0)))
+    u = np.asarray(schedule.angle(jnp.asarray(t))) * 2 / np.pi
+    np.testing.assert_allclose(omega(u), (1 - t) * omega(0.0) + t * omega(1.0), rtol=1e-10)
+    assert (np.diff(u) > 0).all() and u[0] == 0 and u[-1] == 1
+
+
+@pytest.mark.parametrize("schedule", [*EMPIRICAL, gaussian.EmpiricalSchedule(15.9, 0.5)], ids=repr)
+def test_empirical_ends_are_exact_in_float32(schedule):
+    """alpha(1) = 0 = sigma(0) exactly, rates finite and derivatives without NaN at both ends, time_of_angle the inverse."""
+    ends = jnp.array([0.0, 1.0])
+    np.testing.assert_array_equal(schedule.sigma(ends), [0, 1])
+    np.testing.assert_array_equal(schedule.alpha(ends), [1, 0])
+    derivative = jax.vmap(jax.grad(schedule.angle))(ends)
+    np.testing.assert_allclose(schedule.angle_rate(ends), derivative, rtol=1e-4)
+    t = jnp.linspace(0, 1, 33)
+    np.testing.assert_allclose(schedule.time_of_angle(schedule.angle(t)), t, atol=2e-5)
+
+
+def test_a_flat_error_leaves_time_alone():
+    """k -> 0: theta linear in t; and what float32 cannot hold is refused."""
+    np.testing.assert_allclose(gaussian.EmpiricalSchedule(0.01, 0.5).angle(INTERIOR), np.pi / 2 * INTERIOR, atol=1e-4)
+    assert gaussian.make_schedule("empirical", k=3.0, t0=0.4) == gaussian.EmpiricalSchedule(3.0, 0.4)
+    for k, t0 in ((0.0, 0.5), (4.0, 1.0), (17.0, 0.5)):
+        with pytest.raises(ValueError, match="k max"):
+            gaussian.EmpiricalSchedule(k, t0)

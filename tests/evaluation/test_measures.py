@@ -46,6 +46,31 @@ def test_entropy_and_repetition():
     assert text.repetition(np.array([1, 2])) == 0
 
 
+def test_distinct_n_by_hand():
+    """a b a b | a b c: 3 of 7 unigrams; ab, ba, bc of 5 bigrams; aba, bab, abc of 3; none across rows or in the fill."""
+    rows = np.array([[1, 2, 1, 2], [1, 2, 3, 0]])
+    found = text.distinct_measures(rows, eot_id=0)
+    assert [found[f"distinct_{n}"]["value"] for n in (1, 2, 3, 4)] == [3 / 7, 3 / 5, 1.0, 1.0]
+    assert set(text.token_measures(rows, 0)) == {"entropy", "repetition", *found}
+    assert text.distinct_n([np.array([1])], 2) is None and text.distinct_measures(np.zeros((2, 3), int), 0) == {}
+
+
+def test_jackknife_of_a_mean():
+    """With groups of one it is the textbook standard error of a mean; distinct rows keep their value inside the interval."""
+    x = np.random.default_rng(0).normal(size=50)
+    e = intervals.jackknife(lambda kept: x[kept].mean(), 50, groups=50)
+    assert e["high"] - e["value"] == pytest.approx(1.959964 * x.std(ddof=1) / np.sqrt(50))
+    unique = text.distinct_n(np.arange(200).reshape(40, 5), 2)
+    assert (unique["low"], unique["value"], unique["high"]) == (1.0, 1.0, 1.0)
+    with pytest.raises(ValueError, match="at least 2"):
+        intervals.jackknife(lambda kept: 1.0, 1)
+
+
+def test_ratio_is_of_sums():
+    """Sum over sum."""
+    assert intervals.ratio(np.array([1.0, 9.0]), np.array([1.0, 3.0]))["value"] == 2.5
+
+
 def test_oracle_on_its_own_language():
     """True stories: all valid, exact NLL near the entropy; broken ones: none valid and no exact_nll."""
     good = list(stories.documents(400, 3))
