@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from diladiff_jax import config as config_lib
 from diladiff_jax.data import tokenizers
-from diladiff_jax.objectives.build import text_encoder
+from diladiff_jax.objectives.build import features_source, text_encoder
 from diladiff_jax.sampling.pipeline import MODELS, Controls, Sample, Sampler
 from diladiff_jax.training import sharding
 from diladiff_jax.training.checkpoints import CheckpointError
@@ -196,7 +196,7 @@ class Model:
           ValueError: a text longer than the model.
         """
         tokens = self.text_tokens(texts) if not isinstance(texts, np.ndarray | jax.Array) else texts
-        frozen = {"features": self.trained("mdlm"), "encoder": self.trained("autoencoder")["encoder"]}
+        frozen = {"features": self.trained(features_source(self.experiment.settings)), "encoder": self.trained("autoencoder")["encoder"]}
         return self._encode(frozen, self.statistics, jnp.asarray(tokens))
 
     def text_tokens(self, texts: Sequence[str]) -> np.ndarray:
@@ -290,7 +290,7 @@ def load(workdir: str | pathlib.Path, *, config: ConfigDict | None = None, mesh:
       mesh: with axes (data, fsdp, tensor); default all devices along data.
 
     Raises:
-      ConfigError, DataError: not a workdir, or a damaged one.
+      ConfigError, DataError, PretrainedError: not a workdir, or a damaged one.
     """
     if config is None:
         config = config_lib.load(workdir)
