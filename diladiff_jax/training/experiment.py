@@ -129,13 +129,10 @@ class Experiment:
         """
         if features_source(self.settings) != "bert":
             return None
-        ours, words = self.tokenizer.pieces(range(self.tokenizer.vocab_size)), pretrained.read_vocabulary(self.features_directory)
-        added = {"[PAD]", "[MASK]", "<|endoftext|>", "[UNUSED]"}
-        own = next(i for i in range(len(ours), -1, -1) if i == 0 or ours[i - 1] not in added or i <= len(words))
-        if own != len(words) or ours[:own] != words:
-            where = next((i for i, (a, b) in enumerate(zip(ours, words, strict=False)) if a != b), min(own, len(words)))
+        ours, theirs = (pretrained.read_vocabulary(folder) for folder in (self.workdir / "tokenizer", self.features_directory))
+        if ours != theirs:
             raise pretrained.PretrainedError(
-                f"{self.features_directory / 'vocab.txt'} has {len(words)} pieces, the tokenizer {own}, and they part at id {where}; "
+                f"{self.features_directory / 'vocab.txt'} has {len(theirs)} pieces and differs from the tokenizer's {len(ours)}; "
                 f"tokenizer.file must be the vocab.txt of the encoder in features.path"
             )
         return pretrained.load_encoder(self.features_directory, jnp.dtype(self.config.features.compute_dtype))
