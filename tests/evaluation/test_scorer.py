@@ -1,6 +1,7 @@
 """Perplexity under a GPT-2 from files: against numpy's log-softmax, whatever the padding, batch and mesh."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,8 @@ import pytest
 import safetensors.numpy
 
 from diladiff_jax import pretrained
-from diladiff_jax.evaluation import scorer
+from diladiff_jax.data import tokenizers
+from diladiff_jax.evaluation import scorer, sweep
 from diladiff_jax.nn import gpt2
 from diladiff_jax.training import sharding
 
@@ -93,3 +95,16 @@ def test_tokenizer_json_gives_the_same_ids(folder, tmp_path):
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(pretrained.PretrainedError, match="has no tokenizer; it must hold tokenizer.json, or vocab.json"):
         scorer.load_tokenizer(tmp_path)
+
+
+def test_the_sweep_asks_it(folder):
+    """A published scorer judges the text of the rows, in place of the trained one, and the setting names it."""
+    judge, tokenizer = make(folder)[0], tokenizers.from_vocabulary(folder / "vocab.json", "byte_bpe")
+    rows = np.full((2, 12), tokenizer.eot_id, np.int32)
+    for row, text in zip(rows, TEXTS, strict=False):
+        row[: len(tokenizer.encode(text))] = tokenizer.encode(text)
+    config = SimpleNamespace(evaluation=SimpleNamespace(scorer="gpt2"))
+    model = SimpleNamespace(tokenizer=tokenizer, published_scorer=judge, config=config, has=lambda stage: True)
+    measures = sweep._measures(model, "pydocs")(rows)
+    assert measures["gen_ppl"] == judge.measures(TEXTS[:2])["gen_ppl"] and measures["empty"]["value"] == 0.5 and "entropy" in measures
+    assert sweep._scorer(model) == {"name": "gpt2", "length": POSITIONS}
