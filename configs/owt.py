@@ -1,11 +1,12 @@
-"""The published setting on OpenWebText (METHOD section 7), with the pretrained denoiser's own features.
+"""The published setting on OpenWebText (METHOD section 7), with the features of bert-base-uncased.
 
     python launch/prepare.py --config=configs/owt.py --workdir=W       # needs the network once: TFDS openwebtext
     python launch/train.py   --config=configs/owt.py --workdir=W --stage=all
     python launch/train.py   --config=configs/owt.py --workdir=W --stage=mdlm --config.mesh.fsdp=16
 
-`--config.tokenizer.file` names BERT's vocabulary: the paper's text says bert-base-uncased (30,522 ids), its
-samples look like bert-base-cased; both load.
+`--config.features.path` is a folder with BERT's config.json, vocab.txt and model.safetensors, or (as below) its hub name, whose
+files are downloaded once and kept in W/features; `--config.tokenizer.file` is that vocab.txt. The paper's text says
+bert-base-uncased (30,522 ids), its samples look like bert-base-cased; both load (cased with `--config.tokenizer.lowercase=False`).
 """
 
 from ml_collections import ConfigDict
@@ -18,4 +19,5 @@ def get_config() -> ConfigDict:
     c.compute_dtype = "bfloat16"  # the student stays in float32
     c.data.update(corpus="openwebtext", validation_fraction=0.0125)  # about 100,000 of the 8 M documents
     c.tokenizer.update(kind="wordpiece", file="vocab.txt", lowercase=True)
+    c.features.update(source="bert", path="bert-base-uncased")  # the last layer, 768 wide; rows of 1,024 in three windows
     return c

@@ -86,7 +86,14 @@ def default_config() -> ConfigDict:
             lowercase=False,
         )
     )
-    c.features = ConfigDict(dict(source="denoiser", with_embeddings=False))
+    c.features = ConfigDict(
+        dict(
+            source="denoiser",  # the trained MDLM's last hidden states; or "bert": a published encoder's
+            with_embeddings=False,  # denoiser: its token embeddings beside them
+            path="",  # bert: a folder with config.json, vocab.txt and model.safetensors, or a hub name
+            compute_dtype="bfloat16",  # bert: or "float32"
+        )
+    )
     c.backbone = ConfigDict(
         dict(
             width=768,
@@ -165,7 +172,14 @@ def default_config() -> ConfigDict:
         )
     )
     c.evaluation = ConfigDict(
-        dict(samples=1024, decode_steps=(8, 16, 32, 64, 128, 256, 512, 1024), control_steps=(8, 64, 512), bound_draws=128, seed=1)
+        dict(
+            samples=1024,
+            decode_steps=(8, 16, 32, 64, 128, 256, 512, 1024),
+            control_steps=(8, 64, 512),
+            bound_draws=128,
+            seed=1,
+            scorer="",  # generative perplexity: "" by the trained scorer stage, if any; or a folder or hub name of a GPT-2
+        )
     )
     c.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # -1: all devices that are left
     c.logging = ConfigDict(
@@ -248,7 +262,12 @@ def check(config: ConfigDict) -> None:
     need(bool(config.tokenizer.file) or not from_file, "tokenizer.file", f"a vocabulary file when tokenizer.kind is {config.tokenizer.kind}")
     need(config.tokenizer.vocab_size > 0, "tokenizer.vocab_size", "above 0")
     need(config.tokenizer.whole_words >= 0, "tokenizer.whole_words", "0 or more")
-    one_of("features.source", "denoiser")
+    one_of("features.source", "denoiser", "bert")
+    one_of("features.compute_dtype", "bfloat16", "float32")
+    if config.features.source == "bert":
+        need(bool(config.features.path), "features.path", "an encoder's folder or hub name when features.source is bert")
+        need(not config.features.with_embeddings, "features.with_embeddings", "false when features.source is bert: only the denoiser's can be added")
+        need(config.tokenizer.kind == "wordpiece", "tokenizer.kind", "wordpiece when features.source is bert: the encoder reads its own ids")
 
     for name in ("backbone", "encoder", "latent_denoiser", "scorer_network"):
         block = config[name]

@@ -15,8 +15,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diladiff_jax import config as config_lib
+from diladiff_jax import pretrained
 from diladiff_jax.data import tokenizers
-from diladiff_jax.objectives.build import text_encoder
+from diladiff_jax.evaluation.scorer import Scorer, load_tokenizer
+from diladiff_jax.nn import gpt2
+from diladiff_jax.objectives.build import features_source, text_encoder
 from diladiff_jax.sampling.pipeline import MODELS, Controls, Sample, Sampler
 from diladiff_jax.training import sharding
 from diladiff_jax.training.checkpoints import CheckpointError
@@ -86,6 +89,22 @@ class Model:
     def statistics(self) -> dict[str, Any]:
         """The frozen statistics of features and latents."""
         return self.experiment.restore_statistics()
+
+    @functools.cached_property
+    def published_scorer(self) -> Scorer | None:
+        """The GPT-2 that `evaluation.scorer` names, its parameters laid out on the mesh; None where it names none.
+
+        Raises:
+          PretrainedError: it cannot be had or read.
+        """
+        name, mesh = self.config.evaluation.scorer, self.experiment.mesh
+        if not name:
+            return None
+        folder = pretrained.locate(name, pretrained.SCORER_FILES)
+        network, params = pretrained.load_scorer(folder)
+        params = sharding.place(params, sharding.parameter_shardings(gpt2.abstract_parameters(network), mesh))
+        batch = -(-self.config.sampling.batch // self.devices) * self.devices
+        return Scorer(network, params, load_tokenizer(folder), batch=batch, batch_sharding=sharding.batch_sharding(mesh))
 
     def parameters(self, model: str) -> dict[str, Any]:
         """What `Sampler.generate(model, ...)` reads.
@@ -196,7 +215,7 @@ class Model:
           ValueError: a text longer than the model.
         """
         tokens = self.text_tokens(texts) if not isinstance(texts, np.ndarray | jax.Array) else texts
-        frozen = {"features": self.trained("mdlm"), "encoder": self.trained("autoencoder")["encoder"]}
+        frozen = {"features": self.trained(features_source(self.experiment.settings)), "encoder": self.trained("autoencoder")["encoder"]}
         return self._encode(frozen, self.statistics, jnp.asarray(tokens))
 
     def text_tokens(self, texts: Sequence[str]) -> np.ndarray:
@@ -290,7 +309,7 @@ def load(workdir: str | pathlib.Path, *, config: ConfigDict | None = None, mesh:
       mesh: with axes (data, fsdp, tensor); default all devices along data.
 
     Raises:
-      ConfigError, DataError: not a workdir, or a damaged one.
+      ConfigError, DataError, PretrainedError: not a workdir, or a damaged one.
     """
     if config is None:
         config = config_lib.load(workdir)

@@ -38,7 +38,7 @@ def run(main: Callable[[Sequence[str]], None], usage: str) -> None:
     """Runs a command: bad input ends in one line on standard error and exit code 1; a traceback means a bug."""
 
     def guarded(argv: Sequence[str]) -> int:
-        from diladiff_jax import CheckpointError, ConfigError, DataError
+        from diladiff_jax import CheckpointError, ConfigError, DataError, PretrainedError
         from diladiff_jax.training.loop import TrainingError
 
         _quiet_logs()
@@ -47,7 +47,7 @@ def run(main: Callable[[Sequence[str]], None], usage: str) -> None:
         _compilation_cache()
         try:
             main(argv)
-        except (ConfigError, DataError, CheckpointError, TrainingError, UsageError) as error:
+        except (ConfigError, DataError, PretrainedError, CheckpointError, TrainingError, UsageError) as error:
             return _refuse(str(error))
         except KeyboardInterrupt:
             return _refuse("stopped; the same command goes on from the last checkpoint", 130)

@@ -2,9 +2,10 @@
 
     python launch/evaluate.py --workdir=runs/tiny --out=runs/tiny/report
     python launch/evaluate.py --workdir=runs/tiny --out=/tmp/report --config.evaluation.samples=2048
+    python launch/evaluate.py --workdir=W --config.evaluation.scorer=gpt2-large      # a folder or hub name of a GPT-2
 
 Measured are: on samples, the oracle's validity and exact likelihood (stories), generative perplexity under the
-trained scorer, entropy and repetition, against decoding steps and seconds; on held-out text, the bound on the
+trained scorer or a published GPT-2, entropy and repetition, against decoding steps and seconds; on held-out text, the bound on the
 perplexity and the recovery of masked tokens.
 """
 

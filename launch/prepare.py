@@ -1,10 +1,13 @@
-"""Prepares an experiment's text: corpus to ArrayRecord shards, tokenizer, packed rows. Training does the same when needed.
+"""Prepares an experiment's text: corpus to ArrayRecord shards, tokenizer, packed rows, and the published
+encoder if features are its. Training does the same when needed.
 
     python launch/prepare.py --config=configs/tiny.py:pydocs --workdir=runs/pydocs
     python launch/prepare.py --config=configs/lm1b.py --workdir=W --config.data.directory=/shared/lm1b
 
 What is there already is left as it is.
 """
+
+import pathlib
 
 import common
 from absl import flags
@@ -14,11 +17,14 @@ _CONFIG = common.experiment_flags()
 
 def main(argv: list[str]) -> None:
     from diladiff_jax import config as config_lib
+    from diladiff_jax import pretrained
     from diladiff_jax.data.prepare import prepare
 
     config, workdir = common.experiment(_CONFIG), flags.FLAGS.workdir
     config_lib.save(config, workdir)
     prepared = prepare(config.data, config.tokenizer, workdir)
+    if config.features.source == "bert":
+        pretrained.adopt(config.features.path, pathlib.Path(workdir) / "features")
     for split, counts in prepared.counts.items():
         print(f"{split}: " + ", ".join(f"{value:,} {name}" for name, value in counts.items()))
     print(f"vocabulary: {prepared.tokenizer.vocab_size} ids, {int(prepared.tokenizer.sampleable.sum())} of them text")

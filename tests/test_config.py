@@ -48,6 +48,7 @@ def test_the_published_setting():
     s = c.sampling
     assert (s.temperature, s.top_p, s.prior_steps, s.prior_method, s.student_steps, s.gamma) == (1.0, 0.9, 200, "euler", 5, 0.8)
     assert (c.encoder.num_latents, c.encoder.latent_dim, c.encoder.num_layers) == (512, 768, 2)
+    assert (c.features.source, c.features.path, c.tokenizer.kind) == ("bert", "bert-base-uncased", "wordpiece")
 
 
 @pytest.mark.parametrize(

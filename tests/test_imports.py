@@ -16,11 +16,12 @@ ALLOWED = {
     "diffusion": set(),
     "data": set(),
     "config": set(),
+    "pretrained": {"nn"},
     "objectives": {"nn", "diffusion"},
     "sampling": {"nn", "diffusion"},
-    "training": {"objectives", "sampling", "data", "config", "nn", "diffusion"},
-    "evaluation": {"objectives", "sampling", "nn", "diffusion", "data", "config"},
-    "model": {"nn", "diffusion", "data", "config", "objectives", "sampling", "training", "evaluation"},
+    "training": {"objectives", "sampling", "data", "config", "nn", "diffusion", "pretrained"},
+    "evaluation": {"objectives", "sampling", "nn", "diffusion", "data", "config", "pretrained"},
+    "model": {"nn", "diffusion", "data", "config", "objectives", "sampling", "training", "evaluation", "pretrained"},
 }
 LIBRARY = sorted((ROOT / PACKAGE).rglob("*.py"))
 

@@ -63,7 +63,7 @@ def quality_metric(results: dict[str, Any]) -> str:
 
 def table(results: dict[str, Any]) -> str:
     """All rows as aligned plain text, intervals in brackets."""
-    preferred = ("valid", "agreement", "parses", "exact_nll", "distinct", "gen_ppl", "entropy", "repetition", "bound_ppl", "recovery")
+    preferred = ("valid", "agreement", "parses", "exact_nll", "distinct", "gen_ppl", "empty", "entropy", "repetition", "bound_ppl", "recovery")
     present = {name for row in results["rows"] for name in row["metrics"]}
     names = [name for name in preferred if name in present]
     head = ["model", "latent", "decode", "ms/document", *names]

@@ -14,6 +14,7 @@ from diladiff_jax.data.prepare import Prepared
 from diladiff_jax.data.tokenizers import Tokenizer
 from diladiff_jax.evaluation import likelihood, text
 from diladiff_jax.evaluation.intervals import Estimate
+from diladiff_jax.evaluation.scorer import Scorer
 
 Row = dict[str, Any]
 
@@ -33,6 +34,8 @@ class Trained(Protocol):
     def models(self) -> tuple[str, ...]: ...
     @property
     def devices(self) -> int: ...
+    @property
+    def published_scorer(self) -> Scorer | None: ...
     def compiled(self, model: str) -> Any: ...
     def parameters(self, model: str) -> dict[str, Any]: ...
     def trained(self, stage: str) -> Any: ...
@@ -82,7 +85,8 @@ def evaluate(model: Trained, prepared: Prepared, say: Callable[[str], None] = pr
         "device": jax.devices()[0].device_kind,
         "devices": model.devices,
         "compute_dtype": config.compute_dtype,
-        "scored_on": "text tokenized anew, at most `length` tokens a row",
+        "scorer": _scorer(model),
+        "scored_on": "text tokenized anew, at most the scorer's `length` tokens a row",
     }
     return {"setting": setting, "rows": rows}
 
@@ -139,7 +143,9 @@ def measures_of(model: Trained, corpus: str) -> Callable[[np.ndarray], dict[str,
         found: dict[str, Estimate] = {}
         if corpus == "stories":
             found |= text.oracle_measures(text.first_documents(tokens, tokenizer))
-        if model.has("scorer"):
+        if model.published_scorer is not None:
+            found |= model.published_scorer.measures([tokenizer.decode(row) for row in tokens])
+        elif model.has("scorer"):
             scorer = model.networks.scorer
             found["gen_ppl"] = likelihood.generative_perplexity(
                 scorer, model.trained("scorer"), likelihood.retokenize(tokens, tokenizer), tokenizer.eot_id, tokenizer.sampleable, batch=model.config.sampling.batch
@@ -147,6 +153,13 @@ def measures_of(model: Trained, corpus: str) -> Callable[[np.ndarray], dict[str,
         return found | text.token_measures(tokens, tokenizer.eot_id)
 
     return measure
+
+
+def _scorer(model: Trained) -> dict[str, Any] | None:
+    """Who judged `gen_ppl`, and the most tokens of a row that it read."""
+    if model.published_scorer is not None:
+        return {"name": model.config.evaluation.scorer, "length": model.published_scorer.length}
+    return {"name": "stage scorer", "length": model.config.data.length} if model.has("scorer") else None
 
 
 def _bounds(model: Trained, held_out: np.ndarray) -> list[tuple[str, dict[str, Estimate]]]:

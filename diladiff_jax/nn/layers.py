@@ -49,7 +49,7 @@ class Linear(nn.Module):
 
 
 class Norm(nn.Module):
-    """Root-mean-square or layer normalization of the last axis with a learned gain and no bias, in float32.
+    """Root-mean-square or layer normalization of the last axis with a learned gain (and bias, if asked for), in float32.
 
     `epsilon` also bounds the gradient at a zero input by `1 / sqrt(epsilon)`: the zero-initialized query of
     the decoder's cross-attention starts exactly there.
@@ -58,6 +58,7 @@ class Norm(nn.Module):
     kind: str = "rmsnorm"  # or "layernorm"
     epsilon: float = 1e-5
     dtype: Any = jnp.float32
+    use_bias: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -66,7 +67,10 @@ class Norm(nn.Module):
         if self.kind == "layernorm":
             y = y - y.mean(axis=-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
-        return (y * align_last(scale, y)).astype(self.dtype)
+        y = y * align_last(scale, y)
+        if self.use_bias:
+            y = y + align_last(self.param("bias", nn.with_logical_partitioning(zeros, (None,)), x.shape[-1:]), y)
+        return y.astype(self.dtype)
 
 
 def rotary(x_BxLxHxK: Array, base: float = 10_000.0) -> Array:
@@ -86,10 +90,11 @@ class Heads(nn.Module):
     heads: int
     normalize: bool = False
     dtype: Any = jnp.float32
+    use_bias: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        y = Linear(self.width, ("embed", "heads"), use_bias=False, dtype=self.dtype, name="linear")(x)
+        y = Linear(self.width, ("embed", "heads"), use_bias=self.use_bias, dtype=self.dtype, name="linear")(x)
         y = y.reshape(*y.shape[:-1], self.heads, self.width // self.heads)
         return Norm(dtype=self.dtype, name="norm")(y) if self.normalize else y
 
@@ -104,7 +109,7 @@ def attend(q: Array, k: Array, v: Array, *, causal: bool = False) -> Array:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention without biases: `[B, L, D] -> [B, L, D]`."""
+    """Multi-head self-attention, without biases unless asked for: `[B, L, D] -> [B, L, D]`."""
 
     width: int
     heads: int
@@ -112,16 +117,17 @@ class SelfAttention(nn.Module):
     rotary: bool = False
     causal: bool = False
     dtype: Any = jnp.float32
+    use_bias: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        q = Heads(self.width, self.heads, self.qk_norm, self.dtype, name="query")(x)
-        k = Heads(self.width, self.heads, self.qk_norm, self.dtype, name="key")(x)
-        v = Heads(self.width, self.heads, False, self.dtype, name="value")(x)
+        q = Heads(self.width, self.heads, self.qk_norm, self.dtype, self.use_bias, name="query")(x)
+        k = Heads(self.width, self.heads, self.qk_norm, self.dtype, self.use_bias, name="key")(x)
+        v = Heads(self.width, self.heads, False, self.dtype, self.use_bias, name="value")(x)
         if self.rotary:
             q, k = rotary(q), rotary(k)
         y = attend(q, k, v, causal=self.causal)
-        return Linear(self.width, ("heads", "embed"), use_bias=False, dtype=self.dtype, name="out")(y)
+        return Linear(self.width, ("heads", "embed"), use_bias=self.use_bias, dtype=self.dtype, name="out")(y)
 
 
 class MLP(nn.Module):

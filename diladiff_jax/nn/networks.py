@@ -9,13 +9,15 @@ from typing import Any
 import jax.numpy as jnp
 
 from diladiff_jax.nn.autoencoder import LatentConditionedDecoder, LatentEncoder
+from diladiff_jax.nn.bert import Bert
 from diladiff_jax.nn.latent_denoiser import LatentDenoiser
 from diladiff_jax.nn.transformer import TokenDenoiser
 
 
 @dataclasses.dataclass(frozen=True)
 class Networks:
-    """Modules, without parameters. `teacher` is the prior's denoiser, `student` the same with an interval embedding."""
+    """Modules, without parameters. `teacher` is the prior's denoiser, `student` the same with an interval embedding;
+    `bert` the published encoder where features are its."""
 
     denoiser: TokenDenoiser
     encoder: LatentEncoder
@@ -23,6 +25,7 @@ class Networks:
     teacher: LatentDenoiser
     student: LatentDenoiser
     scorer: TokenDenoiser
+    bert: Bert | None = None
 
     @property
     def latent_shape(self) -> tuple[int, int]:
@@ -30,7 +33,7 @@ class Networks:
         return self.encoder.num_latents, self.encoder.latent_dim
 
 
-def build_networks(settings: Mapping[str, Any], length: int, vocab_size: int) -> Networks:
+def build_networks(settings: Mapping[str, Any], length: int, vocab_size: int, bert: Bert | None = None) -> Networks:
     """Builds every module from the blocks `backbone`, `encoder`, `decoder`, `latent_denoiser`, `scorer` and `compute_dtype`.
 
     The student always computes in float32: its loss is made of forward derivatives.
@@ -48,4 +51,5 @@ def build_networks(settings: Mapping[str, Any], length: int, vocab_size: int) ->
         teacher=LatentDenoiser(latent_dim, dtype=dtype, **latent),
         student=LatentDenoiser(latent_dim, dtype=jnp.float32, interval=True, **latent),
         scorer=TokenDenoiser(vocab_size, length, dtype=dtype, **scorer),
+        bert=bert,
     )

@@ -13,7 +13,7 @@ from diladiff_jax.objectives.autoencoder import Autoencoder
 from diladiff_jax.objectives.autoregressive import Autoregressive
 from diladiff_jax.objectives.base import Objective
 from diladiff_jax.objectives.diladiff import DiLaDiff
-from diladiff_jax.objectives.encoding import DenoiserFeatures, TextEncoder
+from diladiff_jax.objectives.encoding import BertFeatures, DenoiserFeatures, FeatureExtractor, TextEncoder
 from diladiff_jax.objectives.ladiff import LaDiff
 from diladiff_jax.objectives.mdlm import MDLM
 
@@ -21,16 +21,31 @@ FROZEN: dict[str, dict[str, tuple[str, ...]]] = {
     "mdlm": {},
     "mdlm_long": {"start": ("mdlm",)},
     "scorer": {},
-    "autoencoder": {"features": ("mdlm",)},
-    "ladiff": {"features": ("mdlm",), "encoder": ("autoencoder", "encoder")},
-    "diladiff": {"features": ("mdlm",), "encoder": ("autoencoder", "encoder"), "teacher": ("ladiff",)},
+    "autoencoder": {"features": ("features",), "start": ("mdlm",)},
+    "ladiff": {"features": ("features",), "encoder": ("autoencoder", "encoder")},
+    "diladiff": {"features": ("features",), "encoder": ("autoencoder", "encoder"), "teacher": ("ladiff",)},
 }
-"""Stage -> name in `Context.frozen` -> (earlier stage, path inside its parameters)."""
+"""Stage -> name in `Context.frozen` -> (earlier stage, path inside its parameters). "features" as a stage stands for `features_source`,
+"start" is what the stage's own network begins as and no loss reads."""
+
+
+def features_source(settings: Mapping[str, Any]) -> str:
+    """Whose parameters the feature extractor reads: stage "mdlm", or "bert", the published encoder."""
+    return "bert" if settings["features"]["source"] == "bert" else "mdlm"
+
+
+def frozen_sources(stage: str, settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """`FROZEN` of a stage with "features" resolved."""
+    return {name: (features_source(settings),) if source == ("features",) else source for name, source in FROZEN[stage].items()}
 
 
 def text_encoder(settings: Mapping[str, Any], networks: Networks) -> TextEncoder:
     """The path from tokens to standardized latents."""
-    features = DenoiserFeatures(networks.denoiser, settings["features"]["with_embeddings"])
+    features: FeatureExtractor
+    if networks.bert is not None:
+        features = BertFeatures(networks.bert)
+    else:
+        features = DenoiserFeatures(networks.denoiser, settings["features"]["with_embeddings"])
     return TextEncoder(features, networks.encoder)
 
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import jax
 
 from diladiff_jax.nn.autoencoder import LatentEncoder
+from diladiff_jax.nn.bert import Bert
 from diladiff_jax.nn.transformer import TokenDenoiser
 from diladiff_jax.objectives.base import Params
 from diladiff_jax.objectives.statistics import Moments
@@ -44,6 +45,20 @@ class DenoiserFeatures:
             {"params": params}, tokens, with_embeddings=self.with_embeddings, method=TokenDenoiser.features
         )
         return jax.lax.stop_gradient(features)
+
+
+@dataclasses.dataclass(frozen=True)
+class BertFeatures:
+    """The last layer of a published encoder, which reads rows longer than its positions in windows (`Bert.features`)."""
+
+    bert: Bert
+
+    @property
+    def dim(self) -> int:
+        return self.bert.width
+
+    def __call__(self, params: Params, tokens: Array) -> Array:
+        return jax.lax.stop_gradient(self.bert.apply({"params": params}, tokens, method=Bert.features))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,14 +10,17 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from diladiff_jax import pretrained
 from diladiff_jax.data.tokenizers import Tokenizer
 from diladiff_jax.diffusion.gaussian import make_schedule
+from diladiff_jax.nn import bert
 from diladiff_jax.nn.networks import build_networks
 from diladiff_jax.objectives.base import Context, Objective
-from diladiff_jax.objectives.build import FROZEN, build_objective
+from diladiff_jax.objectives.build import FROZEN, build_objective, features_source, frozen_sources
 from diladiff_jax.sampling.pipeline import Sampler
 from diladiff_jax.training import sharding
 from diladiff_jax.training.checkpoints import CheckpointError, Checkpoints
@@ -32,7 +35,7 @@ class Experiment:
         self.tokenizer = tokenizer
         self.mesh = mesh
         self.settings = config.to_dict()
-        self.networks = build_networks(self.settings, config.data.length, tokenizer.vocab_size)
+        self.networks = build_networks(self.settings, config.data.length, tokenizer.vocab_size, self._published_encoder())
 
     def objective(self, stage: str) -> Objective:
         """The stage's objective."""
@@ -71,11 +74,16 @@ class Experiment:
         return _last_step(self.own_directory(stage) if own else self.checkpoint_directory(stage))
 
     def restore(self, stage: str) -> Any:
-        """The trained parameters of a stage (the average where one is kept), laid out on the mesh.
+        """The trained parameters of a stage (the average where one is kept), or those of "bert", laid out on the mesh.
 
         Raises:
           CheckpointError: the stage has no checkpoint, or one that cannot be read.
+          PretrainedError: the published encoder's weights cannot be read.
         """
+        if stage == "bert":
+            network = self.networks.bert
+            shardings = sharding.parameter_shardings(bert.abstract_parameters(network), self.mesh)
+            return sharding.place(pretrained.encoder_parameters(self.features_directory, network), shardings)
         with self._open(stage) as checkpoints:
             boxed = jax.eval_shape(self.objective(stage).init, jax.random.key(0))
             shardings = sharding.parameter_shardings(boxed, self.mesh)
@@ -98,10 +106,36 @@ class Experiment:
           CheckpointError: a predecessor is not trained, or cannot be read.
         """
         # The latest stage first, so that the one to train next is the one that is named as missing.
-        needed = sorted({source[0] for source in FROZEN[stage].values()}, key=list(FROZEN).index, reverse=True)
+        sources = frozen_sources(stage, self.settings)
+        needed = sorted({source[0] for source in sources.values()}, key=["bert", *FROZEN].index, reverse=True)
         trained = {earlier: self.restore(earlier) for earlier in needed}
-        frozen = {name: take(trained[earlier], path) for name, (earlier, *path) in FROZEN[stage].items()}
+        frozen = {name: take(trained[earlier], path) for name, (earlier, *path) in sources.items()}
         return Context(frozen, self.restore_statistics() if "autoencoder" in needed else {})
+
+    def restore_features(self) -> Any:
+        """The parameters of the feature extractor alone. Raises as `restore` does."""
+        return self.restore(features_source(self.settings))
+
+    @property
+    def features_directory(self) -> pathlib.Path:
+        """`WORKDIR/features`, the published encoder's files: a workdir needs neither the network nor the folder they came from."""
+        return self.workdir / "features"
+
+    def _published_encoder(self) -> bert.Bert | None:
+        """The encoder of `WORKDIR/features`, where the config asks for one; its ids must be the tokenizer's.
+
+        Raises:
+          PretrainedError: no such files, damaged ones, or another vocabulary.
+        """
+        if features_source(self.settings) != "bert":
+            return None
+        ours, theirs = (pretrained.read_vocabulary(folder) for folder in (self.workdir / "tokenizer", self.features_directory))
+        if ours != theirs:
+            raise pretrained.PretrainedError(
+                f"{self.features_directory / 'vocab.txt'} has {len(theirs)} pieces and differs from the tokenizer's {len(ours)}; "
+                f"tokenizer.file must be the vocab.txt of the encoder in features.path"
+            )
+        return pretrained.load_encoder(self.features_directory, jnp.dtype(self.config.features.compute_dtype))
 
     def _open(self, stage: str) -> Checkpoints:
         if not self.trained_steps(stage):

@@ -15,6 +15,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from diladiff_jax import config as config_lib
+from diladiff_jax import pretrained
 from diladiff_jax.data.pipeline import Batches
 from diladiff_jax.data.prepare import Prepared, load_prepared, prepare
 from diladiff_jax.objectives.base import Context
@@ -49,7 +50,7 @@ def train(
     `stop_at` ends a stage early after that many steps, as an interruption at a checkpoint would.
 
     Raises:
-      ConfigError, DataError, CheckpointError, TrainingError: bad settings, text, checkpoints, or numbers.
+      ConfigError, DataError, PretrainedError, CheckpointError, TrainingError: bad settings, text, published files, checkpoints, or numbers.
     """
     main = jax.process_index() == 0
     if main:
@@ -57,6 +58,8 @@ def train(
         if init_from is not None:
             remember_source(workdir, init_from)
         prepare(config.data, config.tokenizer, workdir)
+        if config.features.source == "bert":
+            pretrained.adopt(config.features.path, pathlib.Path(workdir) / "features")
     multihost_utils.sync_global_devices("prepared")  # one process writes, all read
     prepared = load_prepared(config.data, workdir)
     experiment = Experiment(config, workdir, prepared.tokenizer, make_mesh(config))
@@ -121,6 +124,7 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, *, stop_
     else:
         state = jax.jit(lambda key: nn.unbox(fresh(key)), out_shardings=shardings)(key)
         state = start_from_predecessor(state, stage, context)
+    context = context.replace(frozen={name: tree for name, tree in context.frozen.items() if name != "start"})  # its memory is free again
     start, stop = int(state.step), min(settings.steps, stop_at or settings.steps)
 
     # 3. The loop: dispatch a step, then look at the one before it, so that the device never waits.
@@ -173,7 +177,7 @@ def start_from_predecessor(state: TrainState, stage: str, context: Context) -> T
     """Puts trained networks of the stage before into a fresh state (parameters and average alike)."""
     params = state.params
     if stage == "autoencoder":
-        decoder = {**params["decoder"], "backbone": context.frozen["features"]}
+        decoder = {**params["decoder"], "backbone": context.frozen["start"]}
         params = {**params, "decoder": decoder}
     elif stage == "mdlm_long":
         params = context.frozen["start"]

@@ -42,7 +42,7 @@ def make_preview(experiment: Experiment, stage: str, prepared: Prepared) -> Call
             one_step = controls._replace(decode_steps=1)
             return sampler.decode_latents({"decoder": params["decoder"]}, key, indices[: len(texts)], blank[: len(texts)], z, one_step)
 
-        fixed = experiment.context(stage).frozen["features"]
+        fixed = experiment.restore_features()
     else:
         network = "teacher" if stage == "ladiff" else "student"
 

@@ -87,5 +87,10 @@ def like_parameters(tree: Any, shardings: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(one, tree)
 
 
+def place(tree: Any, shardings: Any) -> Any:
+    """Host arrays, the same on every process, as arrays on the mesh; each device is given its own part alone."""
+    return jax.tree.map(lambda x, s: jax.make_array_from_callback(x.shape, s, lambda index: x[index]), tree, shardings)
+
+
 def _names(path: Any) -> tuple[str, ...]:
     return tuple(str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", part)))) for part in path)
