@@ -39,6 +39,11 @@ def denoiser(x):
     return LOGITS[jnp.sum(x * jnp.array([[(V + 1) ** 2, V + 1, 1]]), axis=1)]
 
 
+def logits_at(logits, positions):
+    """The rows of `logits [B, L, V + 2]` at `positions [B, K]`."""
+    return jnp.take_along_axis(logits, positions[:, :, None], axis=1)
+
+
 @functools.cache
 def law(steps, prompt=(MASK,) * L):
     """Probability of each sentence, enumerated over all assignments of the masked positions to `steps` steps."""
@@ -59,7 +64,9 @@ def law(steps, prompt=(MASK,) * L):
 
 @jax.jit
 def sample(keys, prompt, steps, temperature=1.0, top_p=1.0):
-    return tokens.ancestral(denoiser, keys, prompt, MASK, jnp.asarray(SAMPLEABLE), steps, temperature=temperature, top_p=top_p)
+    return tokens.ancestral(
+        denoiser, logits_at, keys, prompt, MASK, jnp.asarray(SAMPLEABLE), steps, temperature=temperature, top_p=top_p
+    )
 
 
 def counts_of(x):
