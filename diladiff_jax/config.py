@@ -164,7 +164,7 @@ def default_config() -> ConfigDict:
             top_p=0.9,
             decode_steps=64,
             prior_steps=200,
-            prior_method="euler",  # or "ddim"
+            prior_method="euler",  # or "ddim", "heun", "dpmpp_2m"
             prior_self_conditioning="previous",  # or "current", "none"
             student_steps=5,
             gamma=0.8,
@@ -321,7 +321,7 @@ def check(config: ConfigDict) -> None:
     need(0 <= s.top_p <= 1, "sampling.top_p", "between 0 and 1")
     for key in ("decode_steps", "prior_steps", "student_steps"):
         need(s[key] > 0, f"sampling.{key}", "above 0")
-    one_of("sampling.prior_method", "euler", "ddim")
+    one_of("sampling.prior_method", "euler", "ddim", "heun", "dpmpp_2m")
     one_of("sampling.prior_self_conditioning", "previous", "current", "none")
     need(0 <= s.gamma < 1, "sampling.gamma", "in [0, 1)")
     one_of("sampling.gamma_warp", "noise_level", "literal")

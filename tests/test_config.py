@@ -72,7 +72,7 @@ def test_the_published_setting():
         ({"data": {"scorer_documents": 0}}, "data.scorer_documents is 0; it must be above 0 when scorer.steps is"),
         ({"sampling": {"top_p": 1.5}}, "sampling.top_p is 1.5; it must be between 0 and 1"),
         ({"sampling": {"gamma": 1.0}}, "sampling.gamma is 1.0; it must be in [0, 1)"),
-        ({"sampling": {"prior_method": "heun"}}, "one of euler, ddim"),
+        ({"sampling": {"prior_method": "rk4"}}, "one of euler, ddim, heun, dpmpp_2m"),
         ({"diffusion": {"d": 0.0}}, "diffusion.d is 0.0; it must be above 0"),
         ({"diffusion": {"t0": 1.0}}, "diffusion.t0 is 1.0; it must be between 0 and 1"),
         ({"diffusion": {"k": 20.0}}, "diffusion.k is 20.0; it must be above 0 and at most 16"),

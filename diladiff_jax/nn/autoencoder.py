@@ -12,6 +12,7 @@ from diladiff_jax.nn.layers import MLP, Heads, Linear, Norm, Positions, attend, 
 from diladiff_jax.nn.transformer import TokenDenoiser
 
 Array = jax.Array
+Memory = dict[str, tuple[Array, Array]]
 
 
 class EncoderLayer(nn.Module):
@@ -83,17 +84,28 @@ class CrossAttention(nn.Module):
     num_latents: int
     dtype: Any = jnp.float32
 
-    @nn.compact
-    def __call__(self, h: Array, z: Array) -> Array:
-        x = Linear(self.width, ("embed", None), kernel_init=zeros, dtype=self.dtype, name="zero_in")(h)
-        z = Positions(self.num_latents, 1.0, name="position")(z.astype(self.dtype))
-        q = Heads(self.width, self.heads, True, self.dtype, name="query")(x)
-        k = Heads(self.width, self.heads, True, self.dtype, name="key")(z)
-        v = Heads(self.width, self.heads, False, self.dtype, name="value")(z)
-        y = Linear(self.width, ("heads", "embed"), use_bias=False, dtype=self.dtype, name="out")(attend(q, k, v))
-        update = Linear(self.width, ("embed", None), kernel_init=zeros, dtype=self.dtype, name="zero_out")(y)
+    def setup(self) -> None:
+        self.zero_in = Linear(self.width, ("embed", None), kernel_init=zeros, dtype=self.dtype)
+        self.position = Positions(self.num_latents, 1.0)
+        self.query = Heads(self.width, self.heads, True, self.dtype)
+        self.key = Heads(self.width, self.heads, True, self.dtype)
+        self.value = Heads(self.width, self.heads, False, self.dtype)
+        self.out = Linear(self.width, ("heads", "embed"), use_bias=False, dtype=self.dtype)
+        self.zero_out = Linear(self.width, ("embed", None), kernel_init=zeros, dtype=self.dtype)
+
+    def keys_values(self, z: Array) -> tuple[Array, Array]:
+        """Keys and values of the latent, each `[B, N, H, K]`: the same in every decoding step."""
+        z = self.position(z.astype(self.dtype))
+        return self.key(z), self.value(z)
+
+    def read(self, h: Array, memory: tuple[Array, Array]) -> Array:
+        """`h` plus what it reads from keys and values: `[B, L, D]`."""
+        update = self.zero_out(self.out(attend(self.query(self.zero_in(h)), *memory)))
         self.sow("intermediates", "update", update)  # for analyses; nothing is kept unless asked for
         return h + update
+
+    def __call__(self, h: Array, z: Array) -> Array:
+        return self.read(h, self.keys_values(z))
 
 
 class LatentConditionedDecoder(nn.Module):
@@ -113,14 +125,31 @@ class LatentConditionedDecoder(nn.Module):
             str(i): CrossAttention(b.width, b.heads, self.num_latents, b.dtype, name=f"cross_{i}") for i in sorted(set(self.cross_layers))
         }
 
-    def hidden(self, tokens: Array, z: Array, *, deterministic: bool = True) -> Array:
-        """Final hidden states `[B, L, D]`."""
+    def memory(self, z: Array) -> Memory:
+        """What cross-attention reads of the latent `[B, N, D_lat]`: layer -> keys and values, each `[B, N, H, K]`."""
+        return {name: cross.keys_values(z) for name, cross in self.cross.items()}
+
+    def before_last(self, tokens: Array, memory: Memory, *, deterministic: bool = True) -> Array:
+        """What enters the backbone's last block, `[B, L, D]`."""
         h, done = self.backbone.embed(tokens), 0
         for i, cross in sorted((int(name), cross) for name, cross in self.cross.items()):
-            h = cross(self.backbone.layers(h, done, i, deterministic=deterministic), z)
+            h = cross.read(self.backbone.layers(h, done, i, deterministic=deterministic), memory[str(i)])
             done = i
-        h = self.backbone.layers(h, done, self.backbone.num_layers, deterministic=deterministic)
-        return self.backbone.finish(h)
+        return self.backbone.layers(h, done, self.backbone.num_layers - 1, deterministic=deterministic)
+
+    def last_keys_values(self, h: Array) -> tuple[Array, Array]:
+        """As of `TokenDenoiser`."""
+        return self.backbone.last_keys_values(h)
+
+    def finish_at(self, h: Array, memory: tuple[Array, Array], positions: Array) -> Array:
+        """As of `TokenDenoiser`."""
+        return self.backbone.finish_at(h, memory, positions)
+
+    def hidden(self, tokens: Array, z: Array, *, deterministic: bool = True) -> Array:
+        """Final hidden states `[B, L, D]`."""
+        h = self.before_last(tokens, self.memory(z), deterministic=deterministic)
+        last = self.backbone.num_layers - 1
+        return self.backbone.finish(self.backbone.layers(h, last, last + 1, deterministic=deterministic))
 
     def project(self, h: Array) -> Array:
         """Hidden states `[..., D]` -> float32 logits `[..., V]`."""

@@ -55,7 +55,9 @@ class LatentDenoiser(nn.Module):
             h = h + Linear(self.width, (None, "embed"), name=f"time_{i}")(time)[:, None, :].astype(self.dtype)
             h = h + Linear(self.width, ("latent", "embed"), use_bias=False, dtype=self.dtype, name=f"self_{i}")(self_condition)
             h = Block(
-                self.width, self.heads, self.mlp_ratio, "swiglu", qk_norm=True, rotary=True, dtype=self.dtype, name=f"block_{i}"
+                self.width, self.heads, self.mlp_ratio, "swiglu", qk_norm=True, rotary=True,
+                plain=self.interval,  # the student is differentiated forwards
+                dtype=self.dtype, name=f"block_{i}",
             )(h)
             if i < half:
                 skips.append(h)

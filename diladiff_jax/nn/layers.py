@@ -7,6 +7,7 @@ axis each of them lies on is decided elsewhere (`diladiff_jax.training.sharding`
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -73,12 +74,16 @@ class Norm(nn.Module):
         return y.astype(self.dtype)
 
 
-def rotary(x_BxLxHxK: Array, base: float = 10_000.0) -> Array:
-    """Rotates pairs (i, i + K/2) of every head by position times frequency (RoFormer, arXiv 2104.09864)."""
+def rotary(x_BxLxHxK: Array, positions: Array | None = None, base: float = 10_000.0) -> Array:
+    """Rotates pairs (i, i + K/2) of every head by position times frequency (RoFormer, arXiv 2104.09864).
+
+    positions `[B, L]` where the rows of x are not positions 0 to L - 1.
+    """
     length, half = x_BxLxHxK.shape[1], x_BxLxHxK.shape[-1] // 2
     frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = jnp.arange(length, dtype=jnp.float32)[:, None] * frequency[None, :]
-    cos, sin = jnp.cos(angle)[None, :, None, :], jnp.sin(angle)[None, :, None, :]
+    place = jnp.arange(length)[None, :] if positions is None else positions
+    angle = place.astype(jnp.float32)[:, :, None] * frequency[None, None, :]
+    cos, sin = jnp.cos(angle)[:, :, None, :], jnp.sin(angle)[:, :, None, :]
     a, b = jnp.split(x_BxLxHxK.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BxLxHxK.dtype)
 
@@ -99,35 +104,103 @@ class Heads(nn.Module):
         return Norm(dtype=self.dtype, name="norm")(y) if self.normalize else y
 
 
-def attend(q: Array, k: Array, v: Array, *, causal: bool = False) -> Array:
-    """Softmax attention, `q [B, L, H, K]`, `k, v [B, M, H, K]` -> `[B, L, H * K]`.
+# Scores worked on at once by `attend_in_blocks`, and the number from which it pays: a scan of small products has its own cost.
+BLOCK_SCORES, MANY_SCORES = 2**19, 2**23
 
-    The plain form: the student's loss differentiates through it forwards, which fused kernels do not define.
+
+def attend(q: Array, k: Array, v: Array, *, positions: Array | None = None, causal: bool = False, plain: bool = False) -> Array:
+    """Softmax attention, `q [B, L, H, K]`, `k, v [B, M, H, K]` -> `[B, L, H * K]`, in the form that suits the platform.
+
+    On CPUs the whole score matrix `[B, H, L, M]` costs several times the products that it is made of, so long
+    text goes block by block there. `plain` asks for the einsum form everywhere: what is differentiated forwards
+    (the student's loss) has to go through it.
+
+    Args:
+      positions: `[B, L]`, where the queries stand, if not at 0 to L - 1; read when `causal`.
     """
-    out = jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="xla")
+    whole = functools.partial(attend_at_once, causal=causal)
+    positions = jnp.broadcast_to(jnp.arange(q.shape[1])[None], q.shape[:2]) if positions is None else positions
+    if plain or q.shape[0] * q.shape[1] * q.shape[2] * k.shape[1] < MANY_SCORES:
+        return whole(q, k, v, positions)
+    return jax.lax.platform_dependent(q, k, v, positions, cpu=functools.partial(attend_in_blocks, causal=causal), default=whole)
+
+
+def attend_at_once(q: Array, k: Array, v: Array, positions: Array, *, causal: bool) -> Array:
+    """Attention as one product over all scores; arguments as in `attend`."""
+    seen = positions[:, None, :, None] >= jnp.arange(k.shape[1])[None, None, None, :] if causal else None
+    out = jax.nn.dot_product_attention(q, k, v, mask=seen, implementation="xla")
     return out.reshape(*out.shape[:2], -1)
 
 
+def attend_in_blocks(q: Array, k: Array, v: Array, positions: Array, *, causal: bool) -> Array:
+    """Attention one head and one block of queries at a time, arguments as in `attend`: the scores stay in cache.
+
+    The batch is left whole within a block, so that it may be spread over devices. A gradient makes each head's
+    scores anew instead of keeping them.
+    """
+    batch, length, heads, width = q.shape
+    size = max(1, min(length, BLOCK_SCORES // (batch * k.shape[1])))
+    count = -(-length // size)
+
+    def blocks(x: Array) -> Array:  # [B, L, ...] -> [count, B, size, ...], filled up with zeros
+        x = jnp.pad(x, [(0, 0), (0, count * size - length)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(batch, count, size, *x.shape[2:]), 1, 0)
+
+    place = blocks(positions)
+
+    @jax.checkpoint
+    def head(qkv: tuple[Array, Array, Array]) -> Array:
+        q, k, v = qkv
+
+        def block(inputs: tuple[Array, Array]) -> Array:
+            q, place = inputs
+            scores = jnp.einsum("blk,bmk->blm", q * jnp.asarray(width**-0.5, q.dtype), k, preferred_element_type=jnp.float32)
+            if causal:
+                scores = jnp.where(place[:, :, None] >= jnp.arange(k.shape[1])[None, None, :], scores, -jnp.inf)
+            weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+            mixed = jnp.einsum("blm,bmk->blk", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+            return (mixed / jnp.sum(weights, axis=-1, keepdims=True)).astype(v.dtype)
+
+        return jax.lax.map(block, (blocks(q), place))
+
+    out = jax.lax.map(head, tuple(jnp.moveaxis(x, 2, 0) for x in (q, k, v)))  # [H, count, B, size, K]
+    return out.transpose(2, 1, 3, 0, 4).reshape(batch, count * size, heads * width)[:, :length]
+
+
 class SelfAttention(nn.Module):
-    """Multi-head self-attention, without biases unless asked for: `[B, L, D] -> [B, L, D]`."""
+    """Multi-head self-attention, without biases unless asked for: `[B, L, D] -> [B, L, D]`.
+
+    `keys_values` and `read` are its two halves, for a sampler that wants the result at a few positions only.
+    """
 
     width: int
     heads: int
     qk_norm: bool = True
     rotary: bool = False
     causal: bool = False
+    plain: bool = False  # see `attend`
     dtype: Any = jnp.float32
     use_bias: bool = False
 
-    @nn.compact
+    def setup(self) -> None:
+        self.query = Heads(self.width, self.heads, self.qk_norm, self.dtype, self.use_bias)
+        self.key = Heads(self.width, self.heads, self.qk_norm, self.dtype, self.use_bias)
+        self.value = Heads(self.width, self.heads, False, self.dtype, self.use_bias)
+        self.out = Linear(self.width, ("heads", "embed"), use_bias=self.use_bias, dtype=self.dtype)
+
+    def keys_values(self, x: Array) -> tuple[Array, Array]:
+        """`[B, M, D]` -> keys and values, each `[B, M, H, K]`."""
+        k = self.key(x)
+        return rotary(k) if self.rotary else k, self.value(x)
+
+    def read(self, x: Array, memory: tuple[Array, Array], positions: Array | None = None) -> Array:
+        """What `x [B, L, D]`, standing at `positions [B, L]` (0 to L - 1 if not given), reads from keys and values: `[B, L, D]`."""
+        q = self.query(x)
+        q = rotary(q, positions) if self.rotary else q
+        return self.out(attend(q, *memory, positions=positions, causal=self.causal, plain=self.plain))
+
     def __call__(self, x: Array) -> Array:
-        q = Heads(self.width, self.heads, self.qk_norm, self.dtype, self.use_bias, name="query")(x)
-        k = Heads(self.width, self.heads, self.qk_norm, self.dtype, self.use_bias, name="key")(x)
-        v = Heads(self.width, self.heads, False, self.dtype, self.use_bias, name="value")(x)
-        if self.rotary:
-            q, k = rotary(q), rotary(k)
-        y = attend(q, k, v, causal=self.causal)
-        return Linear(self.width, ("heads", "embed"), use_bias=self.use_bias, dtype=self.dtype, name="out")(y)
+        return self.read(x, self.keys_values(x))
 
 
 class MLP(nn.Module):

@@ -29,32 +29,50 @@ class Block(nn.Module):
     rotary: bool = False
     causal: bool = False
     dropout: float = 0.0
+    plain: bool = False  # see `layers.attend`
     dtype: Any = jnp.float32
 
-    @nn.compact
-    def __call__(self, h: Array, condition: Array | None = None, *, deterministic: bool = True) -> Array:
-        shift_a = scale_a = shift_m = scale_m = 0.0
-        gate_a = gate_m = 1.0
-        if condition is not None:  # adaLN-zero: [1, C] -> six modulations [1, 1, D]
-            modulation = Linear(6 * self.width, (None, "embed"), kernel_init=zeros, dtype=self.dtype, name="modulation")(condition)
-            shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(modulation[:, None, :], 6, axis=-1)
-        x = Norm(self.norm, dtype=self.dtype, name="attention_norm")(h) * (1 + scale_a) + shift_a
-        x = SelfAttention(
-            self.width, self.heads, self.qk_norm, self.rotary, self.causal, self.dtype, name="attention"
-        )(x)
-        x = gate_a * nn.Dropout(self.dropout)(x, deterministic=deterministic)
+    def setup(self) -> None:
+        self.attention_norm = Norm(self.norm, dtype=self.dtype)
+        self.attention = SelfAttention(self.width, self.heads, self.qk_norm, self.rotary, self.causal, self.plain, self.dtype)
+        self.mlp_norm = Norm(self.norm, dtype=self.dtype)
+        self.feed_forward = MLP(self.width, self.mlp_ratio, self.mlp, dtype=self.dtype, name="mlp")
+        self.modulation = Linear(6 * self.width, (None, "embed"), kernel_init=zeros, dtype=self.dtype)
+        self.drop = nn.Dropout(self.dropout)
+
+    def _modulations(self, condition: Array | None) -> list[Array | float]:
+        """Shift, scale and gate of the attention, then of the MLP: adaLN-zero, `[1, C]` -> six times `[1, 1, D]`."""
+        if condition is None:
+            return [0.0, 0.0, 1.0, 0.0, 0.0, 1.0]
+        return jnp.split(self.modulation(condition)[:, None, :], 6, axis=-1)
+
+    def keys_values(self, h: Array, condition: Array | None = None) -> tuple[Array, Array]:
+        """The keys and values that `at` reads, each `[B, L, H, K]`."""
+        shift, scale, *_ = self._modulations(condition)
+        return self.attention.keys_values(self.attention_norm(h) * (1 + scale) + shift)
+
+    def at(
+        self, h: Array, memory: tuple[Array, Array], positions: Array | None = None, condition: Array | None = None, *, deterministic: bool = True
+    ) -> Array:
+        """The block at some positions only: their states `h [B, K, D]`, all keys and values, `positions [B, K]` -> `[B, K, D]`."""
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self._modulations(condition)
+        x = self.attention.read(self.attention_norm(h) * (1 + scale_a) + shift_a, memory, positions)
+        x = gate_a * self.drop(x, deterministic=deterministic)
         self.sow("intermediates", "attention_update", x)  # for analyses; nothing is kept unless asked for
         h = h + x
-        x = Norm(self.norm, dtype=self.dtype, name="mlp_norm")(h) * (1 + scale_m) + shift_m
-        x = MLP(self.width, self.mlp_ratio, self.mlp, dtype=self.dtype, name="mlp")(x)
-        return h + gate_m * nn.Dropout(self.dropout)(x, deterministic=deterministic)
+        x = self.feed_forward(self.mlp_norm(h) * (1 + scale_m) + shift_m)
+        return h + gate_m * self.drop(x, deterministic=deterministic)
+
+    def __call__(self, h: Array, condition: Array | None = None, *, deterministic: bool = True) -> Array:
+        return self.at(h, self.keys_values(h, condition), None, condition, deterministic=deterministic)
 
 
 class TokenDenoiser(nn.Module):
     """Tokens to logits: `[B, L] -> [B, L, V]`. The network sees no masking ratio (METHOD section 1).
 
     The pieces are methods, so that the latent-conditioned decoder can act between layers and a sampler can
-    project only the positions it needs: `embed`, `layers` (a range of blocks), `finish`, `project`.
+    finish only the positions it needs: `embed`, `layers` (a range of blocks), `finish` (or `last_keys_values` and
+    `finish_at`), `project`.
     """
 
     vocab_size: int
@@ -85,7 +103,7 @@ class TokenDenoiser(nn.Module):
         self.blocks = [
             Block(
                 self.width, self.heads, self.mlp_ratio, "gelu", self.norm, self.qk_norm, self.positions == "rotary",
-                self.causal, self.dropout, self.dtype, name=f"block_{i}",
+                self.causal, self.dropout, dtype=self.dtype, name=f"block_{i}",
             )
             for i in range(self.num_layers)
         ]
@@ -110,6 +128,16 @@ class TokenDenoiser(nn.Module):
             h = block(h, condition, deterministic=deterministic)
         return h
 
+    def last_keys_values(self, h: Array) -> tuple[Array, Array]:
+        """Keys and values of the last block, from what enters it at all positions, `[B, L, D]`."""
+        return self.blocks[-1].keys_values(h, self._condition())
+
+    def finish_at(self, h: Array, memory: tuple[Array, Array], positions: Array) -> Array:
+        """Last block and final norm for `positions [B, K]` alone: what enters the block at all positions `[B, L, D]`, and
+        its keys and values -> the final hidden states there, `[B, K, D]`."""
+        chosen = jnp.take_along_axis(h, positions[:, :, None], axis=1)
+        return self.finish(self.blocks[-1].at(chosen, memory, positions, self._condition()))
+
     def finish(self, h: Array) -> Array:
         """The final norm: `[B, L, D]` -> the hidden states that `project` maps to logits."""
         h = self.final_norm(h)
@@ -123,6 +151,10 @@ class TokenDenoiser(nn.Module):
         if self.tied_head:
             return jnp.einsum("...d,vd->...v", h, self.embedding.astype(h.dtype)).astype(jnp.float32)
         return self.head(h).astype(jnp.float32)
+
+    def before_last(self, tokens: Array) -> Array:
+        """`[B, L]` -> what enters the last block, `[B, L, D]`."""
+        return self.layers(self.embed(tokens), 0, self.num_layers - 1)
 
     def hidden(self, tokens: Array, *, deterministic: bool = True) -> Array:
         """`[B, L]` -> final hidden states `[B, L, D]`."""

@@ -18,7 +18,7 @@ Array = jax.Array
 Denoise = Callable[[Array, Array, Array], Array]  # (z_t, t [B], self_condition) -> clean latent
 AverageVelocity = Callable[[Array, Array, Array, Array], Array]  # (z_t, t [B], r [B], self_condition) -> u
 
-ODE_STEPS: dict[str, Callable[..., Array]] = {"euler": gaussian.euler_step, "ddim": gaussian.ddim_step}
+ODE_METHODS = ("euler", "ddim", "heun", "dpmpp_2m")
 
 
 def normal_per_sample(keys: Array, shape: tuple[int, ...]) -> Array:
@@ -37,14 +37,18 @@ def probability_flow(
 ) -> Array:
     """Integrates the probability-flow ODE from `noise ~ N(0, I)` at t = 1 to t = 0 on `steps` equal intervals of t.
 
+    Methods: "euler" in t and "ddim" (the rotation), of first order; "heun" (Euler's step, then the mean of the velocities
+    at both ends; two calls per step but for the last) and "dpmpp_2m" (DPM-Solver++(2M), arXiv 2211.01095; one call),
+    of second, the latter but for a logarithm: its variable is infinite at both ends of an equal grid of t.
+
     Self-conditioning is the previous step's prediction (the paper's), or "current": a second call per step,
     at the current point and time, or "none".
 
     Raises:
       ValueError: unknown method or self-conditioning.
     """
-    if method not in ODE_STEPS:
-        raise ValueError(f"latent sampler is {method!r}; it must be one of {sorted(ODE_STEPS)}")
+    if method not in ODE_METHODS:
+        raise ValueError(f"latent sampler is {method!r}; it must be one of {', '.join(ODE_METHODS)}")
     if self_conditioning not in ("previous", "current", "none"):
         raise ValueError(f"self-conditioning is {self_conditioning!r}; it must be 'previous', 'current' or 'none'")
     nothing = jnp.zeros_like(noise)
@@ -53,11 +57,32 @@ def probability_flow(
     def body(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         z_t, previous = carry
         t, s = jnp.full(batch, 1.0 - k / steps), jnp.full(batch, 1.0 - (k + 1) / steps)
-        if self_conditioning == "current":
-            previous = denoise(z_t, t, nothing)
-        z = denoise(z_t, t, previous)
-        carried = nothing if self_conditioning == "none" else z
-        return ODE_STEPS[method](schedule, z_t, z, t, s), carried
+        if self_conditioning == "previous":
+            condition = previous
+        else:
+            condition = denoise(z_t, t, nothing) if self_conditioning == "current" else nothing
+        z = denoise(z_t, t, condition)
+        if method == "euler":
+            z_s = gaussian.euler_step(schedule, z_t, z, t, s)
+        elif method == "ddim":
+            z_s = gaussian.ddim_step(schedule, z_t, z, t, s)
+        elif method == "heun":
+            euler = gaussian.euler_step(schedule, z_t, z, t, s)
+
+            def corrected() -> Array:
+                again = denoise(euler, s, nothing if self_conditioning == "none" else z)
+                v = gaussian.velocity_of_clean(schedule, z_t, z, t) + gaussian.velocity_of_clean(schedule, euler, again, s)
+                return z_t - gaussian.per_example(t - s, z_t) * 0.5 * v
+
+            z_s = jax.lax.cond(k + 1 < steps, corrected, lambda: euler)  # at s = 0 a prediction implies no velocity
+        else:
+            # Along log(alpha / sigma) the prediction is a straight line through this and the previous one. At both
+            # ends of time that variable is infinite: the first step and the last are of first order.
+            before, here, there = (0.5 * gaussian.log_snr(schedule, 1.0 - (k + i) / steps) for i in (-1, 0, 1))
+            inner = (k > 0) & (k + 1 < steps)
+            slope = jnp.where(inner, 0.5 * (there - here) / (here - before), 0.0)
+            z_s = gaussian.ddim_step(schedule, z_t, z + slope * (z - previous), t, s)
+        return z_s, z
 
     return jax.lax.fori_loop(0, steps, body, (noise, nothing))[0]
 

@@ -84,16 +84,21 @@ class Sampler:
     def decode(self, params: Mapping[str, Any], keys: Array, prompt: Array, latents: Array | None, controls: Controls, denoiser: str = "denoiser") -> Sample:
         """Fills the masked positions of `prompt [B, L]`: by the decoder given latents, else by the plain denoiser named."""
         if latents is None:
-
-            def logits_of(x: Array) -> Array:
-                return self.networks.denoiser.apply({"params": params[denoiser]}, x)
+            network, variables, memory = self.networks.denoiser, {"params": params[denoiser]}, ()
         else:
+            network, variables = self.networks.decoder, {"params": params["decoder"]}
+            memory = (network.apply(variables, latents, method="memory"),)  # keys and values of the latent: once for all steps
 
-            def logits_of(x: Array) -> Array:
-                return self.networks.decoder.apply({"params": params["decoder"]}, x, latents)
+        def context_of(x: Array) -> tuple[Array, tuple[Array, Array]]:
+            h = network.apply(variables, x, *memory, method="before_last")
+            return h, network.apply(variables, h, method="last_keys_values")
+
+        def logits_at(context: tuple[Array, tuple[Array, Array]], positions: Array) -> Array:
+            h = network.apply(variables, *context, positions, method="finish_at")
+            return network.apply(variables, h, method="project")
 
         filled, when = tokens.ancestral(
-            logits_of, keys, prompt, self.mask_id, jnp.asarray(self.sampleable), controls.decode_steps,
+            context_of, logits_at, keys, prompt, self.mask_id, jnp.asarray(self.sampleable), controls.decode_steps,
             temperature=controls.temperature, top_p=controls.top_p,
         )
         return Sample(filled, when, latents)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +71,8 @@ def uniform_per_sample(keys: Array, shape: tuple[int, ...]) -> Array:
 
 
 def ancestral(
-    logits_of: Callable[[Array], Array],
+    context_of: Callable[[Array], Any],
+    logits_at: Callable[[Any, Array], Array],
     keys: Array,
     tokens: Array,
     mask_id: int,
@@ -79,25 +81,54 @@ def ancestral(
     *,
     temperature: Array | float = 1.0,
     top_p: Array | float = 0.9,
+    rows: int = 256,
 ) -> tuple[Array, Array]:
     """Unmasks every masked position of `tokens [B, L]` in `steps` reverse steps from ratio 1 to 0 on an equal grid.
 
     In the step from t to s a masked token is unmasked with probability 1 - s/t. On the equal grid that makes
     the step in which a position is unmasked uniform over all steps and independent of everything else, so it
     is drawn first, once; the category is drawn when its step comes, with a draw of its own. A token that is
-    unmasked (or was given) never changes. `logits_of(tokens) -> [B, L, V]`; `keys [B]`, one per sample.
+    unmasked (or was given) never changes.
+
+    Since the positions of a step are known before it, logits are made for them alone, some at a time in as many
+    rounds as the fullest row needs, and a step in which nothing in the batch is unmasked is left out: the law is
+    that of the sampler that does neither.
+
+    Args:
+      context_of: tokens `[B, L]` -> what `logits_at` reads, made once in every step.
+      logits_at: (context, positions `[B, K]`) -> logits `[B, K, V]`.
+      keys: `[B]`, one per sample.
+      rows: positions worked on at once in the whole batch; it bounds the memory and leaves the samples as they are.
 
     Returns:
       tokens `[B, L]` and the step at which each position was unmasked, int32 `[B, L]` (-1 where it was given).
     """
+    batch, length = tokens.shape
     when_key, what_key = jax.vmap(lambda key: jax.random.split(key))(keys).T
-    length = tokens.shape[1:]
-    when = jnp.floor(uniform_per_sample(when_key, length) * steps).astype(jnp.int32)
+    when = jnp.floor(uniform_per_sample(when_key, (length,)) * steps).astype(jnp.int32)
     when = jnp.where(tokens == mask_id, jnp.minimum(when, steps - 1), -1)
+    uniform = uniform_per_sample(what_key, (length,))
+    order = jnp.argsort(when, axis=1)
+    size = max(1, min(length, rows // batch))
 
-    def body(k: Array, x: Array) -> Array:
-        p = token_distribution(restrict(logits_of(x), sampleable), temperature, top_p)
-        u = uniform_per_sample(jax.vmap(lambda key: jax.random.fold_in(key, k))(what_key), length)
-        return jnp.where(when == k, draw(p, u), x)
+    def next_step(k: Array) -> Array:
+        return jnp.min(jnp.where(when > k, when, steps)).astype(jnp.int32)
 
-    return jax.lax.fori_loop(0, steps, body, tokens), when
+    def step(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        k, x = carry
+        context = context_of(x)
+        first, last = (jnp.sum(when < bound, axis=1, keepdims=True) for bound in (k, k + 1))
+
+        def some(i: Array, x: Array) -> Array:
+            slot = first + i * size + jnp.arange(size)[None, :]
+            positions = jnp.take_along_axis(order, jnp.minimum(slot, length - 1), axis=1)
+            p = token_distribution(restrict(logits_at(context, positions), sampleable), temperature, top_p)
+            drawn = draw(p, jnp.take_along_axis(uniform, positions, axis=1))
+            # Slots past the row's last are sent outside, where nothing is written.
+            goal = jnp.where(slot < last, positions, length)
+            return jax.vmap(lambda row, at, value: row.at[at].set(value, mode="drop"))(x, goal, drawn.astype(x.dtype))
+
+        return next_step(k), jax.lax.fori_loop(0, -(-jnp.max(last - first) // size), some, x)
+
+    start = (next_step(jnp.int32(-1)), tokens)
+    return jax.lax.while_loop(lambda carry: carry[0] < steps, step, start)[1], when

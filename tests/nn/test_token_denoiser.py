@@ -44,6 +44,21 @@ def test_project_after_hidden_is_the_whole(build, name):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
+def test_the_end_at_chosen_positions_is_that_of_the_whole(build, name):
+    """Last block and final norm for a few positions, in any order and with repeats, give the rows of `hidden`."""
+    module, params = build(name)
+    positions = jnp.array([[6, 1, 1], [0, 7, 3]])
+
+    def at(m):
+        h = m.before_last(TOKENS)
+        return m.finish_at(h, m.last_keys_values(h), positions)
+
+    whole = module.apply({"params": params}, TOKENS, method="hidden")
+    chosen = jnp.take_along_axis(whole, positions[:, :, None], axis=1)
+    np.testing.assert_allclose(nn.apply(at, module)({"params": params}), chosen, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
 def test_who_sees_whom(build, name):
     """Changing token 4 changes logits at every position, or only from 4 on where the network is causal."""
     module, params = build(name)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend import core
 
 from diladiff_jax.diffusion.gaussian import TangentSchedule, velocity_of_clean
 from diladiff_jax.sampling import latent, pipeline
@@ -60,6 +61,27 @@ def test_the_long_control_reads_its_own_denoiser(made):
     long = generate("mdlm_long", params, jax.random.key(4), jnp.arange(4), PROMPT, CONTROLS).tokens
     np.testing.assert_array_equal(generate("mdlm", swapped, jax.random.key(4), jnp.arange(4), PROMPT, CONTROLS).tokens, long)
     assert (generate("mdlm", params, jax.random.key(4), jnp.arange(4), PROMPT, CONTROLS).tokens != long).any()
+
+
+def test_logits_of_all_positions_never_exist(made, networks, sampleable):
+    """No array of B L V elements or more in the whole traced program, whose loop bodies are searched too."""
+    sampler, params, _ = made
+    size = 64
+    prompt = jnp.full((size, LENGTH), MASK)
+
+    def largest(jaxpr, found=0):
+        for equation in jaxpr.eqns:
+            shapes = [v.aval.shape for v in equation.outvars if hasattr(v.aval, "shape") and VOCAB in v.aval.shape]
+            found = max([found, *(int(np.prod(shape)) for shape in shapes)])
+            for inner in core.jaxprs_in_params(equation.params):
+                found = max(found, largest(inner))
+        return found
+
+    for model in ("mdlm", "diladiff"):
+        traced = jax.make_jaxpr(lambda p: sampler.generate(model, p, jax.random.key(0), jnp.arange(size), prompt, CONTROLS))(params)
+        assert 0 < largest(traced.jaxpr) < size * LENGTH * VOCAB
+    whole = jax.make_jaxpr(lambda p: networks.denoiser.apply({"params": p}, prompt))(params["denoiser"])
+    assert largest(whole.jaxpr) == size * LENGTH * VOCAB
 
 
 def test_run_time_controls_do_not_compile_anew(made):

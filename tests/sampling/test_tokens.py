@@ -39,6 +39,11 @@ def denoiser(x):
     return LOGITS[jnp.sum(x * jnp.array([[(V + 1) ** 2, V + 1, 1]]), axis=1)]
 
 
+def logits_at(logits, positions):
+    """The rows of `logits [B, L, V + 2]` at `positions [B, K]`."""
+    return jnp.take_along_axis(logits, positions[:, :, None], axis=1)
+
+
 @functools.cache
 def law(steps, prompt=(MASK,) * L):
     """Probability of each sentence, enumerated over all assignments of the masked positions to `steps` steps."""
@@ -59,7 +64,9 @@ def law(steps, prompt=(MASK,) * L):
 
 @jax.jit
 def sample(keys, prompt, steps, temperature=1.0, top_p=1.0):
-    return tokens.ancestral(denoiser, keys, prompt, MASK, jnp.asarray(SAMPLEABLE), steps, temperature=temperature, top_p=top_p)
+    return tokens.ancestral(
+        denoiser, logits_at, keys, prompt, MASK, jnp.asarray(SAMPLEABLE), steps, temperature=temperature, top_p=top_p
+    )
 
 
 def counts_of(x):
@@ -144,6 +151,55 @@ def test_one_program_serves_every_setting():
     for setting in ((1, 1.0, 1.0), (7, 0.0, 0.5), (3, 0.7, 0.0)):
         f(keys, prompts(n=2), *setting)
     assert f._cache_size() == 1
+
+
+def every_position(keys, prompt, steps, temperature, top_p):
+    """The plain sampler with the same draws: all logits in every step, nothing left out."""
+    when_key, what_key = jax.vmap(lambda key: jax.random.split(key))(keys).T
+    uniforms = lambda keys: jax.vmap(lambda key: jax.random.uniform(key, (L,)))(keys)
+    when, u = jnp.minimum(jnp.floor(uniforms(when_key) * steps), steps - 1), uniforms(what_key)
+    x = prompt
+    for k in range(steps):
+        logits = jnp.where(jnp.asarray(SAMPLEABLE)[None, None, :], denoiser(x), -jnp.inf)
+        drawn = tokens.draw(tokens.token_distribution(logits, temperature, top_p), u)
+        x = jnp.where((prompt == MASK) & (when == k), drawn, x)
+    return x
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 0.8)])
+def test_chosen_positions_give_the_tokens_of_the_plain_sampler(steps, temperature, top_p):
+    """The same draws, the same tokens, with one position of each row at a time, two, or all at once; given tokens included."""
+    keys = jax.random.split(jax.random.key(11), 500)
+    prompt = prompts(n=500).at[:100, 1].set(2)
+    expected = jax.jit(every_position, static_argnums=2)(keys, prompt, steps, temperature, top_p)
+    for rows in (1, 1_000, 10_000):
+        x, _ = jax.jit(
+            lambda keys: tokens.ancestral(
+                denoiser, logits_at, keys, prompt, MASK, jnp.asarray(SAMPLEABLE), steps, temperature=temperature, top_p=top_p, rows=rows
+            )
+        )(keys)
+        np.testing.assert_array_equal(x, expected)
+
+
+def test_steps_that_unmask_nothing_are_left_out():
+    """1,000 steps for two rows of three positions call the network at most six times, and for rows with nothing masked never."""
+    calls = []
+
+    def counted(x):
+        jax.debug.callback(lambda: calls.append(1))
+        return denoiser(x)
+
+    run = jax.jit(lambda keys, prompt: tokens.ancestral(counted, logits_at, keys, prompt, MASK, jnp.asarray(SAMPLEABLE), 1_000))
+    x, when = run(jax.random.split(jax.random.key(12), 2), prompts(n=2))
+    jax.effects_barrier()
+    assert len(calls) == len(np.unique(when)) <= 6 and (x < V).all()
+    calls.clear()
+    given = prompts((0, 1, 2), 2)
+    x, when = run(jax.random.split(jax.random.key(12), 2), given)
+    jax.effects_barrier()
+    assert not calls and (when == -1).all()
+    np.testing.assert_array_equal(x, given)
 
 
 # Nucleus.

@@ -1,0 +1,282 @@
+"""Times the samplers on random weights, against a sampler without any of their savings.
+
+    python launch/benchmark.py --suite=sampling --size=tiny --out=bench.json
+    python launch/benchmark.py --suite=sampling --size=paper --batch=8 --decode_steps=64 --timed_steps=2 --out=bench.json
+
+Three ways of decoding from the same latents, timed in turns in one run:
+  naive      all logits in every step, the nucleus by a full sort, the latent read anew each time
+  bisection  the same with the library's nucleus in place of the sort
+  ours       what the library does: the positions of a step alone, the latent read once
+All attend in the library's own way, so that the ratios show the decoding and not the attention.
+
+With --timed_steps=N below --decode_steps=T only N steps are run, on rows in which all but N/T of the tokens are given:
+each step then unmasks as many as one of T does. Times are scaled by T/N, and the row says so (`timed_steps`).
+Beside FILE.json a plot FILE.png is written.
+"""
+
+import functools
+import json
+import pathlib
+import statistics
+import tempfile
+import time
+from typing import Any, NamedTuple
+
+import common
+from absl import flags
+
+_SUITE = flags.DEFINE_enum("suite", "sampling", ["sampling"], "What to time.")
+_SIZE = flags.DEFINE_enum("size", "tiny", ["tiny", "small", "paper"], "tiny: configs/tiny.py; small: 6 layers of 384, 256 tokens; paper: configs' defaults.")
+_BATCH = flags.DEFINE_integer("batch", 8, "Texts at a time.", lower_bound=1)
+_DECODE_STEPS = flags.DEFINE_integer("decode_steps", 64, "Decoding steps T.", lower_bound=1)
+_LATENT_STEPS = flags.DEFINE_integer("latent_steps", 5, "Steps of the student.", lower_bound=1)
+_TIMED_STEPS = flags.DEFINE_integer("timed_steps", None, "Decoding steps that are really run; default all.", lower_bound=1)
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Times that every case is run, in turns.", lower_bound=1)
+_TOP_P = flags.DEFINE_float("top_p", 0.9, "Nucleus.", lower_bound=0, upper_bound=1)
+_OUT = flags.DEFINE_string("out", None, "JSON file.", required=True)
+
+CASES = ("naive", "bisection", "ours")
+
+
+def settings(size: str) -> Any:
+    """The checked config of a size."""
+    from diladiff_jax import config
+
+    changes: dict[str, Any] = {}
+    if size == "tiny":
+        changes = dict(
+            data=dict(length=32), tokenizer=dict(vocab_size=512), backbone=dict(width=96, num_layers=3, heads=4),
+            encoder=dict(num_latents=16, latent_dim=32, width=96, heads=4), decoder=dict(cross_layers=(0, 2)),
+            latent_denoiser=dict(width=128, num_layers=3, heads=4, mlp_ratio=2.75),
+        )
+    elif size == "small":
+        changes = dict(
+            data=dict(length=256), tokenizer=dict(vocab_size=8192), backbone=dict(width=384, num_layers=6, heads=6),
+            encoder=dict(num_latents=128, latent_dim=384, width=384, heads=6), decoder=dict(cross_layers=(0, 5)),
+            latent_denoiser=dict(width=384, num_layers=6, heads=6),
+        )
+    return config.resolve(changes)
+
+
+def plain_decode(networks: Any, params: Any, keys: Any, prompt: Any, latents: Any, mask_id: int, sampleable: Any, steps: Any, top_p: Any, *, sort: bool) -> Any:
+    """Ancestral decoding written down: every logit in every step, then temperature 1, nucleus and draw for all positions.
+
+    The draws are those of `diladiff_jax.sampling.tokens.ancestral`, so that the tokens can be compared. -> tokens `[B, L]`.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from diladiff_jax.diffusion.masking import restrict
+    from diladiff_jax.sampling import tokens
+
+    def sorted_nucleus(logits: Any) -> Any:
+        p = jax.nn.softmax(logits, axis=-1)
+        order = jnp.argsort(-p, axis=-1)
+        ordered = jnp.take_along_axis(p, order, axis=-1)
+        kept = jnp.cumsum(ordered, axis=-1) - ordered < top_p
+        return jnp.put_along_axis(jnp.zeros_like(p), order, jnp.where(kept, ordered, 0.0), axis=-1, inplace=False)
+
+    when_key, what_key = jax.vmap(lambda key: jax.random.split(key))(keys).T
+    length = prompt.shape[1:]
+    when = jnp.minimum(jnp.floor(tokens.uniform_per_sample(when_key, length) * steps).astype(jnp.int32), steps - 1)
+    uniform = tokens.uniform_per_sample(what_key, length)
+
+    def step(k: Any, x: Any) -> Any:
+        logits = restrict(networks.decoder.apply({"params": params["decoder"]}, x, latents), sampleable)
+        p = sorted_nucleus(logits) if sort else tokens.token_distribution(logits, 1.0, top_p)
+        return jnp.where((prompt == mask_id) & (when == k), tokens.draw(p, uniform), x)
+
+    return jax.lax.fori_loop(0, steps, step, prompt)
+
+
+class Program(NamedTuple):
+    """A compiled program, the seconds that compiling took without and with a stored copy, and the bytes of its temporaries."""
+
+    run: Any
+    cold: float
+    cached: float
+    temporaries: int
+
+
+def compiled(function: Any, *arguments: Any) -> Program:
+    """Compiles twice: with an empty persistent cache, and again from it."""
+    import jax
+
+    seconds = []
+    for _ in range(2):
+        jax.clear_caches()
+        start = time.perf_counter()
+        program = jax.jit(function).lower(*arguments).compile()
+        seconds.append(time.perf_counter() - start)
+    memory = program.memory_analysis()
+    return Program(program, *seconds, int(memory.temp_size_in_bytes) if memory is not None else 0)
+
+
+def seconds_of(program: Any, *arguments: Any) -> tuple[float, Any]:
+    """Wall-clock seconds of one run, and what it gave."""
+    import jax
+
+    start = time.perf_counter()
+    result = jax.block_until_ready(program(*arguments))
+    return time.perf_counter() - start, result
+
+
+def matmul_rate(size: int = 2048, rounds: int = 5) -> float:
+    """The best rate of a float32 product of two square matrices, in FLOP/s."""
+    import jax
+    import jax.numpy as jnp
+
+    x = jnp.ones((size, size))
+    product = jax.jit(lambda x: x @ x).lower(x).compile()
+    return 2 * size**3 / min(seconds_of(product, x)[0] for _ in range(rounds))
+
+
+def decoding_flops(case: str, c: Any, vocab: int, batch: int, steps: int) -> float:
+    """Matrix-product FLOPs of `steps` decoding steps (multiply and add count as two), by the network's formulas."""
+    d, layers, length, n = c.backbone.width, c.backbone.num_layers, c.data.length, c.encoder.num_latents
+    rows, needed, crosses = batch * length, batch * length / steps, len(set(c.decoder.cross_layers))
+    mlp = 2 * c.backbone.mlp_ratio * d * d
+    block = 2 * rows * (4 * d * d + mlp) + 4 * rows * length * d
+    cross = crosses * (2 * rows * 4 * d * d + 4 * rows * n * d)
+    reading = crosses * 4 * batch * n * c.encoder.latent_dim * d
+    if case != "ours":
+        return steps * (layers * block + cross + reading + 2 * rows * d * vocab)
+    last = 2 * rows * 2 * d * d + 2 * needed * (2 * d * d + mlp) + 4 * needed * length * d
+    return steps * ((layers - 1) * block + cross + last + 2 * needed * d * vocab) + reading
+
+
+def random_parameters(module: Any, *inputs: Any) -> Any:
+    """Weights of trained size: kernels by fan-in, gains one, nothing left at zero but biases."""
+    import flax.linen as nn
+    import jax
+    import jax.numpy as jnp
+
+    shapes = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"])
+    leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+
+    def draw(key: Any, path: Any, leaf: Any) -> Any:
+        kind = path[-1].key
+        if kind in ("scale", "bias"):
+            return jnp.full(leaf.shape, float(kind == "scale"))
+        return jax.random.normal(key, leaf.shape) * (leaf.shape[0] ** -0.5 if kind == "kernel" else 0.02)
+
+    return tree.unflatten([draw(key, path, leaf) for key, (path, leaf) in zip(keys, leaves, strict=True)])
+
+
+def sampling_suite() -> dict[str, Any]:
+    """The document of the architecture's "benchmark's JSON", a row for each of `CASES`."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from diladiff_jax.diffusion.gaussian import make_schedule
+    from diladiff_jax.nn.networks import build_networks
+    from diladiff_jax.sampling.pipeline import Controls, Sampler
+
+    batch, steps, top_p = _BATCH.value, _DECODE_STEPS.value, _TOP_P.value
+    timed = min(_TIMED_STEPS.value or steps, steps)
+    c = settings(_SIZE.value)
+    length, vocab = c.data.length, c.tokenizer.vocab_size
+    mask_id, sampleable = vocab - 1, np.arange(vocab) < vocab - 1
+    networks = build_networks(c.to_dict(), length, vocab)
+    sampler = Sampler(networks, make_schedule(c.diffusion.schedule, c.diffusion.d), mask_id, sampleable)
+
+    given = np.random.default_rng(0).random((batch, length)) >= timed / steps
+    prompt = jnp.asarray(np.where(given, np.random.default_rng(1).integers(0, mask_id, (batch, length)), mask_id), jnp.int32)
+    z, t = jnp.zeros((batch, *networks.latent_shape)), jnp.zeros((batch,))
+    params = {"decoder": random_parameters(networks.decoder, prompt, z), "student": random_parameters(networks.student, z, t, z, t)}
+    keys = jax.random.split(jax.random.key(1), batch)
+    controls = Controls(jnp.int32(timed), jnp.int32(_LATENT_STEPS.value), jnp.float32(1.0), jnp.float32(top_p), jnp.float32(0.8))
+
+    def plain(params: Any, keys: Any, prompt: Any, z: Any, controls: Any, *, sort: bool) -> Any:
+        return plain_decode(networks, params, keys, prompt, z, mask_id, jnp.asarray(sampleable), controls.decode_steps, controls.top_p, sort=sort)
+
+    functions = {
+        "naive": functools.partial(plain, sort=True),
+        "bisection": functools.partial(plain, sort=False),
+        "ours": lambda params, keys, prompt, z, controls: sampler.decode(params, keys, prompt, z, controls).tokens,
+    }
+    latent_program = compiled(sampler.student_latents, params, keys, controls)
+    decode = {case: compiled(functions[case], params, keys, prompt, z, controls) for case in CASES}
+
+    times: dict[str, list[float]] = {name: [] for name in ("latent", *CASES)}
+    drawn: dict[str, Any] = {}
+    rates = [matmul_rate()]
+    for _ in range(_ROUNDS.value):
+        seconds, z = seconds_of(latent_program.run, params, keys, controls)
+        times["latent"].append(seconds)
+        for case in CASES:
+            seconds, drawn[case] = seconds_of(decode[case].run, params, keys, prompt, z, controls)
+            times[case].append(seconds * steps / timed)
+    rates.append(matmul_rate())
+
+    rate, latent = max(rates), statistics.median(times["latent"])
+    rows = []
+    for case in CASES:
+        seconds = statistics.median(times[case])
+        total, cold = latent + seconds, latent_program.cold + decode[case].cold
+        free = np.asarray(prompt) == mask_id
+        rows.append({
+            "suite": "sampling", "case": case, "size": _SIZE.value, "batch": batch, "length": length, "vocab": vocab,
+            "decode_steps": steps, "timed_steps": timed, "latent_steps": _LATENT_STEPS.value, "top_p": top_p, "rounds": _ROUNDS.value,
+            "seconds": total, "tokens_per_second": batch * length / total, "first_result_seconds": cold + total,
+            "latent_seconds": latent, "decode_seconds": seconds, "decode_seconds_low": min(times[case]), "decode_seconds_high": max(times[case]),
+            "peak_memory_bytes": max(latent_program.temporaries, decode[case].temporaries),
+            "compile_seconds_cold": cold, "compile_seconds_cached": latent_program.cached + decode[case].cached,
+            "fraction_of_matmul_rate": decoding_flops(case, c, vocab, batch, steps) / seconds / rate,
+            "tokens_as_naive": float((np.asarray(drawn[case]) == np.asarray(drawn["naive"]))[free].mean()),
+        })  # fmt: skip
+    machine = {"device": jax.devices()[0].device_kind, "count": jax.device_count(), "matmul_flops_per_second": rate}
+    return {"machine": machine, "rows": rows}
+
+
+def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
+    """Seconds of every case on a logarithmic axis, with the range over the rounds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(6, 3), layout="constrained")
+    middle = [row["decode_seconds"] for row in rows]
+    spread = [[row["decode_seconds"] - row["decode_seconds_low"] for row in rows], [row["decode_seconds_high"] - row["decode_seconds"] for row in rows]]
+    axis.barh([row["case"] for row in rows], middle, xerr=spread, color="tab:blue")
+    axis.set_xscale("log")
+    axis.invert_yaxis()
+    first = rows[0]
+    axis.set_xlabel(f"seconds to decode {first['batch']} texts of {first['length']} tokens in {first['decode_steps']} steps")
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def main(argv: list[str]) -> None:
+    import jax
+
+    path = pathlib.Path(_OUT.value)
+    with tempfile.TemporaryDirectory() as empty:  # compiling cold means without what earlier runs stored
+        jax.config.update("jax_compilation_cache_dir", empty)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        document = sampling_suite()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(document, indent=2) + "\n")
+        plot(document["rows"], path.with_suffix(".png"))
+    except OSError as error:
+        raise common.UsageError(f"--out={path} cannot be written ({error.strerror}); give a file in a folder that can be") from None
+    rows = document["rows"]
+    for row in rows:
+        print(
+            f"{row['case']:10} {row['decode_seconds']:9.2f} s decoding ({row['decode_seconds_low']:.2f} to {row['decode_seconds_high']:.2f}), "
+            f"{row['latent_seconds']:.2f} s latent, {row['tokens_per_second']:.0f} tokens/s, {row['peak_memory_bytes'] / 2**20:.0f} MiB, "
+            f"compiled in {row['compile_seconds_cold']:.1f} s (stored: {row['compile_seconds_cached']:.1f} s), "
+            f"{100 * row['fraction_of_matmul_rate']:.0f}% of the matmul rate, tokens as naive {100 * row['tokens_as_naive']:.2f}%"
+        )
+    last = rows[-1]
+    print("decoding time over ours: " + ", ".join(f"{row['case']} {row['decode_seconds'] / last['decode_seconds']:.1f}x" for row in rows[:-1]))
+    if last["timed_steps"] < last["decode_steps"]:
+        print(f"scaled from {last['timed_steps']} timed steps to {last['decode_steps']}")
+
+
+if __name__ == "__main__":
+    common.run(main, __doc__)
