@@ -77,21 +77,21 @@ def _real_text(c: ConfigDict, corpus: str) -> None:
     else:
         c.data.update(corpus="text_files", files=corpus)
     # A quarter of the documents trains the scorer, on text that the model has not seen and is not measured on.
-    c.data.update(length=64, packing="packed", validation_fraction=0.05, scorer_fraction=0.25)
-    c.tokenizer.update(kind="unigram", vocab_size=1536)
+    c.data.update(length=32, packing="packed", validation_fraction=0.05, scorer_fraction=0.25)
+    c.tokenizer.update(kind="unigram", vocab_size=1024)
     c.features.with_embeddings = True
     c.backbone.update(width=96, num_layers=3, heads=4)
-    c.encoder.update(num_latents=32, latent_dim=32, width=96, heads=4, num_layers=2)
+    c.encoder.update(num_latents=16, latent_dim=32, width=96, heads=4, num_layers=2)
     c.decoder.cross_layers = (0, 2)
     c.latent_denoiser.update(width=128, num_layers=3, heads=4, mlp_ratio=2.75, max_frequency=8.0, max_period=10.0)
     c.scorer_network.update(width=128, num_layers=3, heads=4, dropout=0.1)
     c.diffusion.d = 1.0
     for stage in (c.mdlm, c.mdlm_long, c.autoencoder, c.ladiff, c.diladiff, c.scorer):
         stage.batch = 64
-    c.mdlm.steps, c.autoencoder.steps, c.ladiff.steps, c.diladiff.steps = 800, 1500, 600, 300
+    c.mdlm.steps, c.autoencoder.steps, c.ladiff.steps, c.diladiff.steps = 1000, 1200, 600, 300
     c.scorer.steps = 500
     c.autoencoder.update(noise=0.2, p_feat=0.2, p_lat=0.2, p_drop=0.4)
     c.diladiff.tangent_warmup = 90
-    c.sampling.update(batch=64, decode_steps=16, prior_steps=50, student_steps=5)
-    c.evaluation.update(samples=192, decode_steps=(2, 4, 8, 16, 32, 64), control_steps=(4, 16), bound_draws=8)
+    c.sampling.update(batch=64, decode_steps=8, prior_steps=50, student_steps=5)
+    c.evaluation.update(samples=256, decode_steps=(1, 2, 4, 8, 16, 32), control_steps=(2, 8), bound_draws=8)
     c.logging.update(metrics_every=50, validate_every=400, validation_batches=4, checkpoint_every=200, samples=2)
