@@ -13,17 +13,19 @@ from __future__ import annotations
 import functools
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tokenizers
 
 from diladiff_jax import pretrained
 from diladiff_jax.evaluation import intervals
 from diladiff_jax.evaluation.intervals import Estimate
 from diladiff_jax.nn.gpt2 import GPT2
+
+if TYPE_CHECKING:
+    import tokenizers
 
 Array = jax.Array
 
@@ -37,6 +39,8 @@ def load_tokenizer(folder: pathlib.Path) -> tokenizers.Tokenizer:
     Raises:
       PretrainedError: neither is there, they are damaged, or have no end-of-text.
     """
+    import tokenizers  # here, for `import diladiff_jax` loads none of the heavy packages
+
     whole, parts = folder / "tokenizer.json", (folder / "vocab.json", folder / "merges.txt")
     try:
         if whole.is_file():

@@ -105,6 +105,6 @@ def test_the_sweep_asks_it(folder):
         row[: len(tokenizer.encode(text))] = tokenizer.encode(text)
     config = SimpleNamespace(evaluation=SimpleNamespace(scorer="gpt2"))
     model = SimpleNamespace(tokenizer=tokenizer, published_scorer=judge, config=config, has=lambda stage: True)
-    measures = sweep._measures(model, "pydocs")(rows)
+    measures = sweep.measures_of(model, "pydocs")(rows)
     assert measures["gen_ppl"] == judge.measures(TEXTS[:2])["gen_ppl"] and measures["empty"]["value"] == 0.5 and "entropy" in measures
     assert sweep._scorer(model) == {"name": "gpt2", "length": POSITIONS}
