@@ -6,6 +6,7 @@ import logging
 import os
 import pathlib
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 
 import absl.logging
@@ -59,6 +60,20 @@ def run(main: Callable[[Sequence[str]], None], usage: str) -> None:
 
 class UsageError(ValueError):
     """A command line that cannot be: one line."""
+
+
+def writable_folder(flag: str, path: str) -> None:
+    """Makes the folder that a flag names, before work begins whose results it shall hold.
+
+    Raises:
+      UsageError: it cannot be made or written.
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UsageError(f"--{flag}={path} cannot be written ({error.strerror}); give a folder that can be") from None
 
 
 def _parse(argv: Sequence[str]) -> Sequence[str]:

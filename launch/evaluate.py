@@ -1,12 +1,17 @@
-"""Measures every model of a workdir and its controls; writes results.json, table.txt and picture.png.
+"""Measures every model of a workdir and its controls, makes the paper's figures and tables, and writes a report.
 
     python launch/evaluate.py --workdir=runs/tiny --out=runs/tiny/report
     python launch/evaluate.py --workdir=runs/tiny --out=/tmp/report --config.evaluation.samples=2048
     python launch/evaluate.py --workdir=W --config.evaluation.scorer=gpt2-large      # a folder or hub name of a GPT-2
+    python launch/evaluate.py --workdir=W --analyses=False                           # the sweep alone, minutes sooner
+    python launch/evaluate.py --workdir=W --compare=W2,W3                            # and compression over several workdirs
+
+Written are results.json, table.txt and picture.png; analyses.json with every figure and table as numbers, the
+figures as PNG and SVG under figures/; and report.html, one file to open or to send, with a viewer of the decoding.
 
 Measured are: on samples, the oracle's validity and exact likelihood (stories), generative perplexity under the
 trained scorer or a published GPT-2, entropy and repetition, against decoding steps and seconds; on held-out text, the bound on the
-perplexity and the recovery of masked tokens.
+perplexity and the recovery of masked tokens; and by the analyses what the paper's figures show of the decoder, the latent and the prior.
 """
 
 import common
@@ -14,21 +19,39 @@ from absl import flags
 
 _CONFIG = common.experiment_flags()
 _OUT = flags.DEFINE_string("out", None, "Folder for the results. Default: WORKDIR/report.")
+_ANALYSES = flags.DEFINE_bool("analyses", True, "Whether to run the analyses that need the models themselves, some minutes on two cores. Without, the report has the sweep, the samples and the viewer.")
+_ANALYSIS_SAMPLES = flags.DEFINE_integer("analysis_samples", 128, "Held-out rows, latents and drawn texts of each analysis.", lower_bound=8)
+_COMPARE = flags.DEFINE_list("compare", [], "Other workdirs, evaluated before into their own report/, for the figures of compression (the paper's 5 and 9).")
 
 
 def main(argv: list[str]) -> None:
     import diladiff_jax as dl
     from diladiff_jax.data.prepare import load_prepared
-    from diladiff_jax.evaluation import report, sweep
+    from diladiff_jax.evaluation import analyses, report, row_analyses, samples, sweep
 
     workdir = flags.FLAGS.workdir
+    out = _OUT.value or f"{workdir}/report"
     model = dl.load(workdir, config=common.experiment(_CONFIG))
-    results = sweep.evaluate(model, load_prepared(model.config.data, workdir))
-    picture = report.write(results, _OUT.value or f"{workdir}/report")
+    prepared = load_prepared(model.config.data, workdir)
+    try:
+        others = [row_analyses.evaluated(other) for other in _COMPARE.value]
+    except ValueError as error:
+        raise common.UsageError(f"--compare: {error}") from None
+    common.writable_folder("out", out)
+
+    results = sweep.evaluate(model, prepared)
+    picture = report.write(results, out)  # at once: the sweep is not lost if an analysis fails
+    if _ANALYSES.value:
+        found = analyses.analyse(model, prepared, results, samples=_ANALYSIS_SAMPLES.value)
+    else:
+        found = analyses.of_rows(model, results)
+    if others:
+        found["figures"] += row_analyses.compression_tradeoff([(model.config.to_dict(), results), *others])
+    page = report.write_page(results, found, samples.draw(model, seed=model.config.evaluation.seed), out)
     print("\n" + report.table(results) + "\n")
     for line in report.summary(results):
         print(line)
-    print(f"\npicture: {picture.absolute()}\nresults: {picture.absolute().with_name('results.json')}")
+    print(f"\npicture: {picture.absolute()}\nresults: {picture.absolute().with_name('results.json')}\nreport: {page.absolute()}")
 
 
 if __name__ == "__main__":

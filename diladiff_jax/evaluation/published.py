@@ -77,7 +77,7 @@ def autoencoder_comparison(results: Mapping[str, Any], compression: float) -> Ta
     for theirs in (*COMPRESSION, CHOSEN_AUTOENCODER):
         same = found if theirs["compression"] == compression else None
         kind = "the model's" if theirs is CHOSEN_AUTOENCODER else "Mild"
-        why = "not measured here" if found is None else "no run at this compression here" if same is None else _other_setting(results) or "same setting"
+        why = _why(results, "not measured here" if found is None else "no run at this compression here" if same is None else "")
         rows.append([f"{theirs['compression']}x, {kind}", theirs["bound"], theirs["recovery"], *(same[end] if same else None for end in ("value", "low", "high")), why])
     columns = ("paper's row", "paper's bound", "paper's recovery", "recovery here", "low", "high", "comparable")
     return table("published_autoencoder", "table 3", "The autoencoder against compression", columns, rows, "Recovery is over masking ratios drawn uniformly.")
@@ -90,7 +90,7 @@ def schedule_comparison(results: Mapping[str, Any], schedule: str, d: float) -> 
     rows = []
     for theirs in SCHEDULE:
         same = found if theirs["d"] == d else None
-        why = "no run at this d here" if same is None else _other_setting(results) or "same setting"
+        why = _why(results, "no run at this d here" if same is None else "")
         rows.append([theirs["d"], theirs["gen_ppl"], *(same[end] if same else None for end in ("value", "low", "high")), why])
     return table("published_schedule", "", "LaDiff against the schedule's d", ("d", "paper's gen_ppl", "here", "low", "high", "comparable"), rows)
 
@@ -106,9 +106,9 @@ def speed_comparison(results: Mapping[str, Any]) -> Table:
     steps = max((n for n in baseline if n // factor in ours and n % factor == 0), default=None)
     row = [f"LaDiff {SPEEDUP['decode_steps']} against MDLM {SPEEDUP['baseline_steps']}", SPEEDUP["times"]]
     if steps is None:
-        row += [None, "", f"not measured here: LaDiff at a {factor}th of a measured number of MDLM's steps"]
+        row += [None, "", _why(results, f"not measured here: LaDiff at a {factor}th of a measured number of MDLM's steps")]
     else:
-        row += [baseline[steps] / ours[steps // factor], f"{steps // factor} against {steps} steps", _other_setting(results) or "same setting"]
+        row += [baseline[steps] / ours[steps // factor], f"{steps // factor} against {steps} steps", _why(results)]
     return table("published_speed", "", "How many times as fast", ("paper's row", "paper", "here", "setting here", "comparable"), [row])
 
 
@@ -117,21 +117,28 @@ def reach(results: Mapping[str, Any], theirs: Mapping[str, Any], ours: Mapping[s
     if "model" not in theirs:
         return "out of reach: another method, not part of this project's training"
     if ours is None:
-        return f"not measured here: {theirs['model']}" + (f" at temperature {theirs['temperature']:g}" if "temperature" in theirs else "")
+        return _why(results, f"not measured here: {theirs['model']}" + (f" at temperature {theirs['temperature']:g}" if "temperature" in theirs else ""))
     if metric not in ours["metrics"]:
-        return f"{metric} was not measured here"
-    other = _other_setting(results)
-    if other:
-        return other
+        return _why(results, f"{metric} was not measured here")
+    if _other_setting(results):
+        return _why(results)
     different = [f"{ours[name]} {name.replace('_', ' ')} here" for name in ("latent_steps", "decode_steps") if name in theirs and ours[name] != theirs[name]]
     return ", ".join(different) or ("same setting but for the scorer: see this run's settings" if metric == "gen_ppl" else "same setting")
+
+
+def _why(results: Mapping[str, Any], missing: str = "") -> str:
+    """Whether a row compares: first whether a run like this could reach it at all, then what this one lacks."""
+    other = _other_setting(results)
+    if not other:
+        return missing or "same setting"
+    return f"{other}; {missing or 'same role, another measurement'}"
 
 
 def _other_setting(results: Mapping[str, Any]) -> str:
     corpus = results["rows"][0]["corpus"] if results["rows"] else "?"
     length = results["setting"].get("length")
     if corpus != PUBLISHED_CORPUS or length != PUBLISHED_LENGTH:
-        return f"out of reach of this run: {corpus} at L = {length}, not OpenWebText at L = {PUBLISHED_LENGTH}; same role, another measurement"
+        return f"out of reach of this run: {corpus} at L = {length}, not OpenWebText at L = {PUBLISHED_LENGTH}"
     return ""
 
 

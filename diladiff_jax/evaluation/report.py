@@ -1,4 +1,4 @@
-"""A sweep as files: `results.json` (checked against its schema), one table, one picture."""
+"""A sweep as files: `results.json` (checked against its schema), one table, one picture; and with its analyses as a page."""
 
 from __future__ import annotations
 
@@ -6,9 +6,17 @@ import json
 import math
 import os
 import pathlib
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-SCHEMA: dict[str, dict[str, tuple[type, ...]]] = {
+from diladiff_jax.evaluation import forms, page, plots
+from diladiff_jax.evaluation.forms import NAMES
+from diladiff_jax.evaluation.schema import Fields, check_fields
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+SCHEMA: dict[str, Fields] = {
     "row": {
         "corpus": (str,),
         "model": (str,),
@@ -26,8 +34,8 @@ SCHEMA: dict[str, dict[str, tuple[type, ...]]] = {
 """`results.json`: `{"setting": {...}, "rows": [row]}`; `metrics` maps a name to a metric. Rows without steps measure
 data or networks, not samples; `seconds` are for all `samples`, without compilation."""
 
-_STYLE = {"mdlm": ("MDLM", "#8c8c8c", "o"), "mdlm_long": ("MDLM, whole decoder budget", "#404040", "s"), "ladiff": ("LaDiff", "#3b75af", "^"), "diladiff": ("DiLaDiff", "#c8442d", "D")}
-_CONTROLS = {"prior_few_steps": ("prior, undistilled, same calls", "#e0a030"), "true_latent": ("decoder, true latents", "#5a9e6f"), "null_latent": ("decoder, null latent", "#b58fc0")}
+_MODELS = {"mdlm": "o", "mdlm_long": "s", "ladiff": "^", "diladiff": "D"}
+_CONTROLS = ("prior_few_steps", "true_latent", "null_latent")
 _AXES = {"valid": ("share of fully valid documents", "linear"), "gen_ppl": ("generative perplexity (lower is better)", "log")}
 
 
@@ -40,19 +48,9 @@ def check_results(results: Any) -> None:
     if not isinstance(results, dict) or set(results) != {"setting", "rows"}:
         raise ValueError("results must have the keys setting and rows")
     for i, row in enumerate(results["rows"]):
-        _check(row, SCHEMA["row"], f"rows[{i}]")
+        check_fields(row, SCHEMA["row"], f"rows[{i}]")
         for name, metric in row["metrics"].items():
-            _check(metric, SCHEMA["metric"], f"rows[{i}].metrics.{name}")
-
-
-def _check(value: Any, fields: dict[str, tuple[type, ...]], where: str) -> None:
-    if set(value) != set(fields):
-        raise ValueError(f"{where} has the keys {sorted(value)}; it must have {sorted(fields)}")
-    for name, types in fields.items():
-        if not isinstance(value[name], types) or isinstance(value[name], bool):
-            raise ValueError(f"{where}.{name} is {value[name]!r}; it must be {' or '.join(t.__name__ for t in types)}")
-        if isinstance(value[name], float) and not math.isfinite(value[name]):
-            raise ValueError(f"{where}.{name} is {value[name]}; it must be finite")
+            check_fields(metric, SCHEMA["metric"], f"rows[{i}].metrics.{name}")
 
 
 def quality_metric(results: dict[str, Any]) -> str:
@@ -120,7 +118,7 @@ def summary(results: dict[str, Any]) -> list[str]:
     for baseline in ("mdlm", "mdlm_long"):
         if not of(baseline) or not of("diladiff"):
             continue
-        name, top = _STYLE[baseline][0], max(of(baseline), key=quality)
+        name, top = NAMES[baseline], max(of(baseline), key=quality)
         if metric == "valid" and quality(top) == 0:
             lines.append(f"{name} makes no valid document at any number of steps measured")
             continue
@@ -136,47 +134,44 @@ def summary(results: dict[str, Any]) -> list[str]:
     return lines
 
 
-def plot(results: dict[str, Any], path: str | os.PathLike[str]) -> None:
+def draw(results: dict[str, Any]) -> Drawing:
     """The picture: quality against decoding steps and against milliseconds a document; perplexity against entropy beside it."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure as Drawing
 
     metric = quality_metric(results)
     label, scale = _AXES.get(metric, (metric, "linear"))
     panels = [("decoding steps", lambda r: r["decode_steps"]), ("milliseconds a document (latent and decoding)", lambda r: 1e3 * r["seconds"] / r["samples"])]
     if metric == "gen_ppl":  # a low perplexity is worth nothing where the entropy has fallen too
         panels.append(("entropy (nats, within a sample)", lambda r: r["metrics"]["entropy"]["value"]))
-    figure, axes = plt.subplots(1, len(panels), figsize=(5.5 * len(panels), 4.8), sharey=True, layout="constrained")
+    figure = Drawing(figsize=(5.5 * len(panels), 4.8), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True)
 
     def series(name: str) -> list[dict[str, Any]]:
         return [r for r in results["rows"] if r["model"] == name and r["seconds"] is not None and metric in r["metrics"]]
 
-    for name, (title, color, marker) in _STYLE.items():
+    for name, marker in _MODELS.items():
         rows = series(name)
         values = [r["metrics"][metric]["value"] for r in rows]
         below = [max(0.0, v - r["metrics"][metric]["low"]) for v, r in zip(values, rows, strict=True)]
         above = [max(0.0, r["metrics"][metric]["high"] - v) for v, r in zip(values, rows, strict=True)]
         for axis, (_, x) in zip(axes, panels, strict=True):
             if rows:
-                axis.errorbar([x(r) for r in rows], values, yerr=[below, above], color=color, marker=marker, markersize=5, linewidth=1.8, capsize=2, label=title)
-    for name, (title, color) in _CONTROLS.items():
+                axis.errorbar([x(r) for r in rows], values, yerr=[below, above], color=plots.COLORS[name], marker=marker, markersize=5, linewidth=1.8, capsize=2, label=NAMES[name])
+    for name in _CONTROLS:
         rows = series(name)
         for axis, (_, x) in zip(axes, panels, strict=True):
             if rows:
-                axis.plot([x(r) for r in rows], [r["metrics"][metric]["value"] for r in rows], color=color, linestyle=":", marker=".", linewidth=1.4, label=title)
+                axis.plot([x(r) for r in rows], [r["metrics"][metric]["value"] for r in rows], color=plots.COLORS[name], linestyle=":", marker=".", linewidth=1.4, label=NAMES[name])
     data = [r for r in results["rows"] if r["model"] == "data" and metric in r["metrics"]]
     for axis, (title, _) in zip(axes, panels, strict=True):
         axis.set_yscale(scale)
         axis.set_xlabel(title)
-        axis.grid(alpha=0.25)
         if data:
-            axis.axhline(data[0]["metrics"][metric]["value"], color="black", linewidth=0.8, linestyle="--", label="data")
+            axis.axhline(data[0]["metrics"][metric]["value"], color=plots.INK, linewidth=0.8, linestyle="--", label="data")
     axes[0].set_xscale("log", base=2)
     axes[1].set_xscale("log")
     if metric == "gen_ppl" and data:
-        axes[2].axvline(data[0]["metrics"]["entropy"]["value"], color="black", linewidth=0.8, linestyle="--")
+        axes[2].axvline(data[0]["metrics"]["entropy"]["value"], color=plots.INK, linewidth=0.8, linestyle="--")
     ticks = sorted({r["decode_steps"] for r in results["rows"] if r["decode_steps"]})
     axes[0].set_xticks(ticks, [str(t) for t in ticks])
     axes[0].set_ylabel(label)
@@ -184,8 +179,7 @@ def plot(results: dict[str, Any], path: str | os.PathLike[str]) -> None:
     figure.legend(handles, titles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     corpus, samples = results["rows"][0]["corpus"], max(r["samples"] for r in results["rows"] if r["seconds"] is not None)
     figure.suptitle(f"{corpus}: {samples} samples a point, bars are 95% intervals", fontsize=10)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    return figure
 
 
 def write(results: dict[str, Any], directory: str | os.PathLike[str]) -> pathlib.Path:
@@ -194,11 +188,53 @@ def write(results: dict[str, Any], directory: str | os.PathLike[str]) -> pathlib
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     lines = [table(results), "", *summary(results)]
-    for name, content in (("results.json", json.dumps(results, indent=1) + "\n"), ("table.txt", "\n".join(lines) + "\n")):
-        aside = directory / f".{name}.tmp"
-        aside.write_text(content)
-        aside.replace(directory / name)
+    _write_text(directory / "results.json", json.dumps(results, indent=1) + "\n")
+    _write_text(directory / "table.txt", "\n".join(lines) + "\n")
     aside = directory / ".picture.tmp.png"
-    plot(results, aside)
+    with plots.style():
+        plots.save(draw(results), aside, "picture")
     aside.replace(directory / "picture.png")
     return directory / "picture.png"
+
+
+def write_page(results: dict[str, Any], found: Mapping[str, Any], draws: Sequence[Mapping[str, Any]], directory: str | os.PathLike[str]) -> pathlib.Path:
+    """Writes `analyses.json`, its figures under `figures/` and `report.html` beside what `write` wrote; returns the page's path.
+
+    Figures that the `analyses.json` of an earlier run names, and this one does not have, are removed.
+
+    Args:
+      found: `{"figures", "tables"}`, of `analyses`; see `forms.SCHEMA`.
+      draws: what the page shows as samples, of `samples.draw`.
+
+    Raises:
+      ValueError: `found` is not of its form.
+    """
+    forms.check_analyses(found)
+    directory = pathlib.Path(directory)
+    figures = directory / "figures"
+    kept = {figure["id"] for figure in found["figures"]}
+    for old in _figure_ids(directory / "analyses.json") - kept:
+        for kind in ("png", "svg"):
+            (figures / f"{old}.{kind}").unlink(missing_ok=True)
+    plots.write(found["figures"], figures)
+    _write_text(directory / "analyses.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
+    with plots.style():
+        picture = plots.inline(draw(results), "picture")
+    _write_text(directory / "report.html", page.render(results, found, draws, picture, summary(results)))
+    return directory / "report.html"
+
+
+def _figure_ids(path: pathlib.Path) -> set[str]:
+    """Names of the figures of an earlier `analyses.json`; none where there is none, or it is not one."""
+    try:
+        found = json.loads(path.read_text())
+        forms.check_analyses(found)
+    except (OSError, ValueError):
+        return set()
+    return {figure["id"] for figure in found["figures"]}
+
+
+def _write_text(path: pathlib.Path, text: str) -> None:
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_text(text, encoding="utf-8", errors="replace")  # a lone surrogate in a sample is no reason to lose the page
+    aside.replace(path)

@@ -10,7 +10,7 @@ import pytest
 from test_measures import JOINT, LENGTH, MASK, NO_EOT, posterior_logits
 
 from diladiff_jax.diffusion import gaussian
-from diladiff_jax.evaluation import analyses, forms, published
+from diladiff_jax.evaluation import analyses, decoder_analyses, forms, generation_analyses, published, row_analyses
 from diladiff_jax.nn.layers import Norm, SelfAttention
 
 
@@ -30,26 +30,26 @@ def row(model, value=0.5, *, decode=None, latent=None, temperature=1.0, seconds=
 def test_the_fit_recovers_planted_numbers(noise, tolerance):
     """omega's four numbers, exactly without noise and nearly with a little."""
     u = np.linspace(0, 1, 21)
-    for planted in (analyses.Omega(0.05, 0.9, 6.0, 0.6), analyses.Omega(0.2, 0.7, 12.0, 0.3)):
-        found = analyses.fit_omega(u, planted(u) + noise * np.random.default_rng(0).normal(size=21))
+    for planted in (decoder_analyses.Omega(0.05, 0.9, 6.0, 0.6), decoder_analyses.Omega(0.2, 0.7, 12.0, 0.3)):
+        found = decoder_analyses.fit_omega(u, planted(u) + noise * np.random.default_rng(0).normal(size=21))
         np.testing.assert_allclose([found.w0, found.w1, found.k / 10, found.t0], [planted.w0, planted.w1, planted.k / 10, planted.t0], atol=tolerance)
     with pytest.raises(ValueError, match="at least 5"):
-        analyses.fit_omega(u[:4], u[:4])
+        decoder_analyses.fit_omega(u[:4], u[:4])
 
 
 def test_the_fitted_schedule_makes_the_error_linear():
     """Omega.schedule is its inverse; one too steep for float32 is lowered to the steepest that is not."""
-    omega = analyses.Omega(0.1, 0.8, 5.0, 0.6)
+    omega = decoder_analyses.Omega(0.1, 0.8, 5.0, 0.6)
     t = np.linspace(0, 1, 11)
     error = omega(np.asarray(omega.schedule().angle(jnp.asarray(t, jnp.float32))) * 2 / np.pi)
     np.testing.assert_allclose(error, omega(0) + t * (omega(1) - omega(0)), atol=1e-5)
-    assert analyses.Omega(0, 1, 50.0, 0.5).schedule() == gaussian.EmpiricalSchedule(16.0, 0.5)
+    assert decoder_analyses.Omega(0, 1, 50.0, 0.5).schedule() == gaussian.EmpiricalSchedule(16.0, 0.5)
 
 
 def test_loss_and_recovery_by_count_match_enumeration():
     """All subsets of each size under exact conditionals: 3,000 draws a row, within 5 standard errors."""
     rows = np.array([[0, 1, 2], [2, 2, 0], [1, 0, 0]], np.int32)
-    found = analyses.by_masked_count(posterior_logits, None, rows, jax.random.key(0), MASK, NO_EOT, np.arange(4) < MASK, (1, 2, 3), draws=3000, batch=2)
+    found = decoder_analyses.by_masked_count(posterior_logits, None, rows, jax.random.key(0), MASK, NO_EOT, np.arange(4) < MASK, (1, 2, 3), draws=3000, batch=2)
     for i, count in enumerate((1, 2, 3)):
         patterns = [p for p in itertools.product([0, 1], repeat=LENGTH) if sum(p) == count]
         nll, right = [], []
@@ -64,29 +64,29 @@ def test_loss_and_recovery_by_count_match_enumeration():
 
 
 def test_counts_spread_from_one_to_all():
-    assert analyses.count_bins(32) == [1, 4, 8, 12, 16, 20, 24, 28, 32]
-    assert analyses.count_bins(3) == [1, 2, 3]
+    assert decoder_analyses.count_bins(32) == [1, 4, 8, 12, 16, 20, 24, 28, 32]
+    assert decoder_analyses.count_bins(3) == [1, 2, 3]
 
 
 def test_similarity_by_hand_and_of_chance():
     """Identical: 1; disjoint: 0; independent uniform over 8 ids: 1/8 within 5 standard errors; fill counts for nothing."""
     rng = np.random.default_rng(0)
     a, b = rng.integers(1, 9, (2, 400, 20))
-    for same in (analyses.equal_positions(a, a, 0), analyses.jaccard(a, a, 2, 0)):
+    for same in (generation_analyses.equal_positions(a, a, 0), generation_analyses.jaccard(a, a, 2, 0)):
         np.testing.assert_array_equal(same, 1)
-    assert analyses.equal_positions(a, a + 10, 0).max() == analyses.jaccard(a, a + 10, 1, 0).max() == 0
-    assert analyses.equal_positions(a, b, 0).mean() == pytest.approx(1 / 8, abs=5 * np.sqrt(7 / 64 / 8000))
+    assert generation_analyses.equal_positions(a, a + 10, 0).max() == generation_analyses.jaccard(a, a + 10, 1, 0).max() == 0
+    assert generation_analyses.equal_positions(a, b, 0).mean() == pytest.approx(1 / 8, abs=5 * np.sqrt(7 / 64 / 8000))
     x, y = np.array([[1, 2, 3, 0, 0, 0]]), np.array([[1, 2, 4, 0, 0, 0]])
-    assert analyses.equal_positions(x, y, 0) == [3 / 4]  # three words and the end that closes them
-    assert analyses.jaccard(x, y, 1, 0) == [2 / 4] and analyses.jaccard(x, y, 2, 0) == [1 / 3] and analyses.jaccard(x, y, 4, 0) == [1]
+    assert generation_analyses.equal_positions(x, y, 0) == [3 / 4]  # three words and the end that closes them
+    assert generation_analyses.jaccard(x, y, 1, 0) == [2 / 4] and generation_analyses.jaccard(x, y, 2, 0) == [1 / 3] and generation_analyses.jaccard(x, y, 4, 0) == [1]
 
 
 def test_noise_preserves_variance():
     """The latent itself at u = 0, noise alone at u = 1, variance 1 between, and cos(pi u / 2) of the latent left."""
     z = np.random.default_rng(1).normal(size=(200, 10, 10))
-    np.testing.assert_allclose(analyses.noisy_latents(z, 0.0), z, rtol=1e-6)
+    np.testing.assert_allclose(decoder_analyses.noisy_latents(z, 0.0), z, rtol=1e-6)
     for u in (0.3, 0.7, 1.0):
-        noisy = analyses.noisy_latents(z, u)
+        noisy = decoder_analyses.noisy_latents(z, u)
         assert noisy.std() == pytest.approx(1, abs=0.03)
         assert (noisy * z).mean() == pytest.approx(np.cos(np.pi * u / 2), abs=0.05)
 
@@ -96,7 +96,7 @@ def test_attention_share_is_that_of_the_layers_own_updates(networks, random_para
     tokens = np.random.default_rng(0).integers(0, 10, (5, 8)).astype(np.int32)
     z = np.random.default_rng(1).normal(size=(5, 4, 6)).astype(np.float32)
     params = random_parameters(networks.decoder, jnp.asarray(tokens), jnp.asarray(z))
-    share = lambda p: analyses.attention_share(networks.decoder, p, tokens, z, 10, -1, (8,))["series"][0]["y"][0]  # noqa: E731
+    share = lambda p: decoder_analyses.attention_share(networks.decoder, p, tokens, z, 10, -1, (8,))["series"][0]["y"][0]  # noqa: E731
     bound = networks.decoder.bind({"params": params})
     h = bound.backbone.embed(jnp.full((5, 8), 10))
     after = bound.cross["0"](h, jnp.asarray(z))
@@ -110,7 +110,7 @@ def test_attention_share_is_that_of_the_layers_own_updates(networks, random_para
 
 def test_schedule_curves_are_figure_6():
     """alpha(0.2) = 0.294 at d = 10, logSNR = -2 log(d tan(pi t / 2))."""
-    alpha, snr = analyses.schedule_curves(gaussian.TangentSchedule(1.0))
+    alpha, snr = generation_analyses.schedule_curves(gaussian.TangentSchedule(1.0))
     lines = {s["name"]: s for s in alpha["series"]}
     assert list(lines) == ["d = 2", "d = 5", "d = 10", "d = 15", "this experiment"]
     assert lines["d = 10"]["y"][20] == pytest.approx(0.294, abs=5e-4)
@@ -121,14 +121,14 @@ def test_schedule_curves_are_figure_6():
 def test_sweeps_from_rows():
     """Sorted series a model, intervals kept, rows without the measure left out; one point is no curve."""
     rows = [row("mdlm", 30, decode=8), row("mdlm", 40, decode=2, seconds=1.0), row("ladiff", 20, decode=8, latent=50), row("data", 10)]
-    (figure,) = analyses.speed_quality(rows)
+    (figure,) = row_analyses.speed_quality(rows)
     assert figure["id"] == "speed_gen_ppl" and figure["series"][0]["x"] == [250, 500] and figure["series"][0]["y"] == [40, 30]
     assert figure["series"][0]["low"] == [39.9, 29.9] and len(figure["series"]) == 2
-    (figure,) = analyses.against(rows, "decode_steps")
+    (figure,) = row_analyses.against(rows, "decode_steps")
     assert [s["name"] for s in figure["series"]] == ["MDLM"] and figure["series"][0]["x"] == [2, 8]
-    table = analyses.main_table(rows)
+    table = row_analyses.main_table(rows)
     assert [r[0] for r in table["rows"]] == ["MDLM", "MDLM", "LaDiff", "data"] and table["rows"][0][4] == 500
-    bound = analyses.autoencoder_table([row("autoencoder bound", 3.0, metric="bound_ppl", recovery=0.7), rows[0]])
+    bound = row_analyses.autoencoder_table([row("autoencoder bound", 3.0, metric="bound_ppl", recovery=0.7), rows[0]])
     assert bound["rows"] == [["autoencoder", 3.0, 2.9, 3.1, 0.7, pytest.approx(0.6), pytest.approx(0.8)]]
     with pytest.raises(ValueError, match="2 columns and a row of 1"):
         forms.table("x", "", "", ("a", "b"), [[1]])
@@ -142,14 +142,19 @@ def test_compression_over_workdirs(tmp_path):
         (tmp_path / name / "config.json").write_text(json.dumps(config))
         rows = [row("autoencoder bound", 3.0, metric="bound_ppl", recovery=recovery), row("ladiff", 30, decode=8), row("diladiff", 20 + latents, decode=8), row("mdlm", 1, decode=8)]
         (tmp_path / name / "report" / "results.json").write_text(json.dumps({"setting": {}, "rows": rows}))
-    figures = {f["id"]: f for f in analyses.compression_tradeoff([tmp_path / n for n in "abc"])}
+    figures = {f["id"]: f for f in row_analyses.compression_tradeoff([row_analyses.evaluated(tmp_path / n) for n in "abc"])}
     assert set(figures) == {"compression_recovery", "compression_bound_ppl", "compression_gen_ppl", "tradeoff_gen_ppl"}
     lines = figures["compression_recovery"]["series"]
     assert [(s["x"], s["y"]) for s in lines] == [([2, 4], [0.7, 0.5]), ([2], [0.6])]
     assert [(s["x"], s["y"]) for s in figures["tradeoff_gen_ppl"]["series"]] == [([0.5, 0.7], [28, 30]), ([0.6], [30])]
+    path = tmp_path / "c" / "report" / "results.json"
+    for damage in ("{", "[]", '{"setting": {}, "rows": [{}]}'):
+        path.write_text(damage)
+        with pytest.raises(ValueError, match="results.json is not what its command writes"):
+            row_analyses.evaluated(tmp_path / "c")
+    path.unlink()
     with pytest.raises(ValueError, match="results.json does not exist"):
-        (tmp_path / "c" / "report" / "results.json").unlink()
-        analyses.compression_tradeoff([tmp_path / "c"])
+        row_analyses.evaluated(tmp_path / "c")
 
 
 def test_published_rows_say_whether_they_compare():
@@ -185,16 +190,14 @@ def test_all_of_it_on_a_trained_workdir(trained):
         found = analyses.analyse(model, load_prepared(model.config.data, trained), results, lines.append, samples=24)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert not [line for line in lines if "left out" in line and "MAUVE" not in line]
+    forms.check_analyses(found)
     ids = [f["id"] for f in found["figures"] + found["tables"]]
-    assert len(ids) == len(set(ids))
     assert {
         "speed_gen_ppl", "gen_ppl_by_decode_steps", "schedule_alpha", "loss_by_ratio", "recovery_by_ratio", "attention_share", "robustness", "decoding_error",
         "reparameterization", "equal_positions", "ngram_overlap", "valid_by_latent_steps", "valid_by_temperature", "main", "published_main", "omega", "latent_overhead", "ladiff_likelihood",
     } <= set(ids)
     for figure in found["figures"]:
-        assert set(figure) == {"id", "paper", "title", "x", "y", "series", "note"} and figure["series"]
         for s in figure["series"]:
-            assert len(s["x"]) == len(s["y"]) > 0
             if s["low"] is not None:
                 assert all(low <= y + 1e-9 and y <= high + 1e-9 for low, y, high in zip(s["low"], s["y"], s["high"], strict=True)), figure["id"]
     likelihood = next(t for t in found["tables"] if t["id"] == "ladiff_likelihood")
