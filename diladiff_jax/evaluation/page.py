@@ -46,7 +46,7 @@ def render(results: Mapping[str, Any], found: Mapping[str, Any], draws: Sequence
     beside = [t for t in tables if t["id"].startswith(_COMPARISONS)]
     others = [t for t in tables if t not in main and t not in beside]
     sections = [
-        ("results", "What was measured", f'<figure class="picture" role="group">{_labelled(picture, "Quality against decoding steps and against time; the table below has the numbers")}</figure>' + "".join(map(table_html, main))),
+        ("results", "What was measured", f'<figure class="picture scroll" tabindex="0" role="group" aria-label="The picture">{_labelled(picture, "Quality against decoding steps and against time; the table below has the numbers")}</figure>' + "".join(map(table_html, main))),
         ("samples", "Samples side by side", samples_html(draws)),
         ("decoding", "Decoding, step by step", _template("viewer.html") if draws else "<p>No model is trained here.</p>"),
         ("paper", "Beside the paper's figures", _reach(beside) + "".join(map(table_html, beside))),
@@ -72,24 +72,27 @@ def embedded(value: Any) -> str:
     return json.dumps(value, ensure_ascii=True, allow_nan=False).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def table_html(form: Table) -> str:
-    """One table; three columns of a value, its low and its high end become one, `value [low, high]`."""
+def table_html(form: Table, heading: bool = True) -> str:
+    """One table, under its title unless told not; three columns of a value, its low and its high end become one, `value [low, high]`."""
     groups = _grouped(form["columns"])
     heads = "".join(f'<th scope="col"{_class("number" if _numeric(form, g) else "")}>{_text(_head(form["columns"][g[0]]))}</th>' for g in groups)
+    leads = [row[groups[0][0]] for row in form["rows"]]
+    grouped = len(set(leads)) < len(leads)  # rows of one name stand together
     body, before = [], None
     for row in form["rows"]:
         lead, *rest = groups
         beyond = any(isinstance(cell, str) and cell.startswith(_BEYOND) for cell in row)
-        classes = " ".join(name for name, on in (("first", row[lead[0]] != before and before is not None), ("beyond", beyond)) if on)
+        classes = " ".join(name for name, on in (("first", grouped and row[lead[0]] != before and before is not None), ("beyond", beyond)) if on)
         before = row[lead[0]]
         cells = [f'<th scope="row"{_class("number" if _numeric(form, lead) else "")}>{_cell(row, lead)}</th>']
         for group in rest:
             long = isinstance(row[group[0]], str) and len(row[group[0]]) > 30
             cells.append(f"<td{_class('number' if _numeric(form, group) else 'words' if long else '')}>{_cell(row, group)}</td>")
         body.append(f"<tr{_class(classes)}>{''.join(cells)}</tr>")
+    title = f"<h3>{_text(form['title'])}{_paper(form)}</h3>" if heading else ""
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{_text(form["title"])}" id="table-{_text(form["id"])}"><table><caption>{_text(form["title"])}{_paper(form)}</caption>'
-        f"<thead><tr>{heads}</tr></thead><tbody>{''.join(body)}</tbody></table></div>{_note(form)}\n"
+        f'{title}<div class="scroll" tabindex="0" role="region" aria-label="{_text(form["title"])}" id="table-{_text(form["id"])}">'
+        f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(body)}</tbody></table></div>{_note(form)}\n"
     )
 
 
@@ -108,11 +111,11 @@ def figure_html(form: Figure) -> str:
         "id": f'{form["id"]}_numbers', "paper": "", "title": form["title"], "columns": ["series", form["x"]["label"], form["y"]["label"], "low", "high"], "rows": rows,
         "note": "Some of the points; all are in analyses.json." if thinned else "",
     }
-    note = f'{form["note"]}. ' if form["note"] else ""
+    note = f"{_upper(form['note'].rstrip('.'))}. " if form["note"] else ""
     return (
         f'<figure id="figure-{_text(form["id"])}" role="group">{_labelled(plots.inline(plots.draw(form), form["id"]), label)}'
         f"<figcaption>{_text(note)}{_text(_upper(form['paper']) + ' of the paper.' if form['paper'] else '')}</figcaption>"
-        f"<details><summary>Numbers</summary>{table_html(numbers)}</details></figure>\n"
+        f"<details><summary>Numbers</summary>{table_html(numbers, heading=False)}</details></figure>\n"
     )
 
 
@@ -142,23 +145,24 @@ def _card(drawn: Mapping[str, Any], sample: Mapping[str, Any]) -> str:
 def _lede(results: Mapping[str, Any]) -> str:
     rows = results["rows"]
     sampled = [r for r in rows if r["decode_steps"] is not None]
-    metrics = {name for r in rows for name in r["metrics"]}
     parts = [f'Texts of {results["setting"].get("length", "?")} tokens']
     if sampled:
         models = ", ".join(dict.fromkeys(NAMES.get(r["model"], r["model"]) for r in sampled))
         steps = sorted({r["decode_steps"] for r in sampled})
         parts = [f'{max(r["samples"] for r in sampled)} texts of {results["setting"].get("length", "?")} tokens a row, by {models}, at {", ".join(map(str, steps))} decoding steps']
-    measured = "; ".join(f"{name}: {meaning}" for name, meaning in MEASURES.items() if name in metrics)
-    return _text(f"{parts[0]}. Brackets and bars are 95% intervals over samples. Measured are {measured}.")
+    return _text(f"{parts[0]}. Brackets and bars are 95% intervals over samples.")
 
 
 def _setting(results: Mapping[str, Any]) -> str:
-    entries = []
-    for name, value in results["setting"].items():
-        if isinstance(value, Mapping):
-            value = ", ".join(f"{k} {v}" for k, v in value.items())
-        entries.append(f"<dt>{_text(name.replace('_', ' '))}</dt><dd>{_text('none' if value is None else value)}</dd>")
-    return f"<dl>{''.join(entries)}</dl>"
+    def pairs(entries: Mapping[str, Any]) -> str:
+        return '<dl class="pairs">' + "".join(f"<dt>{_text(name.replace('_', ' '))}</dt><dd>{_text(value)}</dd>" for name, value in entries.items()) + "</dl>"
+
+    def said(value: Any) -> Any:
+        return "none" if value is None else ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else value
+
+    measured = {name for row in results["rows"] for name in row["metrics"]}
+    meanings = {name: meaning for name, meaning in MEASURES.items() if name in measured}
+    return pairs({name: said(value) for name, value in results["setting"].items()}) + pairs(meanings)
 
 
 def _reach(tables: Iterable[Table]) -> str:
@@ -194,7 +198,10 @@ def _cell(row: Sequence[Any], group: Sequence[int]) -> str:
         return '<span class="hidden">none</span>'
     if isinstance(value, str):
         return _text(value)
-    return _number(value) if not ends or None in ends else f"{_number(value)} <small>[{_number(ends[0])}, {_number(ends[1])}]</small>"
+    if not ends or None in ends:
+        return _number(value)
+    digits = 3 if abs(value) < 10 else 1  # as in table.txt, and the same down a column
+    return f"{value:.{digits}f} <small>[{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]</small>"
 
 
 def _number(value: float) -> str:
@@ -212,7 +219,7 @@ def _paper(form: Table) -> str:
 
 
 def _note(form: Table) -> str:
-    return f'<p class="note">{_text(form["note"])}</p>' if form["note"] else ""
+    return f'<p class="note">{_text(_upper(form["note"]))}</p>' if form["note"] else ""
 
 
 def _labelled(svg: str, label: str) -> str:

@@ -61,8 +61,10 @@ def draw(figure: Figure) -> Drawing:
                 below = [max(0.0, y - low) for y, low in zip(line["y"], line["low"], strict=True)]
                 above = [max(0.0, high - y) for y, high in zip(line["y"], line["high"], strict=True)]
                 axes.errorbar(line["x"], line["y"], yerr=[below, above], capsize=2, elinewidth=1, **look)
-        for axis, values in (("x", [x for line in figure["series"] for x in line["x"]]), ("y", [])):
-            _scale(axes, axis, figure[axis]["scale"], values)
+        if figure["x"]["scale"] == "log":
+            log_scale(axes, "x", [x for line in figure["series"] for x in line["x"]])
+        if figure["y"]["scale"] == "log":
+            log_scale(axes, "y")
         axes.set_xlabel(figure["x"]["label"])
         axes.set_ylabel("\n".join(_wrapped(figure["y"]["label"], 46)))
         axes.set_title("\n".join(_wrapped(figure["title"], 64)), fontsize=10.5)
@@ -71,17 +73,16 @@ def draw(figure: Figure) -> Drawing:
     return drawing
 
 
-def _scale(axes: Axes, name: str, scale: str, values: Sequence[float]) -> None:
+def log_scale(axes: Axes, name: str, values: Sequence[float] = ()) -> None:
+    """Makes axis "x" or "y" logarithmic, with ticks in plain numbers: at `values` where they are few and whole (steps), else at 1, 2 and 5."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-    if scale != "log":
-        return
     axis: Axis = getattr(axes, f"{name}axis")
     getattr(axes, f"set_{name}scale")("log")
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     axis.set_minor_formatter(NullFormatter())
     whole = sorted(set(values))
-    if whole and len(whole) <= 12 and all(v == int(v) for v in whole):  # numbers of steps: each has its tick
+    if whole and len(whole) <= 12 and all(v == int(v) for v in whole):
         axis.set_ticks(whole)
         axis.set_minor_locator(NullLocator())
     else:

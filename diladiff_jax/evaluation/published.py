@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diladiff_jax.evaluation.forms import Table, table
+from diladiff_jax.evaluation.forms import NAMES, Table, table
 
 MAIN: tuple[dict[str, Any], ...] = (
     {"name": "data", "model": "data", "gen_ppl": 14.8, "entropy": 5.44, "mauve": 1.00},
@@ -153,4 +153,4 @@ def _setting(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return ""
     parts = [f"{row[name]} {word}" for name, word in (("latent_steps", "latent steps"), ("decode_steps", "decoding steps")) if row[name] is not None]
-    return ", ".join([row["model"], *parts])
+    return ", ".join([NAMES.get(row["model"], row["model"]), *parts])

@@ -164,16 +164,15 @@ def draw(results: dict[str, Any]) -> Drawing:
                 axis.plot([x(r) for r in rows], [r["metrics"][metric]["value"] for r in rows], color=plots.COLORS[name], linestyle=":", marker=".", linewidth=1.4, label=NAMES[name])
     data = [r for r in results["rows"] if r["model"] == "data" and metric in r["metrics"]]
     for axis, (title, _) in zip(axes, panels, strict=True):
-        axis.set_yscale(scale)
+        if scale == "log":
+            plots.log_scale(axis, "y")
         axis.set_xlabel(title)
         if data:
             axis.axhline(data[0]["metrics"][metric]["value"], color=plots.INK, linewidth=0.8, linestyle="--", label="data")
-    axes[0].set_xscale("log", base=2)
-    axes[1].set_xscale("log")
+    plots.log_scale(axes[0], "x", [r["decode_steps"] for r in results["rows"] if r["decode_steps"]])
+    plots.log_scale(axes[1], "x")
     if metric == "gen_ppl" and data:
         axes[2].axvline(data[0]["metrics"]["entropy"]["value"], color=plots.INK, linewidth=0.8, linestyle="--")
-    ticks = sorted({r["decode_steps"] for r in results["rows"] if r["decode_steps"]})
-    axes[0].set_xticks(ticks, [str(t) for t in ticks])
     axes[0].set_ylabel(label)
     handles, titles = axes[0].get_legend_handles_labels()
     figure.legend(handles, titles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)

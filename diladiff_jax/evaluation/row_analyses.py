@@ -45,7 +45,7 @@ def against(rows: Sequence[Row], setting: str, paper: str = "") -> list[Figure]:
       setting: a column of `results.json`: "latent_steps", "decode_steps", "temperature" or "top_p".
     """
     scale = "log" if setting.endswith("steps") else "linear"
-    word = setting.replace("_", " ")
+    word = {"decode_steps": "decoding steps", "top_p": "nucleus"}.get(setting, setting.replace("_", " "))
     figures = []
     for metric, label in QUALITY.items():
         lines = [line for line in measured(rows, metric, lambda r: r[setting]) if len(set(line["x"])) > 1]

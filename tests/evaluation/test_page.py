@@ -155,7 +155,7 @@ def test_every_form_lands_on_the_page_and_in_files(folder):
     for table in found["tables"]:
         (part,) = re.findall(rf'<div[^>]* id="table-{table["id"]}">.*?</table>', text, re.DOTALL)
         assert part.count("<tr") == len(table["rows"]) + 1
-    assert "0.123 <small>[0.1, 0.2]</small>" in text and ">1234.6<" in text and ">-3<" in text
+    assert "0.123 <small>[0.100, 0.200]</small>" in text and ">1234.6<" in text and ">-3<" in text
 
 
 def test_the_page_needs_nothing_beside_it(folder):

@@ -21,7 +21,7 @@
       const span = document.createElement("span");
       span.dataset.position = i;
       const text = written(token);
-      span.style.minWidth = Math.max([...text].length, 1) + "ch";
+      span.style.setProperty("--width", Math.max([...text].length, 1) + "ch");
       if (token !== null && /^\s/.test(token)) span.dataset.word = "";
       return span;
     });
