@@ -86,9 +86,8 @@ def evaluated(workdir: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, An
             raise ValueError(f"{path} does not exist; run launch/train.py and launch/evaluate.py on {workdir} first")
         try:
             found.append(json.loads(path.read_text()))
-            if name != "config.json":
-                check_results(found[-1])
-        except (ValueError, TypeError) as error:
+            (_compression if name == "config.json" else check_results)(found[-1])
+        except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path} is not what its command writes ({error}); make it again") from error
     return found[0], found[1]
 
@@ -102,15 +101,13 @@ def compression_tradeoff(runs: Sequence[tuple[Mapping[str, Any], Mapping[str, An
     points = []
     for config, results in runs:
         rows = results["rows"]
-        a = config["autoencoder"]
-        augmentation = ", ".join(f"{key} {a[key]:g}" for key in ("noise", "p_feat", "p_lat", "p_drop"))
         held_out = next((r["metrics"] for r in rows if r["model"] == "autoencoder bound"), {})
         best: dict[str, Estimate] = {}
         for metric in QUALITY:
             sampled = [r["metrics"][metric] for r in rows if r["model"] in ("ladiff", "diladiff") and metric in r["metrics"]]
             if sampled and metric != "entropy":
                 best[metric] = (min if metric == "gen_ppl" else max)(sampled, key=lambda e: e["value"])
-        points.append((config["data"]["length"] / config["encoder"]["num_latents"], augmentation, held_out | best))
+        points.append((*_compression(config), held_out | best))
 
     def lines(of_x: Callable[[tuple[float, str, dict[str, Estimate]]], float], y: str, needed: str) -> list[dict[str, Any]]:
         groups: dict[str, list[tuple[float, Estimate]]] = {}
@@ -128,6 +125,12 @@ def compression_tradeoff(runs: Sequence[tuple[Mapping[str, Any], Mapping[str, An
         if y in QUALITY and (found := lines(lambda r: r[2]["recovery"]["value"], y, "recovery")):
             figures.append(figure(f"tradeoff_{y}", "figure 9", f"{_capital(label)} against what the autoencoder recovers", "share of masked tokens recovered", label, found, note))
     return figures
+
+
+def _compression(config: Mapping[str, Any]) -> tuple[float, str]:
+    """L / N, and the augmentation in words."""
+    a = config["autoencoder"]
+    return config["data"]["length"] / config["encoder"]["num_latents"], ", ".join(f"{key} {a[key]:g}" for key in ("noise", "p_feat", "p_lat", "p_drop"))
 
 
 def _capital(text: str) -> str:

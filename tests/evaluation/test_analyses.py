@@ -18,7 +18,7 @@ from diladiff_jax.nn.layers import Norm, SelfAttention
 
 
 def estimate(value, half=0.1):
-    return {"value": value, "low": value - half, "high": value + half}
+    return {"value": float(value), "low": value - half, "high": value + half}
 
 
 def row(model, value=0.5, *, decode=None, latent=None, temperature=1.0, seconds=2.0, metric="gen_ppl", **metrics):
@@ -155,6 +155,9 @@ def test_compression_over_workdirs(tmp_path):
         path.write_text(damage)
         with pytest.raises(ValueError, match="results.json is not what its command writes"):
             row_analyses.evaluated(tmp_path / "c")
+    (tmp_path / "b" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="config.json is not what its command writes"):
+        row_analyses.evaluated(tmp_path / "b")
     path.unlink()
     with pytest.raises(ValueError, match="results.json does not exist"):
         row_analyses.evaluated(tmp_path / "c")
