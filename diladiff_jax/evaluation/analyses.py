@@ -16,7 +16,7 @@ from diladiff_jax.data.prepare import Prepared
 from diladiff_jax.evaluation import decoder_analyses as decoder
 from diladiff_jax.evaluation import generation_analyses as generation
 from diladiff_jax.evaluation import mauve, published, row_analyses
-from diladiff_jax.evaluation.forms import Figure, Table
+from diladiff_jax.evaluation.forms import Figure, Table, table
 from diladiff_jax.evaluation.generation_analyses import Analysed
 from diladiff_jax.evaluation.sweep import encoded, validation_rows
 
@@ -47,7 +47,7 @@ def of_rows(model: Analysed, results: Mapping[str, Any]) -> Found:
 
 
 def analyse(model: Analysed, prepared: Prepared, results: Mapping[str, Any], say: Say = print, *, samples: int = 128) -> Found:
-    """`of_rows`, and every analysis that needs the model itself; what a missing stage forbids is said and left out.
+    """`of_rows`, and every analysis that needs the model itself; what a missing stage or package forbids is said and left out.
 
     Args:
       results: the content of `results.json`.
@@ -56,17 +56,22 @@ def analyse(model: Analysed, prepared: Prepared, results: Mapping[str, Any], say
     found, config = of_rows(model, results), model.config
     held_out = validation_rows(prepared, samples)
     seed = config.evaluation.seed
+    left_out: list[list[str]] = []
+
+    def leave_out(name: str, why: str) -> None:
+        left_out.append([name, why])
+        say(f"{name}: left out, {why}")
 
     def step(name: str, needs: Sequence[str], run: Callable[[], tuple[list[Figure], list[Table]]]) -> None:
         missing = [stage for stage in needs if not model.has(stage)]
         if missing:
-            say(f"{name}: left out, {' and '.join(missing)} not trained here")
+            leave_out(name, f"{' and '.join(missing)} not trained here")
             return
         began = time.perf_counter()
         try:
             figures, tables = run()
         except mauve.MissingPackage as error:
-            say(f"{name}: left out, {error}")
+            leave_out(name, str(error))
             return
         found["figures"].extend(figures)
         found["tables"].extend(tables)
@@ -95,4 +100,6 @@ def analyse(model: Analysed, prepared: Prepared, results: Mapping[str, Any], say
     step("latent overhead", ("autoencoder",), lambda: ([], [generation.latent_overhead(model, sorted({steps[len(steps) // 2], steps[-1]}), seed=seed)]))
     step("likelihood of the prior", ("autoencoder", "ladiff"), lambda: ([], [generation.prior_likelihood(model, held_out[:quarter], latents[:quarter], seed=seed)]))
     step("MAUVE", ("scorer",), lambda: ([], [generation.mauve_table(model, held_out, seed=seed)]))
+    if left_out:
+        found["tables"].append(table("left_out", "", "Left out", ("analysis", "why"), left_out))
     return found

@@ -219,7 +219,7 @@ def robustness(model: Trained, rows: np.ndarray, latents: np.ndarray, *, bins: i
     figures.append(figure(
         "reparameterization", "figure 12", "Time in which the decoding error grows linearly", "time t", "u(t), and the error there",
         [series("u(t)", fine, u.tolist()), series("omega(u(t))", fine, fitted(u).tolist())],
-        f"diffusion.schedule = empirical, diffusion.k = {schedule.k:.3g}, diffusion.t0 = {schedule.t0:.3g}",
+        f"as a schedule: diffusion.schedule = empirical, diffusion.k = {schedule.k:.3g}, diffusion.t0 = {schedule.t0:.3g}",
     ))
     draws = np.random.default_rng(seed).integers(0, len(rows), (refits, len(rows)))
     refitted = np.array([dataclasses.astuple(fit_omega(levels, 1 - whole.right[:, i].sum(axis=1) / whole.masked[:, i].sum(axis=1))) for i in draws])

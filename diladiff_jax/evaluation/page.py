@@ -31,14 +31,15 @@ _BEYOND = "out of reach"
 _MOST_POINTS = 40
 
 
-def render(results: Mapping[str, Any], found: Mapping[str, Any], draws: Sequence[Mapping[str, Any]], picture: str, claims: Sequence[str]) -> str:
+def render(results: Mapping[str, Any], found: Mapping[str, Any], draws: Sequence[Mapping[str, Any]], picture: str, drawn: Mapping[str, str], claims: Sequence[str]) -> str:
     """The page.
 
     Args:
       results: the content of `results.json`.
       found: `{"figures", "tables"}`; every one of them is on the page.
       draws: samples, of `samples.draw`; none where no model is trained.
-      picture: an `<svg>` element, of `plots.inline`.
+      picture: the text of the picture as an SVG file.
+      drawn: the text of each figure as an SVG file, by its id; of `plots.write`.
       claims: sentences of `report.summary`.
     """
     tables = found["tables"]
@@ -46,11 +47,11 @@ def render(results: Mapping[str, Any], found: Mapping[str, Any], draws: Sequence
     beside = [t for t in tables if t["id"].startswith(_COMPARISONS)]
     others = [t for t in tables if t not in main and t not in beside]
     sections = [
-        ("results", "What was measured", f'<figure class="picture scroll" tabindex="0" role="group" aria-label="The picture">{_labelled(picture, "Quality against decoding steps and against time; the table below has the numbers")}</figure>' + "".join(map(table_html, main))),
+        ("results", "What was measured", f'<figure class="picture scroll" tabindex="0" role="group" aria-label="The picture">{_labelled(plots.inline(picture, "picture"), "Quality against decoding steps and against time; the table below has the numbers")}</figure>' + "".join(map(table_html, main))),
         ("samples", "Samples side by side", samples_html(draws)),
         ("decoding", "Decoding, step by step", _template("viewer.html") if draws else "<p>No model is trained here.</p>"),
         ("paper", "Beside the paper's figures", _reach(beside) + "".join(map(table_html, beside))),
-        ("figures", "Figures", f'<div class="figures">{"".join(map(figure_html, found["figures"]))}</div>'),
+        ("figures", "Figures", f'<div class="figures">{"".join(figure_html(form, drawn[form["id"]]) for form in found["figures"])}</div>'),
         ("tables", "Further tables", "".join(map(table_html, others))),
     ]
     sections = [section for section in sections if section[2]]
@@ -96,8 +97,8 @@ def table_html(form: Table, heading: bool = True) -> str:
     )
 
 
-def figure_html(form: Figure) -> str:
-    """One figure as inline SVG, and its numbers as a table to unfold; of a curve of many points, some."""
+def figure_html(form: Figure, svg: str) -> str:
+    """One figure, its SVG file in the page, and its numbers as a table to unfold; of a curve of many points, some."""
     lines = [line["name"] for line in form["series"]]
     label = f'{form["title"]}: {form["y"]["label"]} against {form["x"]["label"]}, of {", ".join(lines)}'
     rows, thinned = [], False
@@ -113,7 +114,7 @@ def figure_html(form: Figure) -> str:
     }
     note = f"{_upper(form['note'].rstrip('.'))}. " if form["note"] else ""
     return (
-        f'<figure id="figure-{_text(form["id"])}" role="group">{_labelled(plots.inline(plots.draw(form), form["id"]), label)}'
+        f'<figure id="figure-{_text(form["id"])}" role="group">{_labelled(plots.inline(svg, form["id"]), label)}'
         f"<figcaption>{_text(note)}{_text(_upper(form['paper']) + ' of the paper.' if form['paper'] else '')}</figcaption>"
         f"<details><summary>Numbers</summary>{table_html(numbers, heading=False)}</details></figure>\n"
     )
@@ -147,9 +148,9 @@ def _lede(results: Mapping[str, Any]) -> str:
     sampled = [r for r in rows if r["decode_steps"] is not None]
     parts = [f'Texts of {results["setting"].get("length", "?")} tokens']
     if sampled:
-        models = ", ".join(dict.fromkeys(NAMES.get(r["model"], r["model"]) for r in sampled))
+        models = "; ".join(dict.fromkeys(NAMES.get(r["model"], r["model"]) for r in sampled))
         steps = sorted({r["decode_steps"] for r in sampled})
-        parts = [f'{max(r["samples"] for r in sampled)} texts of {results["setting"].get("length", "?")} tokens a row, by {models}, at {", ".join(map(str, steps))} decoding steps']
+        parts = [f'{max(r["samples"] for r in sampled)} texts of {results["setting"].get("length", "?")} tokens a row at {", ".join(map(str, steps))} decoding steps, by: {models}']
     return _text(f"{parts[0]}. Brackets and bars are 95% intervals over samples.")
 
 

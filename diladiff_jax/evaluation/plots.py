@@ -61,10 +61,10 @@ def draw(figure: Figure) -> Drawing:
                 below = [max(0.0, y - low) for y, low in zip(line["y"], line["low"], strict=True)]
                 above = [max(0.0, high - y) for y, high in zip(line["y"], line["high"], strict=True)]
                 axes.errorbar(line["x"], line["y"], yerr=[below, above], capsize=2, elinewidth=1, **look)
-        if figure["x"]["scale"] == "log":
-            log_scale(axes, "x", [x for line in figure["series"] for x in line["x"]])
-        if figure["y"]["scale"] == "log":
-            log_scale(axes, "y")
+        for axis in ("x", "y"):
+            if figure[axis]["scale"] == "log":
+                log_scale(axes, axis)
+        tick_values(axes, [x for line in figure["series"] for x in line["x"]])
         axes.set_xlabel(figure["x"]["label"])
         axes.set_ylabel("\n".join(_wrapped(figure["y"]["label"], 46)))
         axes.set_title("\n".join(_wrapped(figure["title"], 64)), fontsize=10.5)
@@ -73,20 +73,25 @@ def draw(figure: Figure) -> Drawing:
     return drawing
 
 
-def log_scale(axes: Axes, name: str, values: Sequence[float] = ()) -> None:
-    """Makes axis "x" or "y" logarithmic, with ticks in plain numbers: at `values` where they are few and whole (steps), else at 1, 2 and 5."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+def log_scale(axes: Axes, name: str) -> None:
+    """Makes axis "x" or "y" logarithmic, with ticks in plain numbers at 1, 2 and 5."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis: Axis = getattr(axes, f"{name}axis")
     getattr(axes, f"set_{name}scale")("log")
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     axis.set_minor_formatter(NullFormatter())
-    whole = sorted(set(values))
-    if whole and len(whole) <= 12 and all(v == int(v) for v in whole):
-        axis.set_ticks(whole)
-        axis.set_minor_locator(NullLocator())
-    else:
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+
+
+def tick_values(axes: Axes, values: Sequence[float]) -> None:
+    """Puts the ticks of the x axis where its points are, if these are few: numbers of steps, temperatures."""
+    from matplotlib.ticker import NullLocator
+
+    few = sorted(set(values))
+    if len(few) <= 5 or (len(few) <= 12 and all(v == int(v) for v in few)):
+        axes.set_xticks(few, [f"{v:g}" for v in few])
+        axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _wrapped(text: str, width: int) -> list[str]:
@@ -95,16 +100,20 @@ def _wrapped(text: str, width: int) -> list[str]:
     return textwrap.wrap(text, width) or [""]
 
 
-def write(figures: Sequence[Figure], folder: str | os.PathLike[str]) -> None:
-    """Each figure as `folder/ID.png` and `folder/ID.svg`, written aside and renamed."""
+def write(figures: Sequence[Figure], folder: str | os.PathLike[str]) -> dict[str, str]:
+    """Each figure as `folder/ID.png` and `folder/ID.svg`, written aside and renamed; returns the SVG's text by id, for `inline`."""
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    texts = {}
     for figure in figures:
-        drawing = draw(figure)
+        drawing, name = draw(figure), figure["id"]
         for kind in ("png", "svg"):
-            aside = folder / f".{figure['id']}.tmp.{kind}"
-            save(drawing, aside, figure["id"])
-            aside.replace(folder / f"{figure['id']}.{kind}")
+            aside = folder / f".{name}.tmp.{kind}"
+            save(drawing, aside, name)
+            if kind == "svg":
+                texts[name] = aside.read_text(encoding="utf-8")
+            aside.replace(folder / f"{name}.{kind}")
+    return texts
 
 
 def save(drawing: Drawing, file: Any, salt: str, **options: Any) -> None:
@@ -116,18 +125,23 @@ def save(drawing: Drawing, file: Any, salt: str, **options: Any) -> None:
         drawing.savefig(file, dpi=150, metadata={"Date": None} if vector else None, **options)
 
 
-def inline(drawing: Drawing, id: str) -> str:
-    """A drawing as an `<svg>` element for a page: transparent, its colours the page's variables, its ids its own.
+def as_svg(drawing: Drawing, salt: str) -> str:
+    """The text of a drawing as an SVG file."""
+    file = io.StringIO()
+    save(drawing, file, salt, format="svg")
+    return file.getvalue()
+
+
+def inline(text: str, id: str) -> str:
+    """The text of an SVG file of `save` as an element for a page: transparent, its colours the page's variables, its ids its own.
 
     The variables are `--ink`, `--grid` and one a model, as `--mdlm`; the page defines them, for light and for dark.
     """
-    file = io.StringIO()
-    save(drawing, file, id, format="svg", transparent=True)
-    text = file.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{id}-", text)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1), count=1)
+    text = text.replace("fill: #ffffff", "fill: none")
     for name, color in ({"ink": INK, "grid": GRID} | COLORS).items():
         text = text.replace(color, f"var(--{name.replace('_', '-')})")
     return text.strip()

@@ -127,7 +127,7 @@ def summary(results: dict[str, Any]) -> list[str]:
         passing = [r for r in of("diladiff") if quality(r, worst) >= quality(top)]
         if passing:
             fast = min(passing, key=lambda r: r["seconds"])
-            text += f"passes it at {fast['decode_steps']} steps ({said(fast)}), {as_good['seconds'] / fast['seconds']:.1f} times as fast as that"
+            text += f"passes it at {fast['decode_steps']} {'step' if fast['decode_steps'] == 1 else 'steps'} ({said(fast)}), {as_good['seconds'] / fast['seconds']:.1f} times as fast as that"
         else:
             text += f"does not clearly pass it (best {said(max(of('diladiff'), key=quality))})"
         lines.append(text)
@@ -169,8 +169,9 @@ def draw(results: dict[str, Any]) -> Drawing:
         axis.set_xlabel(title)
         if data:
             axis.axhline(data[0]["metrics"][metric]["value"], color=plots.INK, linewidth=0.8, linestyle="--", label="data")
-    plots.log_scale(axes[0], "x", [r["decode_steps"] for r in results["rows"] if r["decode_steps"]])
-    plots.log_scale(axes[1], "x")
+    for axis in axes[:2]:
+        plots.log_scale(axis, "x")
+    plots.tick_values(axes[0], [r["decode_steps"] for r in results["rows"] if r["decode_steps"]])
     if metric == "gen_ppl" and data:
         axes[2].axvline(data[0]["metrics"]["entropy"]["value"], color=plots.INK, linewidth=0.8, linestyle="--")
     axes[0].set_ylabel(label)
@@ -215,11 +216,11 @@ def write_page(results: dict[str, Any], found: Mapping[str, Any], draws: Sequenc
     for old in _figure_ids(directory / "analyses.json") - kept:
         for kind in ("png", "svg"):
             (figures / f"{old}.{kind}").unlink(missing_ok=True)
-    plots.write(found["figures"], figures)
+    drawn = plots.write(found["figures"], figures)
     _write_text(directory / "analyses.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
     with plots.style():
-        picture = plots.inline(draw(results), "picture")
-    _write_text(directory / "report.html", page.render(results, found, draws, picture, summary(results)))
+        picture = plots.as_svg(draw(results), "picture")
+    _write_text(directory / "report.html", page.render(results, found, draws, picture, drawn, summary(results)))
     return directory / "report.html"
 
 

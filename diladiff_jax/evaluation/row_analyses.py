@@ -69,7 +69,7 @@ def main_table(rows: Sequence[Row]) -> Table:
 def autoencoder_table(rows: Sequence[Row]) -> Table:
     """Table 3: bound on the perplexity and recovery, of the denoisers and of the decoder given each row's own latent."""
     columns = ("network", "bound ppl", "low", "high", "recovery", "low", "high")
-    body = [[r["model"].removesuffix(" bound"), *cells(r["metrics"].get("bound_ppl")), *cells(r["metrics"].get("recovery"))] for r in rows if "recovery" in r["metrics"]]
+    body = [[NAMES.get(name := r["model"].removesuffix(" bound"), name), *cells(r["metrics"].get("bound_ppl")), *cells(r["metrics"].get("recovery"))] for r in rows if "recovery" in r["metrics"]]
     return table("autoencoder", "table 3", "Bound and recovery on held-out text", columns, body, "the autoencoder's bound is given its latent, whose own cost is not in it")
 
 

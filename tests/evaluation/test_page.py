@@ -172,7 +172,7 @@ def test_the_page_needs_nothing_beside_it(folder):
 
 def test_a_page_without_samples_or_analyses():
     """Nothing trained: the page says so, and has no viewer to break."""
-    read = Read(page.render({"setting": {}, "rows": []}, {"figures": [], "tables": []}, [], "<svg></svg>", []))
+    read = Read(page.render({"setting": {}, "rows": []}, {"figures": [], "tables": []}, [], "<svg></svg>", {}, []))
     assert "No model is trained here." in read.words and json.loads(read.scripts[0]) == []
     assert not [a for _, a in read.elements if a.get("id") == "viewer"]
 
@@ -187,7 +187,7 @@ def test_rows_out_of_reach_are_counted_and_marked(folder):
     for row in results["rows"]:
         row["corpus"] = "openwebtext"
     compared = {"figures": [], "tables": [published.main_comparison(results)]}
-    text = page.render(results, compared, [], "<svg></svg>", [])
+    text = page.render(results, compared, [], "<svg></svg>", {}, [])
     beyond = [row for row in compared["tables"][0]["rows"] if "another method" in row[-1]]
     assert 0 < len(beyond) < len(compared["tables"][0]["rows"]) and f"{len(beyond)} of {len(compared['tables'][0]['rows'])} rows" in text
 
@@ -207,10 +207,8 @@ def test_figures_of_an_earlier_run_go_and_other_files_stay(tmp_path):
 def test_the_same_numbers_draw_the_same_file():
     """Byte for byte: no date, no random id."""
     figure = make_found(make_results())["figures"][0]
-    drawn = [io.BytesIO() for _ in range(2)]
-    for file in drawn:
-        plots.save(plots.draw(figure), file, figure["id"], format="svg")
-    assert drawn[0].getvalue() == drawn[1].getvalue() and len(drawn[0].getvalue()) > 2000
+    first, second = (plots.as_svg(plots.draw(figure), figure["id"]) for _ in range(2))
+    assert first == second and len(first) > 2000
 
 
 @pytest.mark.parametrize(
