@@ -31,6 +31,37 @@ def test_sample_writes_one_json_line_a_sample(trained, tmp_path):
     assert [r["tokens"] for r in a[3:]] == [r["tokens"] for r in b]
 
 
+def test_evaluate_writes_one_folder(trained, tmp_path):
+    """The files, the figures of the rows, and the page with samples of every model; and another workdir's compression beside it."""
+    import diladiff_jax as dl
+    from diladiff_jax.evaluation import forms, report
+
+    other = tmp_path / "other"
+    (other / "report").mkdir(parents=True)
+    (other / "config.json").write_text((trained / "config.json").read_text().replace('"num_latents": 4', '"num_latents": 8'))
+    metrics = {name: {"value": 0.5, "low": 0.4, "high": 0.6} for name in ("recovery", "valid")}
+    row = {"corpus": "stories", "latent_steps": None, "decode_steps": None, "temperature": None, "top_p": None, "samples": 4, "seconds": None, "tokens_per_second": None, "metrics": metrics}
+    (other / "report" / "results.json").write_text(json.dumps({"setting": {}, "rows": [row | {"model": name} for name in ("autoencoder bound", "diladiff")]}))
+    out = tmp_path / "out"
+    flags = ["--analyses=False", "--config.evaluation.decode_steps=(1,2)", "--config.evaluation.samples=16", f"--compare={other}"]
+    done = run("evaluate.py", f"--workdir={trained}", f"--out={out}", *flags)
+    assert done.returncode == 0 and f"report: {out / 'report.html'}" in done.stdout, done.stderr
+    assert {p.name for p in out.iterdir()} == {"results.json", "analyses.json", "table.txt", "picture.png", "report.html", "figures"}
+    report.check_results(json.loads((out / "results.json").read_text()))
+    found = json.loads((out / "analyses.json").read_text())
+    forms.check_analyses(found)
+    figures = {f["id"]: f for f in found["figures"]}
+    assert {"speed_valid", "valid_by_decode_steps", "schedule_alpha", "compression_recovery", "tradeoff_valid"} <= set(figures)
+    assert figures["compression_recovery"]["series"][0]["x"] == [4, 8]
+    assert {p.stem for p in (out / "figures").iterdir()} == set(figures)
+    drawn = json.loads((out / "report.html").read_text().split('id="decoding-data">')[1].split("</script>")[0])
+    model = dl.load(trained)
+    assert [d["model"] for d in drawn] == list(model.models)
+    for d in drawn:
+        assert all(len(s["tokens"]) == len(s["unmasked_at"]) == 32 and max(s["unmasked_at"]) < d["decode_steps"] for s in d["samples"])
+        assert all(isinstance(s["valid"], bool) for s in d["samples"])
+
+
 @pytest.mark.parametrize("script", ["prepare.py", "train.py", "sample.py", "evaluate.py"])
 def test_help_shows_how(script):
     """--help begins with what the command does and a command line to copy."""
@@ -49,6 +80,8 @@ def test_help_shows_how(script):
         ("sample.py", ["--workdir=WORKDIR", "--model=gpt"], "model is 'gpt'"),
         ("evaluate.py", ["--workdir=WORKDIR", "--config.evaluation.samples=0"], "evaluation.samples is 0"),
         ("evaluate.py", ["--workdir=WORKDIR", "stray"], "unexpected argument 'stray'"),
+        ("evaluate.py", ["--workdir=WORKDIR", "--compare=/nowhere"], "--compare: /nowhere/config.json does not exist"),
+        ("evaluate.py", ["--workdir=WORKDIR", "--out=/dev/null/x"], "--out=/dev/null/x cannot be written"),
     ],
 )
 def test_bad_input_is_one_line(trained, script, flags, words):
