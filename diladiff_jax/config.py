@@ -104,6 +104,7 @@ def default_config() -> ConfigDict:
             norm="rmsnorm",
             qk_norm=True,
             adaln=0,
+            embedding_std=0.02,  # of token embeddings and positions at the start
             tied_head=False,
             zero_head=False,
             dropout=0.0,
@@ -111,7 +112,7 @@ def default_config() -> ConfigDict:
     )
     c.encoder = ConfigDict(dict(num_latents=512, latent_dim=768, width=768, heads=12, num_layers=2, dropout=0.1))
     c.decoder = ConfigDict(dict(cross_layers=(0, 11)))
-    c.latent_denoiser = ConfigDict(dict(width=768, num_layers=12, heads=12, mlp_ratio=4.0, max_frequency=1.0, max_period=10.0))
+    c.latent_denoiser = ConfigDict(dict(width=768, num_layers=12, heads=12, mlp_ratio=4.0, max_frequency=1.0, max_period=10.0, learned_positions=False))
     c.scorer_network = ConfigDict(dict(width=768, num_layers=12, heads=12, dropout=0.0))
     c.diffusion = ConfigDict(
         dict(
@@ -280,6 +281,7 @@ def check(config: ConfigDict) -> None:
     one_of("backbone.norm", "rmsnorm", "layernorm")
     for key in ("backbone.dropout", "encoder.dropout"):
         need(0 <= config[key.split(".")[0]].dropout < 1, key, "in [0, 1)")
+    need(config.backbone.embedding_std > 0, "backbone.embedding_std", "above 0")
     need(config.backbone.adaln >= 0, "backbone.adaln", "0 (none) or the width of the condition")
     need(1 <= config.encoder.num_latents <= d.length, "encoder.num_latents", f"between 1 and data.length = {d.length}")
     need(config.encoder.latent_dim > 0, "encoder.latent_dim", "above 0")

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diladiff_jax.nn.layers import Linear, Norm, TimeEmbedding, zeros
+from diladiff_jax.nn.layers import Linear, Norm, Positions, TimeEmbedding, zeros
 from diladiff_jax.nn.transformer import Block
 
 Array = jax.Array
@@ -20,7 +20,8 @@ class LatentDenoiser(nn.Module):
     Pre-norm blocks with rotary positions and SwiGLU; additive skips from the first half of the layers to the
     second; every layer is given a projection of the time embedding (to every latent) and of the
     self-conditioning (zeros, and so nothing, when absent). With `interval` the network also takes t - r,
-    through an embedding that starts at exactly zero.
+    through an embedding that starts at exactly zero. Positions are rotary, which tell latents apart only by
+    their distances; `num_latents` adds learned ones.
     """
 
     latent_dim: int
@@ -30,6 +31,7 @@ class LatentDenoiser(nn.Module):
     mlp_ratio: float = 4.0
     max_frequency: float = 1.0
     max_period: float = 10.0
+    num_latents: int = 0  # above 0: learned positions are added at the entry, for each latent has a role of its own
     interval: bool = False
     dtype: Any = jnp.float32
 
@@ -47,6 +49,8 @@ class LatentDenoiser(nn.Module):
         self_condition = self_condition.astype(self.dtype)
 
         h = Linear(self.width, ("latent", "embed"), dtype=self.dtype, name="in")(z_t)
+        if self.num_latents:
+            h = Positions(self.num_latents, 1.0, name="position")(h)
         skips: list[Array] = []
         half = self.num_layers // 2
         for i in range(self.num_layers):

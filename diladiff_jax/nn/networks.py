@@ -43,6 +43,7 @@ def build_networks(settings: Mapping[str, Any], length: int, vocab_size: int, be
     encoder, latent = dict(settings["encoder"]), dict(settings["latent_denoiser"])
     denoiser = TokenDenoiser(vocab_size, length, dtype=dtype, **backbone)
     latent_dim = encoder["latent_dim"]
+    latent["num_latents"] = encoder["num_latents"] if latent.pop("learned_positions", False) else 0
     scorer = backbone | {"causal": True, "adaln": 0} | dict(settings["scorer_network"])
     return Networks(
         denoiser=denoiser,

@@ -85,6 +85,7 @@ class TokenDenoiser(nn.Module):
     norm: str = "rmsnorm"  # or "layernorm"
     qk_norm: bool = True
     adaln: int = 0  # width of the constant time condition; 0 leaves adaLN out
+    embedding_std: float = 0.02  # of token embeddings and learned positions at initialization
     tied_head: bool = False
     zero_head: bool = False
     causal: bool = False
@@ -93,10 +94,12 @@ class TokenDenoiser(nn.Module):
 
     def setup(self) -> None:
         self.embedding = self.param(
-            "embedding", nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed")), (self.vocab_size, self.width)
+            "embedding",
+            nn.with_logical_partitioning(nn.initializers.normal(self.embedding_std), ("vocab", "embed")),
+            (self.vocab_size, self.width),
         )
         if self.positions == "learned":
-            self.position = Positions(self.length)
+            self.position = Positions(self.length, self.embedding_std)
         if self.adaln:
             self.time = TimeEmbedding(self.adaln, max_period=10_000.0)
             self.final_modulation = Linear(2 * self.width, (None, "embed"), kernel_init=zeros, dtype=self.dtype)
