@@ -291,7 +291,7 @@ def check(config: ConfigDict) -> None:
     need(config.diffusion.d > 0, "diffusion.d", "above 0")
     t0 = config.diffusion.t0
     need(0 < t0 < 1, "diffusion.t0", "between 0 and 1")
-    need(0 < config.diffusion.k <= 8 / max(t0, 1 - t0), "diffusion.k", f"above 0 and at most {8 / max(t0, 1 - t0):.3g} at diffusion.t0 = {t0} (steeper is too much for float32)")
+    need(0 < config.diffusion.k <= 4 / max(t0, 1 - t0), "diffusion.k", f"above 0 and at most {4 / max(t0, 1 - t0):.3g} at diffusion.t0 = {t0} (steeper needs steps without number)")
 
     for stage in STAGES + BASELINES:
         _check_training(config, stage, need, one_of)

@@ -250,13 +250,13 @@ class Model:
 
     def compiled(self, model: str) -> Any:
         """One jitted program: `(params, key, indices [B], prompt [B, L], controls) -> Sample`, the batch spread over
-        the mesh. Model "given" takes latents `[B, N, D_lat]` before the controls; "noise" decodes a null latent; "prior_ddim"
-        is "ladiff" by DDIM whatever the config's sampler."""
+        the mesh. Model "given" takes latents `[B, N, D_lat]` before the controls; "noise" decodes a null latent;
+        "prior_METHOD" is "ladiff" by that latent sampler whatever the config's, self-conditioned on the previous step."""
         if model not in self._compiled:
             sampler, mesh = self.sampler, self.experiment.mesh
             batch, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-            if model == "prior_ddim":
-                sampler = dataclasses.replace(sampler, prior_method="ddim", prior_self_conditioning="previous")
+            if model.startswith("prior_"):
+                sampler = dataclasses.replace(sampler, prior_method=model.removeprefix("prior_"), prior_self_conditioning="previous")
                 function, extra = functools.partial(sampler.generate, "ladiff"), ()
             elif model == "given":
                 function, extra = sampler.decode_latents, (batch,)

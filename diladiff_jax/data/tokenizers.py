@@ -174,7 +174,8 @@ class _SentencePiece(Tokenizer):
             kind, lowercase, files, size,
             {"pad": model.pad_id() if model.pad_id() >= 0 else None, "mask": None,
              "eot": model.eos_id() if model.eos_id() >= 0 else None},
-            [i for i in range(size) if model.is_control(i) or model.is_unknown(i) or model.is_unused(i)])
+            # Trained models spell the unknown in bytes; anyone else's may write <unk>, which then is text like any other.
+            [i for i in range(size) if model.is_control(i) or model.is_unused(i) or (model.is_unknown(i) and kind in TRAINED)])
         self._model = model
         self._writes_spaces = kind in TRAINED
         self._block = [model.piece_to_id(f"<0x{byte:02X}>") for byte in _BLOCK.encode()]
@@ -217,7 +218,8 @@ class _WordPiece(Tokenizer):
         ids = {word: i for i, word in enumerate(words)}
         if "[UNK]" not in ids or len(ids) != len(words):
             raise DataError("vocab.txt: expected one different token a line, [UNK] among them")
-        unsampleable = [i for w, i in ids.items() if re.fullmatch(r"\[(unused\d+|UNK|CLS|SEP|PAD|MASK)\]", w)]
+        # Text has [UNK] in it, so the model must be able to write it: else the loss of such text is infinite.
+        unsampleable = [i for w, i in ids.items() if re.fullmatch(r"\[(unused\d+|CLS|SEP|PAD|MASK)\]", w)]
         super().__init__(kind, lowercase, files, len(words),
                          {"pad": ids.get("[PAD]"), "mask": ids.get("[MASK]"), "eot": ids.get("[SEP]")}, unsampleable)
         self._words = words

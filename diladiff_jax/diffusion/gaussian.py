@@ -91,8 +91,9 @@ class LinearVarianceSchedule:
         return jnp.square(jnp.sin(theta))
 
 
-MAX_STEEPNESS = 8.0
-"""Of an empirical schedule, k max(t0, 1 - t0): its angle rate at an end grows as exp(2 k t0), here to 1e6."""
+MAX_STEEPNESS = 4.0
+"""Of an empirical schedule, k max(t0, 1 - t0): its angle rate at an end grows as exp(2 k t0), here to 300. On 200 equal steps Euler
+misses the flow of a Gaussian by a quarter of its deviation there, and by seven times as much at 5."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +108,7 @@ class EmpiricalSchedule:
     whose k and t0 go into `diffusion.k` and `diffusion.t0` before the prior is trained (the fit reads no prior).
 
     Raises:
-      ValueError: k or t0 out of range, or too steep for float32 at an end.
+      ValueError: k or t0 out of range, or too steep at an end for equal steps.
     """
 
     k: float

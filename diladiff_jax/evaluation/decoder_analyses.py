@@ -158,7 +158,7 @@ class Omega:
         return self.w0 + (self.w1 - self.w0) * 0.5 * (1 + np.tanh(self.k * (np.asarray(u, np.float64) - self.t0)))
 
     def schedule(self) -> gaussian.EmpiricalSchedule:
-        """Its inverse as a schedule; a k too steep for float32 is lowered to the steepest that is not."""
+        """Its inverse as a schedule; a k too steep for equal steps is lowered to the steepest that is not."""
         return gaussian.EmpiricalSchedule(min(self.k, gaussian.MAX_STEEPNESS / max(self.t0, 1 - self.t0)), self.t0)
 
 

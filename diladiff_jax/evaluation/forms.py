@@ -23,7 +23,7 @@ Table = dict[str, Any]
 
 NAMES = {
     "mdlm": "MDLM", "mdlm_long": "MDLM, whole decoder budget", "ladiff": "LaDiff", "diladiff": "DiLaDiff",
-    "prior_few_steps": "prior, undistilled, same calls", "true_latent": "decoder, true latents", "null_latent": "decoder, null latent",
+    "prior_ddim": "prior, undistilled, DDIM", "prior_dpmpp_2m": "prior, undistilled, DPM-Solver++", "true_latent": "decoder, true latents", "null_latent": "decoder, null latent",
 }
 """What series and tables call the models and controls of a sweep."""
 

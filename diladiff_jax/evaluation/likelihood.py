@@ -73,7 +73,7 @@ def bound_and_recovery(
                 x_t = masking.mask_exactly(subset_key, rows, count, mask_id)
                 weight = length / count
                 nll, _ = masking.token_nll(logits_of(params, x_t, given), rows, allowed)
-            nll = jnp.sum(nll * (x_t == mask_id), axis=-1) * weight
+            nll = jnp.sum(jnp.where(x_t == mask_id, nll, 0.0), axis=-1) * weight
             return nll, (right * masked).sum(axis=-1), masked.sum(axis=-1)
 
         nll, right, masked = jax.lax.map(draw, jax.random.split(key, draws))

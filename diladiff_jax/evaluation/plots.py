@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 COLORS = {
     "mdlm": "#7b7b7b", "mdlm_long": "#404040", "ladiff": "#3b75af", "diladiff": "#c8442d",
-    "prior_few_steps": "#b5761b", "true_latent": "#3f8a57", "null_latent": "#9a5fb0",
+    "prior_ddim": "#b5761b", "prior_dpmpp_2m": "#7d7a12", "true_latent": "#3f8a57", "null_latent": "#9a5fb0",
 }
 """One colour a model wherever it is drawn, dark enough to be told from white."""
 INK, GRID = "#1b1f24", "#d3d7dc"
 
-_OTHERS = [COLORS[name] for name in ("ladiff", "diladiff", "true_latent", "null_latent", "prior_few_steps", "mdlm", "mdlm_long")]
-_MARKERS = "oD^svPX"
+_OTHERS = [COLORS[name] for name in ("ladiff", "diladiff", "true_latent", "null_latent", "prior_ddim", "prior_dpmpp_2m", "mdlm", "mdlm_long")]
+_MARKERS = "oD^svPXd"
 _DENSE = 40  # from so many points on, a line is a curve, and markers would hide it
 
 _STYLE = {

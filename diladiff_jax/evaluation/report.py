@@ -35,7 +35,7 @@ SCHEMA: dict[str, Fields] = {
 data or networks, not samples; `seconds` are for all `samples`, without compilation."""
 
 _MODELS = {"mdlm": "o", "mdlm_long": "s", "ladiff": "^", "diladiff": "D"}
-_CONTROLS = ("prior_few_steps", "true_latent", "null_latent")
+_CONTROLS = ("prior_ddim", "prior_dpmpp_2m", "true_latent", "null_latent")
 _AXES = {"valid": ("share of fully valid documents", "linear"), "gen_ppl": ("generative perplexity (lower is better)", "log")}
 
 

@@ -18,8 +18,11 @@ from diladiff_jax.evaluation.scorer import Scorer
 
 Row = dict[str, Any]
 
-CONTROLS = ("prior_few_steps", "true_latent", "null_latent")
-"""The undistilled prior under DDIM at the student's number of network calls; the decoder given the latents of real text, and given noise."""
+PRIORS = ("prior_ddim", "prior_dpmpp_2m")
+"""The undistilled prior at the student's number of network calls, under DDIM and under DPM-Solver++(2M)."""
+
+CONTROLS = (*PRIORS, "true_latent", "null_latent")
+"""Beside the priors: the decoder given the latents of real text, and given noise."""
 
 
 class Trained(Protocol):
@@ -99,15 +102,15 @@ class Draw:
         self._model, self._held_out = model, held_out
         self._key = jax.random.key(seed)
         self._batch = self.batch_of(model)
-        program = {"prior_few_steps": "prior_ddim", "true_latent": "given", "null_latent": "noise"}.get(name, name)
+        program = {"true_latent": "given", "null_latent": "noise"}.get(name, name)
         self._program = model.compiled(program)
-        self._params = {"decoder": model.trained("autoencoder")["decoder"]} if program in ("given", "noise") else model.parameters("ladiff" if program == "prior_ddim" else program)
-        few = name == "prior_few_steps"
-        # The student calls its network twice a step, DDIM with the previous step's self-conditioning once.
+        self._params = {"decoder": model.trained("autoencoder")["decoder"]} if program in ("given", "noise") else model.parameters("ladiff" if program in PRIORS else program)
+        few = name in PRIORS
+        # The student calls its network twice a step, these with the previous step's self-conditioning once.
         latent_steps = 2 * model.config.sampling.student_steps if few else None
         sampled_like = "ladiff" if few else name if name in model.models else "diladiff"
         self._controls = model.controls(sampled_like, decode_steps=decode_steps, latent_steps=latent_steps)
-        self.latent_steps = int(self._controls.latent_steps) if name in ("ladiff", "diladiff", "prior_few_steps") else None
+        self.latent_steps = int(self._controls.latent_steps) if name in ("ladiff", "diladiff", *PRIORS) else None
         self._parts: list[np.ndarray] = []
         self._seconds: list[float] = []
 

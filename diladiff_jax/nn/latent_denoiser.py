@@ -66,4 +66,4 @@ class LatentDenoiser(nn.Module):
             if i < half:
                 skips.append(h)
         h = Norm(dtype=self.dtype, name="final_norm")(h)
-        return Linear(self.latent_dim, ("embed", "latent"), kernel_init=zeros, dtype=self.dtype, name="out")(h).astype(jnp.float32)
+        return Linear(self.latent_dim, ("embed", "latent"), kernel_init=zeros, dtype=self.dtype, out_dtype=jnp.float32, name="out")(h)

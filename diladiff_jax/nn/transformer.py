@@ -113,7 +113,7 @@ class TokenDenoiser(nn.Module):
         self.final_norm = Norm(self.norm, dtype=self.dtype)
         if not self.tied_head:
             init = zeros if self.zero_head else default_init
-            self.head = Linear(self.vocab_size, ("embed", "vocab"), use_bias=self.adaln > 0, kernel_init=init, dtype=self.dtype)
+            self.head = Linear(self.vocab_size, ("embed", "vocab"), use_bias=self.adaln > 0, kernel_init=init, dtype=self.dtype, out_dtype=jnp.float32)
 
     def embed(self, tokens: Array) -> Array:
         """`[B, L]` -> `[B, L, D]`, positions added where they are learned."""
@@ -152,8 +152,8 @@ class TokenDenoiser(nn.Module):
     def project(self, h: Array) -> Array:
         """Hidden states `[..., D]` -> float32 logits `[..., V]`."""
         if self.tied_head:
-            return jnp.einsum("...d,vd->...v", h, self.embedding.astype(h.dtype)).astype(jnp.float32)
-        return self.head(h).astype(jnp.float32)
+            return jnp.einsum("...d,vd->...v", h, self.embedding.astype(h.dtype), preferred_element_type=jnp.float32)
+        return self.head(h)
 
     def before_last(self, tokens: Array) -> Array:
         """`[B, L]` -> what enters the last block, `[B, L, D]`."""

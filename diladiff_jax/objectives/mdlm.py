@@ -22,9 +22,9 @@ def masked_loss(logits: Array, tokens: Array, x_t: Array, t: Array, mask_id: int
     logits `[B, L, V]`; tokens, x_t `[B, L]`; t `[B]`. `weighting` "bound" multiplies each example by 1/t,
     "one" by 1 (lower variance, converges better). The metric "bound" is the 1/t form in nats per token.
     """
-    masked = (x_t == mask_id).astype(jnp.float32)
+    masked = x_t == mask_id
     nll, right = masking.token_nll(logits, tokens, sampleable)
-    nll = nll * masked
+    nll = jnp.where(masked, nll, 0.0)
     per_example = nll.mean(axis=-1)
     bound = (per_example * masking.bound_weight(t)).mean()
     metrics = {"bound": bound, "recovery": (right * masked).sum() / jnp.maximum(masked.sum(), 1.0)}

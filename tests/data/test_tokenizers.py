@@ -58,6 +58,14 @@ def test_lossless(all_kinds, kind):
         np.testing.assert_array_equal(ids, tokenizer.encode(text))
 
 
+@pytest.mark.parametrize("kind", ["unigram", "bpe", "byte_bpe", "wordpiece", "sentencepiece"])
+def test_whatever_text_encodes_to_can_be_sampled(all_kinds, kind):
+    """Also what the vocabulary lacks: a token of probability zero in the data would make every bound infinite."""
+    tokenizer = all_kinds[kind]
+    for text in ("the fox \U0001f600 ran", "\u4e00\u4e8c", *NASTY):
+        assert tokenizer.sampleable[tokenizer.encode(text)].all()
+
+
 def test_ids_are_laid_out_as_documented(all_kinds):
     for kind, t in all_kinds.items():
         assert t.kind == kind and t.vocab_size % 128 == 0 and t.sampleable.shape == (t.vocab_size,)
@@ -74,7 +82,7 @@ def test_ids_are_laid_out_as_documented(all_kinds):
 def test_published_vocabularies_keep_their_own_ids(all_kinds):
     bert = all_kinds["wordpiece"]
     assert (bert.pad_id, bert.mask_id, bert.eot_id, bert.vocab_size) == (0, 5, 4, 128)
-    assert bert.pieces(np.flatnonzero(bert.sampleable)) == ["[SEP]", "the", "dog", "##s", "ran", "cafe", ".", ","]
+    assert bert.pieces(np.flatnonzero(bert.sampleable)) == ["[UNK]", "[SEP]", "the", "dog", "##s", "ran", "cafe", ".", ","]
     assert bert.pieces(bert.encode("The DOGS ran, café.")) == ["the", "dog", "##s", "ran", ",", "cafe", "."]
     assert bert.decode(bert.encode("The dogs ran, cafe.")) == "the dogs ran, cafe."
     gpt2 = all_kinds["byte_bpe"]

@@ -8,7 +8,7 @@ import pytest
 from diladiff_jax.diffusion import gaussian
 
 TANGENTS = [gaussian.TangentSchedule(d) for d in (0.5, 1.0, 10.0, 100.0)]
-EMPIRICAL = [gaussian.EmpiricalSchedule(k, t0) for k, t0 in ((0.01, 0.5), (4.0, 0.5), (6.0, 0.3), (9.0, 0.8))]
+EMPIRICAL = [gaussian.EmpiricalSchedule(k, t0) for k, t0 in ((0.01, 0.5), (4.0, 0.5), (5.5, 0.3), (4.9, 0.8))]
 SCHEDULES = [*TANGENTS, gaussian.LinearVarianceSchedule(), *EMPIRICAL]
 INTERIOR = np.linspace(0.01, 0.99, 33)
 
@@ -167,7 +167,7 @@ def test_the_decoding_error_grows_linearly_under_its_own_schedule(schedule, x64)
     assert (np.diff(u) > 0).all() and u[0] == 0 and u[-1] == 1
 
 
-@pytest.mark.parametrize("schedule", [*EMPIRICAL, gaussian.EmpiricalSchedule(15.9, 0.5)], ids=repr)
+@pytest.mark.parametrize("schedule", [*EMPIRICAL, gaussian.EmpiricalSchedule(7.9, 0.5)], ids=repr)
 def test_empirical_ends_are_exact_in_float32(schedule):
     """alpha(1) = 0 = sigma(0) exactly, rates finite and derivatives without NaN at both ends, time_of_angle the inverse."""
     ends = jnp.array([0.0, 1.0])

@@ -46,7 +46,7 @@ def test_the_fitted_schedule_makes_the_error_linear():
     t = np.linspace(0, 1, 11)
     error = omega(np.asarray(omega.schedule().angle(jnp.asarray(t, jnp.float32))) * 2 / np.pi)
     np.testing.assert_allclose(error, omega(0) + t * (omega(1) - omega(0)), atol=1e-5)
-    assert decoder_analyses.Omega(0, 1, 50.0, 0.5).schedule() == gaussian.EmpiricalSchedule(16.0, 0.5)
+    assert decoder_analyses.Omega(0, 1, 50.0, 0.5).schedule() == gaussian.EmpiricalSchedule(8.0, 0.5)
 
 
 def test_loss_and_recovery_by_count_match_enumeration():

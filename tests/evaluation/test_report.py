@@ -28,8 +28,9 @@ def test_every_model_and_control_has_its_rows(results):
     assert {("data", None), ("mdlm bound", None), ("autoencoder bound", None)} <= rows
     data = next(r for r in results["rows"] if r["model"] == "data")
     assert data["metrics"]["valid"]["value"] == 1.0 and data["metrics"]["gen_ppl"]["value"] > 1
-    few = next(r for r in results["rows"] if r["model"] == "prior_few_steps")
-    assert few["latent_steps"] == 2 * results["setting"]["student_steps"]
+    for name in sweep.PRIORS:
+        few = next(r for r in results["rows"] if r["model"] == name)
+        assert few["latent_steps"] == 2 * results["setting"]["student_steps"]
 
 
 def test_files(results, tmp_path):

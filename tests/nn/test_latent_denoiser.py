@@ -128,3 +128,13 @@ def test_published_size():
     block = 4 * d * d + 3 * d * 4 * d + 2 * d + 2 * d // h + (d * d + d) + d * d
     assert count == n * block + 2 * (d * d + d) + d + (256 * d + d + d * d + d)
     assert 125e6 < count < 135e6
+
+
+def test_learned_positions_tell_equal_latents_apart(random_parameters):
+    """Where all latents are equal, attention mixes equal values: with rotary positions alone every output is the same, with learned ones none is."""
+    same = jnp.broadcast_to(Z[:, :1], Z.shape)
+    for num_latents in (0, 5):
+        module = LatentDenoiser(6, 16, 3, 2, num_latents=num_latents)
+        out = module.apply({"params": random_parameters(module, Z, T, C)}, same, T)
+        apart = np.abs(out[:, :, None] - out[:, None]).max(axis=3)[:, ~np.eye(5, dtype=bool)]
+        assert (apart > 1e-3).all() if num_latents else (apart < 1e-5).all()

@@ -129,3 +129,11 @@ def test_published_sizes():
     count = sum(x.size for x in jax.tree.leaves(shapes))
     block = 12 * d * d + 5 * d + 2 * d + 2 * d // h
     assert count == 2 * v * d + length * d + 12 * block + d
+
+
+def test_embeddings_and_positions_start_at_the_size_asked_for():
+    """Both tables have deviation `embedding_std`, within five standard errors of a normal sample's."""
+    module = TokenDenoiser(512, 64, 32, 1, 2, embedding_std=0.7)
+    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 64), jnp.int32))["params"])
+    for table in (params["embedding"], params["position"]["table"]):
+        assert float(table.std()) == pytest.approx(0.7, rel=5 / np.sqrt(2 * table.size))

@@ -92,6 +92,16 @@ def test_mdlm_loss_of_a_uniform_model_is_its_closed_form(mdlm, tokens, networks)
     assert abs(metrics["bound"] / np.log(10) - 1) < 4.5 * np.sqrt(np.log(1024) / many.size)
 
 
+def test_an_unpredictable_token_that_is_not_masked_costs_nothing(sampleable):
+    """A mask in the clean text has probability zero: infinite loss where it is masked, none, and no gradient, where it is seen."""
+    tokens = jnp.array([[1, 10, 2, 3]])  # 10 is no text
+    x_t, t = jnp.array([[10, 7, 10, 3]]), jnp.array([0.5])
+    loss = lambda logits: masked_loss(logits, tokens, x_t, t, 10, jnp.asarray(sampleable), "one")[0]
+    value, gradient = jax.value_and_grad(loss)(jnp.zeros((1, 4, 12)))
+    assert float(value) == pytest.approx(2 * np.log(10) / 4, rel=1e-6)
+    assert np.isfinite(gradient).all() and (gradient[0, 1] == 0).all()
+
+
 def test_mdlm_learns_and_depends_on_its_key_alone(mdlm, tokens):
     """Same key same loss; another key another; a gradient step along the same draw lowers it."""
     objective, params = mdlm

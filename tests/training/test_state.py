@@ -1,5 +1,6 @@
 """The update: shardings agree, microbatches are means with keys of their own, statistics and averages follow their formulas."""
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +16,7 @@ from diladiff_jax.training import sharding
 from diladiff_jax.training.experiment import Experiment
 from diladiff_jax.training.loop import start_from_predecessor
 from diladiff_jax.training.optimizer import make_optimizer
-from diladiff_jax.training.state import average_decay, compile_steps, init_state, make_train_step, state_shardings
+from diladiff_jax.training.state import average_decay, compile_steps, init_state, make_train_step, make_validation_step, state_shardings
 
 STAGES = ("mdlm", "autoencoder", "diladiff", *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("ladiff", "scorer")))
 
@@ -119,6 +120,38 @@ def test_average_follows_its_ramp():
     """decay(n) = min(decay, (1 + n) / (10 + n))."""
     np.testing.assert_allclose(average_decay(jnp.arange(3), 0.9), [0.1, 2 / 11, 3 / 12], rtol=1e-6)
     assert float(average_decay(jnp.asarray(10_000), 0.9)) == pytest.approx(0.9)
+
+
+def test_the_average_moves_after_the_update_and_is_what_validation_reads():
+    """average <- decay average + (1 - decay) new parameters, from the ramp's 0.1 on; the validation loss is the average's."""
+    objective, tx = Draws(), optax.sgd(1.0)
+    state = init_state(objective, tx, jax.random.key(0), ema=True)
+    step, expected = jax.jit(make_train_step(objective, tx, ema=0.9, accumulate=1)), 1.0
+    for n in range(3):
+        state, _ = step(state, Context(), jnp.zeros((4, 1), jnp.int32))
+        decay = (1 + n) / (10 + n)
+        expected = decay * expected + (1 - decay) * float(state.params["w"])
+    assert float(state.ema["w"]) == pytest.approx(expected, rel=1e-6) and abs(expected - float(state.params["w"])) > 1e-3
+    key = jax.random.key(3)
+    loss = make_validation_step(objective)(state, Context(), jnp.zeros((4, 1), jnp.int32), key)["loss"]
+    draw = jax.random.uniform(jax.random.fold_in(key, 0))
+    assert float(loss) == pytest.approx(float(draw * state.ema["w"] + 1e3 * state.ema["still"]), rel=1e-6)
+
+
+def test_a_stage_starts_from_the_average_of_the_one_before(trained):
+    """The decoder's backbone is the MDLM's average, the student the teacher's wherever it has parameters; averages restart from there."""
+    config = micro_config()
+    experiment = Experiment(config, trained, load_prepared(config.data, trained).tokenizer, sharding.make_mesh(config.mesh))
+    for stage, source, ours in (("autoencoder", "mdlm", lambda p: p["decoder"]["backbone"]), ("mdlm_long", "mdlm", lambda p: p), ("diladiff", "ladiff", lambda p: p)):
+        objective = experiment.objective(stage)
+        fresh = nn.unbox(init_state(objective, optax.sgd(1.0), jax.random.key(9), ema=True))
+        started = start_from_predecessor(fresh, stage, experiment.context(stage))
+        theirs = flax.traverse_util.flatten_dict(experiment.restore(source))
+        for tree in (started.params, started.ema):
+            found = flax.traverse_util.flatten_dict(ours(tree))
+            assert set(theirs) <= set(found)
+            for path, value in theirs.items():
+                np.testing.assert_array_equal(found[path], value, err_msg="/".join(path))
 
 
 def test_statistics_of_the_stage_are_those_of_what_it_saw(trained):
