@@ -249,6 +249,7 @@ def check(config: ConfigDict) -> None:
         block, _, leaf = key.rpartition(".")
         need((config[block] if block else config)[leaf] in values, key, "one of " + ", ".join(values))
 
+    need(-(2**63) <= config.seed < 2**63, "seed", "a whole number of 64 bits")
     one_of("compute_dtype", "float32", "bfloat16")
     d = config.data
     need(d.length >= 2, "data.length", "at least 2")
@@ -374,18 +375,23 @@ def require_same(config: ConfigDict, workdir: str | pathlib.Path) -> None:
 
 
 def save(config: ConfigDict, workdir: str | pathlib.Path) -> None:
-    """Writes `WORKDIR/config.json`; where one is there already, the experiment must be the same.
+    """Writes `WORKDIR/config.json`; where something was made from an earlier one, the experiment must be the same.
 
     Raises:
-      ConfigError: as `require_same`.
+      ConfigError: as `require_same`; or the workdir cannot be written.
     """
-    path = pathlib.Path(workdir) / "config.json"
-    if path.exists():
-        require_same(config, workdir)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".json.tmp")
-    aside.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    aside.replace(path)
+    workdir = pathlib.Path(workdir)
+    path = workdir / "config.json"
+    try:
+        made = (workdir / "prepared.json").exists() or any(workdir.glob("*/checkpoints/*"))
+        if path.exists() and made:
+            require_same(config, workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(".json.tmp")
+        aside.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+        aside.replace(path)
+    except OSError as error:
+        raise ConfigError(f"workdir {workdir} cannot be written ({error.strerror}); give a folder that can be") from None
 
 
 def load(workdir: str | pathlib.Path) -> ConfigDict:

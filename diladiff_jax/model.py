@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import numbers
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -145,9 +146,9 @@ class Model:
             gamma=s.gamma if gamma is None else gamma,
         )
         for name in ("decode_steps", "latent_steps"):
-            if values[name] < 1:
-                raise ValueError(f"{name} is {values[name]}; it must be at least 1")
-        if values["temperature"] < 0:
+            if not isinstance(values[name], numbers.Integral) or values[name] < 1:
+                raise ValueError(f"{name} is {values[name]}; it must be a whole number of at least 1")
+        if not values["temperature"] >= 0:  # nor NaN
             raise ValueError(f"temperature is {values['temperature']}; it must be 0 or more")
         if not 0 <= values["top_p"] <= 1:
             raise ValueError(f"top_p is {values['top_p']}; it must be between 0 and 1")
@@ -173,6 +174,8 @@ class Model:
           ValueError: a setting out of range.
           CheckpointError: the model is not trained here.
         """
+        if num < 1:
+            raise ValueError(f"num is {num}; it must be at least 1")
         prompt = np.full((num, self.length), self.tokenizer.mask_id, np.int32)
         return self._fill(key, prompt, self._best(model), batch, start, controls)
 
@@ -193,12 +196,7 @@ class Model:
     def prompt_tokens(self, prompt: str | Sequence[str] | np.ndarray) -> np.ndarray:
         """Prompts as int32 `[B, L]`, the mask's id wherever the model is free. Raises as `infill` does."""
         if isinstance(prompt, np.ndarray | jax.Array):
-            tokens = np.asarray(prompt)
-            if tokens.ndim != 2 or tokens.shape[1] != self.length or not np.issubdtype(tokens.dtype, np.integer):
-                raise ValueError(f"prompt tokens are {tokens.dtype} {tokens.shape}; they must be integers of shape [B, {self.length}]")
-            if tokens.size and not (0 <= tokens.min() and tokens.max() < self.tokenizer.vocab_size):
-                raise ValueError(f"prompt tokens reach from {tokens.min()} to {tokens.max()}; ids go from 0 to {self.tokenizer.vocab_size - 1}")
-            return tokens.astype(np.int32)
+            return self._checked_tokens(prompt)
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
         rows = np.full((len(texts), self.length), self.tokenizer.mask_id, np.int32)
         for row, text in zip(rows, texts, strict=True):
@@ -208,15 +206,30 @@ class Model:
             row[: len(ids)] = ids
         return rows
 
-    def encode(self, texts: Sequence[str] | np.ndarray) -> Array:
-        """Texts (or tokens `[B, L]`) to standardized latents, float32 `[B, N, D_lat]`; a text is filled up with end-of-text.
+    def _checked_tokens(self, tokens: np.ndarray | Array) -> np.ndarray:
+        """Tokens as int32 `[B, L]`; raises ValueError for another shape or type, or ids that are not the tokenizer's."""
+        tokens = np.asarray(tokens)
+        if tokens.ndim != 2 or tokens.shape[1] != self.length or not np.issubdtype(tokens.dtype, np.integer):
+            raise ValueError(f"tokens are {tokens.dtype} {tokens.shape}; they must be integers of shape [B, {self.length}]")
+        if tokens.size and not (0 <= tokens.min() and tokens.max() < self.tokenizer.vocab_size):
+            raise ValueError(f"tokens reach from {tokens.min()} to {tokens.max()}; ids go from 0 to {self.tokenizer.vocab_size - 1}")
+        return tokens.astype(np.int32)
+
+    def encode(self, texts: str | Sequence[str] | np.ndarray, *, batch: int | None = None) -> Array:
+        """Text or texts (or tokens `[B, L]`) to standardized latents, float32 `[B, N, D_lat]`; a text is filled up with end-of-text.
+
+        `batch` texts at a time, spread over the mesh; default the config's.
 
         Raises:
-          ValueError: a text longer than the model.
+          ValueError: no text, one longer than the model, or tokens of another shape or with ids that are not its own.
         """
-        tokens = self.text_tokens(texts) if not isinstance(texts, np.ndarray | jax.Array) else texts
+        if isinstance(texts, np.ndarray | jax.Array):
+            tokens = self._checked_tokens(texts)
+        else:
+            tokens = self.text_tokens([texts] if isinstance(texts, str) else texts)
         frozen = {"features": self.trained(features_source(self.experiment.settings)), "encoder": self.trained("autoencoder")["encoder"]}
-        return self._encode(frozen, self.statistics, jnp.asarray(tokens))
+        parts = [self._encode(frozen, self.statistics, jnp.asarray(tokens[rows])) for rows in self._batches(len(tokens), batch)]
+        return jnp.concatenate(parts)[: len(tokens)]
 
     def text_tokens(self, texts: Sequence[str]) -> np.ndarray:
         """Texts as rows of tokens, int32 `[B, L]`, filled up with end-of-text. Raises as `encode` does."""
@@ -242,7 +255,23 @@ class Model:
 
     @functools.cached_property
     def _encode(self) -> Any:
-        return jax.jit(text_encoder(self.experiment.settings, self.networks).__call__)
+        mesh = self.experiment.mesh
+        batch, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+        return jax.jit(text_encoder(self.experiment.settings, self.networks).__call__, in_shardings=(None, whole, batch), out_shardings=batch)
+
+    def _batches(self, num: int, batch: int | None) -> list[np.ndarray]:
+        """Indices 0 to num - 1 in batches of one size that the devices divide; the last one is filled up with repeats, so
+        that one compiled program serves all.
+
+        Raises:
+          ValueError: nothing to do, or a batch below 1.
+        """
+        if num < 1:
+            raise ValueError("nothing is given; at least one text, prompt or latent is needed")
+        if batch is not None and batch < 1:
+            raise ValueError(f"batch is {batch}; it must be at least 1")
+        size = -(-min(batch or self.config.sampling.batch, num) // self.devices) * self.devices
+        return [np.minimum(np.arange(first, first + size), num - 1) for first in range(0, num, size)]
 
     @functools.cached_property
     def _compiled(self) -> dict[str, Any]:
@@ -280,16 +309,16 @@ class Model:
         self, key: Array | int, prompt: np.ndarray, model: str, batch: int | None, start: int, controls: dict[str, Any], latents: np.ndarray | None = None
     ) -> Samples:
         num = len(prompt)
-        if num < 1:
-            raise ValueError("num is 0; it must be at least 1")
+        if start < 0:
+            raise ValueError(f"start is {start}; it must be 0 or more")
+        if isinstance(key, numbers.Integral):
+            if not -(2**63) <= key < 2**63:
+                raise ValueError(f"the seed is {key}; it must be a whole number of 64 bits")
+            key = jax.random.key(int(key))
         settings = self.controls("diladiff" if model == "given" else model, **controls)
         params = {"decoder": self.trained("autoencoder")["decoder"]} if model == "given" else self.parameters(model)
-        size = -(-min(batch or self.config.sampling.batch, num) // self.devices) * self.devices
-        key = jax.random.key(key) if isinstance(key, int) else key
         parts: list[Sample] = []
-        for first in range(0, num, size):
-            # The last batch is filled up with repeats, so that one compiled program serves all.
-            rows = np.minimum(np.arange(first, first + size), num - 1)
+        for rows in self._batches(num, batch):
             extra = () if latents is None else (jnp.asarray(latents[rows]),)
             parts.append(jax.device_get(self.compiled(model)(params, key, jnp.asarray(start + rows), jnp.asarray(prompt[rows]), *extra, settings)))
 

@@ -9,9 +9,12 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 
-import absl.logging
-from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+try:
+    import absl.logging
+    from absl import app, flags
+    from ml_collections import ConfigDict, config_flags
+except ImportError as missing:
+    sys.exit(f"error: the package {missing.name} is missing; `source .venv/bin/activate` (made by launch/quickstart.sh), or `pip install -e .` first")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the commands run from a checkout as well as from an installed package
@@ -86,13 +89,20 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
         return flags.FLAGS(argv)
     except flags.Error as error:
         # A config file's own error arrives as a traceback in text; its last line is what happened.
+        if workdir is None and "--workdir" in str(error):
+            raise SystemExit(_refuse("--workdir is missing; give the experiment's folder, --workdir=DIR")) from None
         last = [line for line in str(error).splitlines() if line.strip()][-1]
         raise SystemExit(_refuse(last.strip().removeprefix("diladiff_jax.config.ConfigError: "))) from None
     except (AttributeError, KeyError) as error:  # an override of a setting that is not there
-        reason = str(error.args[0]).replace("\\n", " ").replace("\\'", "'").strip("\"'")
+        reason = str(error.args[0]).replace("\\n", " ").replace("\\'", "'").strip("\"")
+        if "get_config" in reason:
+            raise SystemExit(_refuse(f"--config={_given(argv, 'config')} is no experiment file: it has no get_config()")) from None
         raise SystemExit(_refuse(f"--config has no such setting: {reason}")) from None
     except (OSError, ImportError, SyntaxError, TypeError, ValueError) as error:
-        raise SystemExit(_refuse(str(error) or type(error).__name__)) from None
+        reason = str(error) or type(error).__name__
+        if isinstance(error, TypeError) and "get_config" in reason:
+            reason = f"this experiment takes no :ARGUMENT ({reason})"
+        raise SystemExit(_refuse(reason if _given(argv, "config") is None or "config" in reason else f"--config={_given(argv, 'config')}: {reason}")) from None
 
 
 def _given(argv: Sequence[str], name: str) -> str | None:

@@ -12,6 +12,7 @@ setup_environment() {
   local stamp="$ROOT/.venv/requirements.sha256" wanted
   wanted="$(sha256sum "$ROOT/requirements.txt")" || return 1
   if [[ -x "$PYTHON" && -f "$stamp" && "$(cat "$stamp")" == "$wanted" ]]; then
+    link_library
     return 0
   fi
   local base="${DILADIFF_PYTHON:-python3}"
@@ -27,4 +28,13 @@ setup_environment() {
   "$PYTHON" -m pip install --quiet --quiet --disable-pip-version-check --upgrade pip || return 1
   "$PYTHON" -m pip install --quiet --quiet --disable-pip-version-check --requirement "$ROOT/requirements.txt" || return 1
   echo "$wanted" > "$stamp"
+  link_library
+}
+
+# `import diladiff_jax` works in .venv from any folder, not only from the checkout.
+link_library() {
+  local folder
+  for folder in "$ROOT"/.venv/lib/python*/site-packages; do
+    echo "$ROOT" > "$folder/diladiff_jax.pth"
+  done
 }

@@ -17,7 +17,7 @@ _CONFIG = common.experiment_flags()
 _MODEL = flags.DEFINE_string("model", None, "diladiff, ladiff, mdlm or mdlm_long; default the best one trained.")
 _NUM = flags.DEFINE_integer("num", 8, "How many.", lower_bound=1)
 _START = flags.DEFINE_integer("start", 0, "Index of the first one.", lower_bound=0)
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the draw.", lower_bound=0)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the draw.", lower_bound=0, upper_bound=2**63 - 1)
 _BATCH = flags.DEFINE_integer("batch", None, "How many at a time; default the config's.", lower_bound=1)
 _LATENT_STEPS = flags.DEFINE_integer("latent_steps", None, "Steps of the latent sampler; default the config's.", lower_bound=1)
 _DECODE_STEPS = flags.DEFINE_integer("decode_steps", None, "Decoding steps; default the config's.", lower_bound=1)
@@ -36,6 +36,8 @@ def main(argv: list[str]) -> None:
         model=name, batch=_BATCH.value, start=_START.value, latent_steps=_LATENT_STEPS.value, decode_steps=_DECODE_STEPS.value,
         temperature=_TEMPERATURE.value, top_p=_TOP_P.value,
     )
+    if _OUT.value is not None:
+        common.writable_folder("out", str(pathlib.Path(_OUT.value).absolute().parent))
     try:
         if _PROMPT.value is None:
             drawn = model.sample(_SEED.value, _NUM.value, **settings)

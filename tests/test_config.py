@@ -96,8 +96,13 @@ def test_save_and_load_round_trip(tmp_path):
     assert config_lib.load(tmp_path).to_dict() == config.to_dict()
     config_lib.save(micro_config(sampling=dict(decode_steps=9), mdlm=dict(steps=9)), tmp_path)
     assert config_lib.load(tmp_path).sampling.decode_steps == 9
+    config_lib.save(micro_config(backbone=dict(width=48)), tmp_path)  # nothing was made from it: it may be mended
+    (tmp_path / "prepared.json").write_text("{}")
     with pytest.raises(ConfigError, match="backbone.width differs"):
         config_lib.save(micro_config(backbone=dict(width=32)), tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        config_lib.save(config, tmp_path / "file")
 
 
 @pytest.mark.parametrize(("content", "words"), [("{", "is not JSON"), ("[]", "one JSON object"), (json.dumps({"x": 1}), "x is unknown")])

@@ -1,6 +1,7 @@
 """Who may import whom (the architecture's table), and what importing the library may not do."""
 
 import ast
+import os
 import pathlib
 import subprocess
 import sys
@@ -98,4 +99,13 @@ assert distributed.global_state.client is None
 assert "tensorflow" not in sys.modules, "tensorflow was imported"
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_made_environment_imports_the_library_from_anywhere(tmp_path):
+    """In the .venv that the scripts make, from another folder and without a path of its own."""
+    if pathlib.Path(sys.prefix) != ROOT / ".venv":
+        pytest.skip("not run in the scripts' own environment")
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-c", "import diladiff_jax"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

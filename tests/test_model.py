@@ -67,7 +67,14 @@ def test_encode_is_standardized_and_decode_takes_it(model, trained):
     assert z.shape == (256, 4, 8) and abs(z.mean()) < 0.5 and 0.3 < z.std() < 3.0
     texts = [model.tokenizer.decode(row) for row in rows[:3]]
     np.testing.assert_allclose(model.encode(texts), z[:3], rtol=1e-4, atol=1e-4)
-    again = model.decode(0, z[:5], decode_steps=2)
+    np.testing.assert_allclose(model.encode(texts[1]), z[1:2], rtol=1e-4, atol=1e-4)  # one text, as `infill` takes one
+    np.testing.assert_allclose(model.encode(rows[:11], batch=8), z[:11], rtol=1e-4, atol=1e-4)
+    for wrong, words in ((rows[:, :5], r"shape \[B, 32\]"), (rows + 10**6, "ids go from 0"), ([], "nothing is given")):
+        with pytest.raises(ValueError, match=words):
+            model.encode(wrong)
+    with pytest.raises(ValueError, match="64 bits"):
+        model.sample(2**70)
+    again = model.decode(np.int64(0), z[:5], decode_steps=2)
     assert again.tokens.shape == (5, 32)
     with pytest.raises(ValueError, match=r"it must be \[B, 4, 8\]"):
         model.decode(0, z[:, :3])
@@ -83,6 +90,11 @@ def test_encode_is_standardized_and_decode_takes_it(model, trained):
         (dict(gamma=1.0), "gamma is 1.0"),
         (dict(model="gpt"), "model is 'gpt'"),
         (dict(num=0), "num is 0"),
+        (dict(num=-1), "num is -1"),
+        (dict(batch=0), "batch is 0"),
+        (dict(start=-1), "start is -1"),
+        (dict(decode_steps=2.5), "decode_steps is 2.5"),
+        (dict(temperature=float("nan")), "temperature is nan"),
     ],
 )
 def test_bad_settings_are_refused(model, settings, words):

@@ -92,6 +92,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
         with _open(path) as stream:
             for number, line in enumerate(stream, 1):
+                if b"\0" in line:
+                    raise DataError(f"{path}, line {number}: holds NUL bytes, so it is no text; remove it or its bytes")
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start}); "

@@ -62,16 +62,11 @@ class Experiment:
 
     def checkpoint_directory(self, stage: str) -> pathlib.Path:
         """Where the stage is read from: `own_directory`, or that of the workdir which this one was started from, where only it has the stage."""
-        own = self.own_directory(stage)
-        if not _last_step(own) and (self.workdir / _SOURCE).exists():
-            theirs = pathlib.Path(json.loads((self.workdir / _SOURCE).read_text())["workdir"]) / stage / "checkpoints"
-            if _last_step(theirs):
-                return theirs
-        return own
+        return _checkpoint_directory(self.workdir, stage)
 
     def trained_steps(self, stage: str, *, own: bool = False) -> int:
         """The step of the stage's last checkpoint; 0 if there is none. With `own`, in this workdir alone."""
-        return _last_step(self.own_directory(stage) if own else self.checkpoint_directory(stage))
+        return _last_step(self.own_directory(stage)) if own else trained_steps(self.workdir, stage)
 
     def restore(self, stage: str) -> Any:
         """The trained parameters of a stage (the average where one is kept), or those of "bert", laid out on the mesh.
@@ -139,7 +134,7 @@ class Experiment:
 
     def _open(self, stage: str) -> Checkpoints:
         if not self.trained_steps(stage):
-            raise CheckpointError(f"stage {stage} is not trained in {self.workdir}; run launch/train.py --workdir={self.workdir} --stage={stage} first")
+            raise not_trained(self.workdir, stage)
         return Checkpoints(self.checkpoint_directory(stage))
 
 
@@ -161,6 +156,25 @@ def remember_source(workdir: str | pathlib.Path, source: str | pathlib.Path) -> 
     elif json.loads(ours.read_text())["sha256"] != json.loads(theirs.read_text())["sha256"]:
         raise CheckpointError(f"{workdir} has another tokenizer than {source}; start from it in a fresh workdir")
     (workdir / _SOURCE).write_text(json.dumps({"workdir": str(source)}) + "\n")
+
+
+def _checkpoint_directory(workdir: pathlib.Path, stage: str) -> pathlib.Path:
+    own = workdir / stage / "checkpoints"
+    if not _last_step(own) and (workdir / _SOURCE).exists():
+        theirs = pathlib.Path(json.loads((workdir / _SOURCE).read_text())["workdir"]) / stage / "checkpoints"
+        if _last_step(theirs):
+            return theirs
+    return own
+
+
+def trained_steps(workdir: str | pathlib.Path, stage: str) -> int:
+    """The step of the stage's last checkpoint in a workdir, or in the one it was started from; 0 if there is none."""
+    return _last_step(_checkpoint_directory(pathlib.Path(workdir), stage))
+
+
+def not_trained(workdir: str | pathlib.Path, stage: str) -> CheckpointError:
+    """What is raised for a stage without a checkpoint."""
+    return CheckpointError(f"stage {stage} is not trained in {workdir}; run launch/train.py --workdir={workdir} --stage={stage} first")
 
 
 def _last_step(directory: pathlib.Path) -> int:

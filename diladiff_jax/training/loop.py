@@ -22,7 +22,7 @@ from diladiff_jax.objectives.base import Context
 from diladiff_jax.objectives.diladiff import student_from_teacher
 from diladiff_jax.training import sharding
 from diladiff_jax.training.checkpoints import Checkpoints
-from diladiff_jax.training.experiment import Experiment, remember_source
+from diladiff_jax.training.experiment import Experiment, not_trained, remember_source, trained_steps
 from diladiff_jax.training.metrics import MetricsWriter, Progress
 from diladiff_jax.training.optimizer import make_optimizer
 from diladiff_jax.training.preview import make_preview
@@ -57,6 +57,9 @@ def train(
         config_lib.save(config, workdir)
         if init_from is not None:
             remember_source(workdir, init_from)
+        first = config_lib.PREDECESSOR[stages[0]] if stages else None
+        if first is not None and not trained_steps(workdir, first):  # before text is prepared, which may take hours
+            raise not_trained(workdir, first)
         prepare(config.data, config.tokenizer, workdir)
         if config.features.source == "bert":
             pretrained.adopt(config.features.path, pathlib.Path(workdir) / "features")

@@ -49,6 +49,7 @@ def test_a_text_file_without_separators_is_one_document(tmp_path):
 
 @pytest.mark.parametrize("name, data, where", [
     ("a.txt", b"fine\nb\xffd\n", "a.txt, line 2"),
+    ("a.txt", b"fine\nb\0d\n", "a.txt, line 2: holds NUL bytes"),
     ("a.txt.gz", gzip.compress(TXT, mtime=0)[:-9], "a.txt.gz"),
     ("a.txt.gz", b"plain", "a.txt.gz"),
     ("a.txt.xz", b"plain", "a.txt.xz"),
