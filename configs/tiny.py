@@ -67,11 +67,11 @@ def _stories(c: ConfigDict) -> None:
     c.diffusion.d = 1.0  # chosen like the augmentation below: at this width a d of 10 spends its time on noise alone
     for stage in (c.mdlm, c.mdlm_long, c.autoencoder, c.ladiff, c.diladiff):
         stage.batch = 128
-    c.mdlm.steps, c.autoencoder.steps, c.ladiff.steps, c.diladiff.steps = 350, 420, 400, 120
+    c.mdlm.steps, c.autoencoder.steps, c.ladiff.steps, c.diladiff.steps = 350, 450, 400, 120
     # The published masks of 0.7 leave a latent of this width no identity.
     c.autoencoder.update(noise=0.3, p_feat=0.3, p_lat=0.4, p_drop=0.5)
     c.diladiff.tangent_warmup = 36
-    c.sampling.update(batch=128, decode_steps=8, prior_steps=50, student_steps=5)
+    c.sampling.update(batch=128, decode_steps=8, prior_steps=25, student_steps=5)
     c.evaluation.update(samples=256, decode_steps=(1, 2, 4, 8, 16, 32), control_steps=(2, 8), bound_draws=8)
     c.logging.update(metrics_every=50, validate_every=250, validation_batches=4, checkpoint_every=200, samples=2)
 

@@ -117,7 +117,7 @@ class Model:
         if model not in MODELS:
             raise ValueError(f"model is {model!r}; it must be one of {', '.join(MODELS)}")
         if model in ("mdlm", "mdlm_long"):
-            return {"denoiser_long" if model == "mdlm_long" else "denoiser": self.trained(model)}
+            return {"denoiser": self.trained(model)}
         network = "teacher" if model == "ladiff" else "student"
         return {"decoder": self.trained("autoencoder")["decoder"], network: self.trained(model)}
 
@@ -281,6 +281,8 @@ class Model:
         """One jitted program: `(params, key, indices [B], prompt [B, L], controls) -> Sample`, the batch spread over
         the mesh. Model "given" takes latents `[B, N, D_lat]` before the controls; "noise" decodes a null latent;
         "prior_METHOD" is "ladiff" by that latent sampler whatever the config's, self-conditioned on the previous step."""
+        own = f"prior_{self.sampler.prior_method}" if self.sampler.prior_self_conditioning == "previous" else None
+        model = {"mdlm_long": "mdlm", own: "ladiff"}.get(model, model)  # the same program: compiled once
         if model not in self._compiled:
             sampler, mesh = self.sampler, self.experiment.mesh
             batch, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)

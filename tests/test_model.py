@@ -80,6 +80,13 @@ def test_encode_is_standardized_and_decode_takes_it(model, trained):
         model.decode(0, z[:, :3])
 
 
+def test_what_draws_alike_is_compiled_once(model):
+    """The long control is the MDLM with other parameters, and the prior under the config's own sampler is LaDiff; under another it isn't."""
+    assert model.compiled("mdlm_long") is model.compiled("mdlm")
+    assert model.compiled(f"prior_{model.config.sampling.prior_method}") is model.compiled("ladiff")
+    assert model.compiled("prior_dpmpp_2m") is not model.compiled("ladiff")
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

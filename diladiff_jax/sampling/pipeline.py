@@ -17,7 +17,7 @@ from diladiff_jax.sampling import latent, tokens
 Array = jax.Array
 
 MODELS = ("mdlm", "mdlm_long", "ladiff", "diladiff")
-"""What can be sampled; `mdlm_long` is the control with the whole budget of decoder steps."""
+"""What can be sampled; `mdlm_long`, the control with the whole budget of decoder steps, is drawn like `mdlm`."""
 
 
 class Controls(NamedTuple):
@@ -81,10 +81,10 @@ class Sampler:
                 gamma=controls.gamma, warp=self.gamma_warp,
             )
 
-    def decode(self, params: Mapping[str, Any], keys: Array, prompt: Array, latents: Array | None, controls: Controls, denoiser: str = "denoiser") -> Sample:
-        """Fills the masked positions of `prompt [B, L]`: by the decoder given latents, else by the plain denoiser named."""
+    def decode(self, params: Mapping[str, Any], keys: Array, prompt: Array, latents: Array | None, controls: Controls) -> Sample:
+        """Fills the masked positions of `prompt [B, L]`: by the decoder given latents, else by the plain denoiser."""
         if latents is None:
-            network, variables, memory = self.networks.denoiser, {"params": params[denoiser]}, ()
+            network, variables, memory = self.networks.denoiser, {"params": params["denoiser"]}, ()
         else:
             network, variables = self.networks.decoder, {"params": params["decoder"]}
             memory = (network.apply(variables, latents, method="memory"),)  # keys and values of the latent: once for all steps
@@ -119,7 +119,7 @@ class Sampler:
             z = self.student_latents(params, latent_keys, controls)
         else:
             z = None
-        return self.decode(params, token_keys, prompt, z, controls, "denoiser_long" if model == "mdlm_long" else "denoiser")
+        return self.decode(params, token_keys, prompt, z, controls)
 
     def decode_noise(self, params: Mapping[str, Any], key: Array, indices: Array, prompt: Array, controls: Controls) -> Sample:
         """The null-latent control: decodes given N(0, I) in the latent's place, as augmentation trained it."""

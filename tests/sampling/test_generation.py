@@ -18,13 +18,11 @@ def made(networks, sampleable, random_parameters):
     tokens, z, t = jnp.zeros((1, LENGTH), jnp.int32), jnp.zeros((1, 4, 6)), jnp.zeros((1,))
     inputs = {
         "denoiser": (tokens,),
-        "denoiser_long": (tokens,),
         "decoder": (tokens, z),
         "teacher": (z, t, z),
         "student": (z, t, z, t),
     }
-    modules = {name: getattr(networks, name.removesuffix("_long")) for name in inputs}
-    params = {name: random_parameters(modules[name], *inputs[name], seed=seed) for seed, name in enumerate(inputs)}
+    params = {name: random_parameters(getattr(networks, name), *inputs[name], seed=seed) for seed, name in enumerate(inputs)}
     sampler = pipeline.Sampler(networks, TangentSchedule(3.0), MASK, sampleable)
     return sampler, params, jax.jit(sampler.generate, static_argnums=0)
 
@@ -52,15 +50,6 @@ def test_generation_fills_everything_keeps_the_prompt_and_depends_on_the_index_a
     else:
         assert whole.latents.shape == (4, 4, 6) and np.isfinite(whole.latents).all()
         np.testing.assert_allclose(other.latents, whole.latents[order], rtol=1e-5, atol=1e-5)
-
-
-def test_the_long_control_reads_its_own_denoiser(made):
-    """mdlm and mdlm_long differ in their parameters alone."""
-    _, params, generate = made
-    swapped = params | {"denoiser": params["denoiser_long"]}
-    long = generate("mdlm_long", params, jax.random.key(4), jnp.arange(4), PROMPT, CONTROLS).tokens
-    np.testing.assert_array_equal(generate("mdlm", swapped, jax.random.key(4), jnp.arange(4), PROMPT, CONTROLS).tokens, long)
-    assert (generate("mdlm", params, jax.random.key(4), jnp.arange(4), PROMPT, CONTROLS).tokens != long).any()
 
 
 def test_logits_of_all_positions_never_exist(made, networks, sampleable):
