@@ -24,7 +24,7 @@ autoencoder stage trains its decoder, and the autoregressive scorer."""
 
 PREDECESSOR = {"mdlm": None, "autoencoder": "mdlm", "ladiff": "autoencoder", "diladiff": "ladiff", "mdlm_long": "mdlm", "scorer": None}
 
-MAY_CHANGE = ("mesh", "sampling", "evaluation", "logging")
+MAY_CHANGE = ("mesh", "memory", "sampling", "evaluation", "logging")
 """Blocks that a later command on the same workdir may give differently (as it may every `steps`)."""
 
 
@@ -183,6 +183,13 @@ def default_config() -> ConfigDict:
         )
     )
     c.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # -1: all devices that are left
+    c.memory = ConfigDict(
+        dict(
+            scan=False,  # one compiled block for all backbone layers: compiles in constant time
+            remat="none",  # what blocks keep for the gradient: "none" keeps all, "matmuls" the linear maps' results, "full" nothing
+            loss_positions=128,  # of each row, projected to the vocabulary at a time
+        )
+    )
     c.logging = ConfigDict(
         dict(metrics_every=100, validate_every=5_000, validation_batches=8, checkpoint_every=5_000, keep_checkpoints=2, samples=2)
     )
@@ -336,6 +343,8 @@ def check(config: ConfigDict) -> None:
     for axis in ("data", "fsdp", "tensor"):
         need(config.mesh[axis] > 0 or config.mesh[axis] == -1, f"mesh.{axis}", "above 0, or -1 for all devices that are left")
     need(list(config.mesh.values()).count(-1) <= 1, "mesh.data", "given when another axis is -1: only one can take what is left")
+    one_of("memory.remat", "none", "matmuls", "full")
+    need(config.memory.loss_positions > 0, "memory.loss_positions", "above 0")
     for key in ("metrics_every", "validate_every", "validation_batches", "checkpoint_every", "keep_checkpoints"):
         need(config.logging[key] > 0, f"logging.{key}", "above 0")
     need(config.logging.samples >= 0, "logging.samples", "0 or more")

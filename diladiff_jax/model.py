@@ -257,7 +257,8 @@ class Model:
     def _encode(self) -> Any:
         mesh = self.experiment.mesh
         batch, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-        return jax.jit(text_encoder(self.experiment.settings, self.networks).__call__, in_shardings=(None, whole, batch), out_shardings=batch)
+        encode = sharding.on_mesh(text_encoder(self.experiment.settings, self.networks).__call__, mesh)
+        return jax.jit(encode, in_shardings=(None, whole, batch), out_shardings=batch)
 
     def _batches(self, num: int, batch: int | None) -> list[np.ndarray]:
         """Indices 0 to num - 1 in batches of one size that the devices divide; the last one is filled up with repeats, so
@@ -294,7 +295,7 @@ class Model:
             else:
                 function, extra = (sampler.decode_noise if model == "noise" else functools.partial(sampler.generate, model)), ()
             self._compiled[model] = jax.jit(
-                function, in_shardings=(None, whole, batch, batch, *extra, whole), out_shardings=batch
+                sharding.on_mesh(function, mesh), in_shardings=(None, whole, batch, batch, *extra, whole), out_shardings=batch
             )
         return self._compiled[model]
 

@@ -17,6 +17,7 @@ except ImportError as missing:
     sys.exit(f"error: the package {missing.name} is missing; `source .venv/bin/activate` (made by launch/quickstart.sh), or `pip install -e .` first")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+PREEMPTED = 75  # exit code "run the same command again" (EX_TEMPFAIL), which the launchers do
 sys.path.insert(0, str(ROOT))  # the commands run from a checkout as well as from an installed package
 
 
@@ -38,11 +39,31 @@ def experiment(config_flag: flags.FlagHolder) -> ConfigDict:
         raise UsageError(f"--config={path} cannot be read; give an experiment file such as configs/tiny.py, with :ARGUMENT if it takes one") from None
 
 
+def distributed_flags() -> None:
+    """Defines what joins several processes to one run."""
+    flags.DEFINE_string("distributed", "", "Several processes: auto (as the TPU pod, SLURM or Kubernetes says), or the first one's HOST:PORT.")
+    flags.DEFINE_integer("num_processes", None, "With HOST:PORT, how many processes there are.", lower_bound=1)
+    flags.DEFINE_integer("process_id", None, "With HOST:PORT, which of them this is, from 0.", lower_bound=0)
+    flags.DEFINE_integer("distributed_timeout", 300, "Seconds to wait for the other processes.", lower_bound=1)
+
+
+def join_processes() -> None:
+    """Starts the distributed runtime where the flags ask for it. Raises `DistributedError`."""
+    from diladiff_jax.training import distributed
+
+    given = flags.FLAGS
+    if given.distributed:
+        distributed.start(given.distributed, given.num_processes, given.process_id, timeout=given.distributed_timeout)
+    elif given.num_processes is not None or given.process_id is not None:
+        raise UsageError("--num_processes and --process_id need --distributed=HOST:PORT, the address of the first process")
+
+
 def run(main: Callable[[Sequence[str]], None], usage: str) -> None:
     """Runs a command: bad input ends in one line on standard error and exit code 1; a traceback means a bug."""
 
     def guarded(argv: Sequence[str]) -> int:
         from diladiff_jax import CheckpointError, ConfigError, DataError, PretrainedError
+        from diladiff_jax.training.distributed import DistributedError, Preempted
         from diladiff_jax.training.loop import TrainingError
 
         _quiet_logs()
@@ -51,8 +72,11 @@ def run(main: Callable[[Sequence[str]], None], usage: str) -> None:
         _compilation_cache()
         try:
             main(argv)
-        except (ConfigError, DataError, PretrainedError, CheckpointError, TrainingError, UsageError) as error:
+        except (ConfigError, DataError, PretrainedError, CheckpointError, TrainingError, DistributedError, UsageError) as error:
             return _refuse(str(error))
+        except Preempted as stopped:
+            print(stopped, file=sys.stderr)
+            return PREEMPTED
         except KeyboardInterrupt:
             return _refuse("stopped; the same command goes on from the last checkpoint", 130)
         return 0

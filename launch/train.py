@@ -4,7 +4,7 @@
     python launch/train.py --workdir=runs/tiny --stage=diladiff            # the config is the workdir's own
     python launch/train.py --config=configs/owt.py --workdir=W --stage=mdlm --config.mdlm.batch=256
 
-A stopped run goes on with the same command. `--stage=all` trains the four stages in their order and the
+A stopped run goes on with the same command; SIGTERM saves first and ends with exit code 75. `--stage=all` trains the four stages in their order and the
 baselines that the config gives steps; finished ones are passed over.
 """
 
@@ -14,6 +14,7 @@ from absl import flags
 _CONFIG = common.experiment_flags()
 _STAGE = flags.DEFINE_string("stage", "all", "mdlm, autoencoder, ladiff, diladiff, mdlm_long, scorer, or all.")
 _INIT_FROM = flags.DEFINE_string("init_from", None, "Workdir whose earlier stages this one starts from, where its own lacks them.")
+common.distributed_flags()
 _STOP_AT = flags.DEFINE_integer("stop_at", None, "End after this many steps of a stage, with a checkpoint.", lower_bound=1)
 
 
@@ -21,6 +22,7 @@ def main(argv: list[str]) -> None:
     from diladiff_jax import config as config_lib
     from diladiff_jax.training.loop import train
 
+    common.join_processes()
     config = common.experiment(_CONFIG)
     known = config_lib.STAGES + config_lib.BASELINES
     if _STAGE.value != "all" and _STAGE.value not in known:

@@ -52,6 +52,7 @@ def network_settings():
         "decoder": {"cross_layers": (0,)},
         "latent_denoiser": dict(width=16, num_layers=1, heads=2),
         "scorer_network": {},
+        "memory": {"scan": False, "remat": "none", "loss_positions": 128},
     }
 
 

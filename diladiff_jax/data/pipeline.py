@@ -21,17 +21,16 @@ def _take(rows: Any, indices: Sequence[int]) -> np.ndarray:
     return np.stack(batched(indices) if batched else [rows[i] for i in indices]).astype(np.int32, copy=False)
 
 
-def _share(rows: Any, batch_size: int, process_index: int, process_count: int) -> tuple[int, int]:
-    """(first row within a global batch, rows) of one process."""
+def _checked(rows: Any, batch_size: int, places: Sequence[int] | None) -> Sequence[int]:
+    """The places within a global batch that are read; all of them where none are given."""
     if len(rows) < 1:
         raise DataError("the row source is empty: expected at least one row")
-    if batch_size < 1 or process_count < 1 or batch_size % process_count:
-        raise DataError(f"batch_size={batch_size} with {process_count} processes: expected a positive multiple of "
-                        "the number of processes")
-    if not 0 <= process_index < process_count:
-        raise DataError(f"process_index={process_index}: expected 0 to {process_count - 1}")
-    share = batch_size // process_count
-    return process_index * share, share
+    if batch_size < 1:
+        raise DataError(f"batch_size={batch_size}: expected at least 1")
+    places = range(batch_size) if places is None else [int(place) for place in places]
+    if not len(places) or min(places) < 0 or max(places) >= batch_size:
+        raise DataError(f"places {list(places)[:8]} of a batch: expected some of 0 to {batch_size - 1}")
+    return places
 
 
 def _generator_seed(seed: int) -> int:
@@ -43,40 +42,39 @@ def _generator_seed(seed: int) -> int:
 
 
 class Batches:
-    """Endless shuffled batches: this process's share of each global batch, int32 [batch_size / process_count, L].
+    """Endless shuffled batches: this process's rows of each global batch, int32 [len(places), L].
 
     Global batch k holds the rows at places k * batch_size ... (k + 1) * batch_size - 1 of the endless sequence
     `permutation(seed, epoch 0), permutation(seed, epoch 1), ...` of all rows, so a batch may straddle two epochs
-    and each epoch holds every row once. Process p gets the p-th run of batch_size / process_count rows, and
-    reads no others: the processes' outputs, joined in order, are the same for every process count. The
-    position is the number of global batches taken, whatever the processes, threads and prefetch.
+    and each epoch holds every row once. Of each, the rows at `places` are read and no others: which process holds
+    which place changes nothing in the global batch. The position is the number of global batches taken, whatever
+    the places, threads and prefetch.
     """
 
-    def __init__(self, rows: Any, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1, *,
+    def __init__(self, rows: Any, batch_size: int, seed: int, places: Sequence[int] | None = None, *,
                  shuffle: bool = True, threads: int = 2, prefetch: int = 8):
         """Args:
           rows: a random-access source (`len`, `[i] -> int32 [L]`, and `__getitems__` where it has it).
-          batch_size: rows of a global batch, a multiple of `process_count`.
+          batch_size: rows of a global batch.
           seed: of the permutations; any integer.
-          process_index, process_count: which share is this process's.
+          places: which of them, from 0, this process's devices hold; default all.
           shuffle: False for the rows in order, epoch after epoch.
           threads: reading threads; 0 reads in the caller's.
           prefetch: batches read ahead.
 
         Raises:
-          DataError: no rows, or a batch that cannot be shared out.
+          DataError: no rows, or places that are not of a batch.
         """
         import grain
 
-        first, share = _share(rows, batch_size, process_index, process_count)
+        places = _checked(rows, batch_size, places)
         order = grain.MapDataset.range(len(rows))
         if shuffle:
             order = order.shuffle(seed=_generator_seed(seed))
         order = order.repeat()  # reshuffles with a new seed each epoch
 
         def batch(k: int) -> np.ndarray:
-            start = k * batch_size + first
-            return _take(rows, [int(order[place]) for place in range(start, start + share)])
+            return _take(rows, [int(order[k * batch_size + place]) for place in places])
 
         self._identity = {"seed": int(seed), "batch_size": int(batch_size), "rows": len(rows),
                           "shuffle": int(shuffle)}
@@ -129,21 +127,20 @@ class Batches:
         self.close()
 
     @staticmethod
-    def fixed(rows: Any, batch_size: int, count: int = 0, process_index: int = 0,
-              process_count: int = 1) -> grain.MapDataset:
+    def fixed(rows: Any, batch_size: int, count: int = 0, places: Sequence[int] | None = None) -> grain.MapDataset:
         """The first rows in their order, as a finite sequence to pass over many times, for validation.
 
-        It holds `min(count, len(rows)) // batch_size` whole global batches, of which this process's share is
-        int32 [batch_size / process_count, L]; `count=0` means all rows.
+        It holds `min(count, len(rows)) // batch_size` whole global batches, of each the rows at `places`,
+        int32 [len(places), L]; `count=0` means all rows.
 
         Raises:
-          DataError: fewer rows than one batch, or a batch that cannot be shared out.
+          DataError: fewer rows than one batch, or places that are not of a batch.
         """
         import grain
 
-        first, share = _share(rows, batch_size, process_index, process_count)
+        places = _checked(rows, batch_size, places)
         available = min(count, len(rows)) if count else len(rows)
         if available < batch_size:
             raise DataError(f"{available} rows do not fill one batch of {batch_size}: use a smaller batch or more rows")
         return grain.MapDataset.range(available // batch_size).map(
-            lambda k: _take(rows, range(k * batch_size + first, k * batch_size + first + share)))
+            lambda k: _take(rows, [k * batch_size + place for place in places]))

@@ -5,6 +5,8 @@ alpha_t = 1 - t: at masking ratio t each token is the mask with probability t, i
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -54,6 +56,30 @@ def token_nll(logits: Array, tokens: Array, sampleable: Array) -> tuple[Array, A
     top = jnp.max(logits, axis=-1, keepdims=True)
     right = jnp.where(picked >= top[..., 0], 1.0 / jnp.sum(logits >= top, axis=-1), 0.0)
     return jax.nn.logsumexp(logits, axis=-1) - picked, right
+
+
+def token_nll_by_position(
+    project: Callable[[Array], Array], hidden: Array, tokens: Array, sampleable: Array, *, positions: int
+) -> tuple[Array, Array]:
+    """`token_nll` of hidden states `[B, L, D]`, for at most `positions` places of each row at a time: `[B, L]`, `[B, L]`.
+
+    `project` maps `[B, K, D]` to logits `[B, K, V]`. All logits at once, `[B, L, V]`, would be most of a step's memory; a
+    gradient projects each part anew instead of keeping it, and is the same.
+    """
+    length = tokens.shape[1]
+    if length <= positions:
+        return token_nll(project(hidden), tokens, sampleable)
+    count = -(-length // positions)
+    size = -(-length // count)
+
+    def parts(x: Array) -> Array:  # [B, L, ...] -> [count, B, size, ...], filled up with zeros
+        x = jnp.pad(x, [(0, 0), (0, count * size - length)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(x.shape[0], count, size, *x.shape[2:]), 1, 0)
+
+    one = jax.checkpoint(lambda part: token_nll(project(part[0]), part[1], sampleable), prevent_cse=False)
+    found = jax.lax.map(one, (parts(hidden), parts(tokens)))
+    nll, right = (jnp.moveaxis(x, 0, 1).reshape(x.shape[1], count * size)[:, :length] for x in found)
+    return nll, right
 
 
 def bound_weight(t: Array) -> Array:

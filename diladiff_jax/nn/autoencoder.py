@@ -8,7 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diladiff_jax.nn.layers import MLP, Heads, Linear, Norm, Positions, attend, zeros
+from diladiff_jax.nn.attention import attend
+from diladiff_jax.nn.layers import MLP, Heads, Linear, Norm, Positions, zeros
 from diladiff_jax.nn.transformer import TokenDenoiser
 
 Array = jax.Array

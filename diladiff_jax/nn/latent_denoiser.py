@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from diladiff_jax.nn.layers import Linear, Norm, Positions, TimeEmbedding, zeros
-from diladiff_jax.nn.transformer import Block
+from diladiff_jax.nn.transformer import REMAT, Block
 
 Array = jax.Array
 
@@ -33,6 +33,7 @@ class LatentDenoiser(nn.Module):
     max_period: float = 10.0
     num_latents: int = 0  # above 0: learned positions are added at the entry, for each latent has a role of its own
     interval: bool = False
+    remat: str = "none"  # see transformer.REMAT
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -48,6 +49,7 @@ class LatentDenoiser(nn.Module):
             self_condition = jnp.zeros_like(z_t)
         self_condition = self_condition.astype(self.dtype)
 
+        block = Block if self.remat == "none" else nn.remat(Block, policy=REMAT[self.remat])
         h = Linear(self.width, ("latent", "embed"), dtype=self.dtype, name="in")(z_t)
         if self.num_latents:
             h = Positions(self.num_latents, 1.0, name="position")(h)
@@ -58,7 +60,7 @@ class LatentDenoiser(nn.Module):
                 h = h + skips.pop()
             h = h + Linear(self.width, (None, "embed"), name=f"time_{i}")(time)[:, None, :].astype(self.dtype)
             h = h + Linear(self.width, ("latent", "embed"), use_bias=False, dtype=self.dtype, name=f"self_{i}")(self_condition)
-            h = Block(
+            h = block(
                 self.width, self.heads, self.mlp_ratio, "swiglu", qk_norm=True, rotary=True,
                 plain=self.interval,  # the student is differentiated forwards
                 dtype=self.dtype, name=f"block_{i}",

@@ -7,13 +7,15 @@ axis each of them lies on is decided elsewhere (`diladiff_jax.training.sharding`
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from diladiff_jax.nn.attention import attend
+from diladiff_jax.nn.placement import spread
 
 Array = jax.Array
 Initializer = Callable[..., Any]
@@ -101,71 +103,8 @@ class Heads(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         y = Linear(self.width, ("embed", "heads"), use_bias=self.use_bias, dtype=self.dtype, name="linear")(x)
-        y = y.reshape(*y.shape[:-1], self.heads, self.width // self.heads)
+        y = spread(y.reshape(*y.shape[:-1], self.heads, self.width // self.heads), "batch", None, "heads", None)
         return Norm(dtype=self.dtype, name="norm")(y) if self.normalize else y
-
-
-# Scores worked on at once by `attend_in_blocks`, and the number from which it pays: a scan of small products has its own cost.
-BLOCK_SCORES, MANY_SCORES = 2**19, 2**23
-
-
-def attend(q: Array, k: Array, v: Array, *, positions: Array | None = None, causal: bool = False, plain: bool = False) -> Array:
-    """Softmax attention, `q [B, L, H, K]`, `k, v [B, M, H, K]` -> `[B, L, H * K]`, in the form that suits the platform.
-
-    On CPUs the whole score matrix `[B, H, L, M]` costs several times the products that it is made of, so long
-    text goes block by block there. `plain` asks for the einsum form everywhere: what is differentiated forwards
-    (the student's loss) has to go through it.
-
-    Args:
-      positions: `[B, L]`, where the queries stand, if not at 0 to L - 1; read when `causal`.
-    """
-    whole = functools.partial(attend_at_once, causal=causal)
-    positions = jnp.broadcast_to(jnp.arange(q.shape[1])[None], q.shape[:2]) if positions is None else positions
-    if plain or q.shape[0] * q.shape[1] * q.shape[2] * k.shape[1] < MANY_SCORES:
-        return whole(q, k, v, positions)
-    return jax.lax.platform_dependent(q, k, v, positions, cpu=functools.partial(attend_in_blocks, causal=causal), default=whole)
-
-
-def attend_at_once(q: Array, k: Array, v: Array, positions: Array, *, causal: bool) -> Array:
-    """Attention as one product over all scores; arguments as in `attend`."""
-    seen = positions[:, None, :, None] >= jnp.arange(k.shape[1])[None, None, None, :] if causal else None
-    out = jax.nn.dot_product_attention(q, k, v, mask=seen, implementation="xla")
-    return out.reshape(*out.shape[:2], -1)
-
-
-def attend_in_blocks(q: Array, k: Array, v: Array, positions: Array, *, causal: bool) -> Array:
-    """Attention one head and one block of queries at a time, arguments as in `attend`: the scores stay in cache.
-
-    The batch is left whole within a block, so that it may be spread over devices. A gradient makes each head's
-    scores anew instead of keeping them.
-    """
-    batch, length, heads, width = q.shape
-    size = max(1, min(length, BLOCK_SCORES // (batch * k.shape[1])))
-    count = -(-length // size)
-
-    def blocks(x: Array) -> Array:  # [B, L, ...] -> [count, B, size, ...], filled up with zeros
-        x = jnp.pad(x, [(0, 0), (0, count * size - length)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(batch, count, size, *x.shape[2:]), 1, 0)
-
-    place = blocks(positions)
-
-    @jax.checkpoint
-    def head(qkv: tuple[Array, Array, Array]) -> Array:
-        q, k, v = qkv
-
-        def block(inputs: tuple[Array, Array]) -> Array:
-            q, place = inputs
-            scores = jnp.einsum("blk,bmk->blm", q * jnp.asarray(width**-0.5, q.dtype), k, preferred_element_type=jnp.float32)
-            if causal:
-                scores = jnp.where(place[:, :, None] >= jnp.arange(k.shape[1])[None, None, :], scores, -jnp.inf)
-            weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
-            mixed = jnp.einsum("blm,bmk->blk", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-            return (mixed / jnp.sum(weights, axis=-1, keepdims=True)).astype(v.dtype)
-
-        return jax.lax.map(block, (blocks(q), place))
-
-    out = jax.lax.map(head, tuple(jnp.moveaxis(x, 2, 0) for x in (q, k, v)))  # [H, count, B, size, K]
-    return out.transpose(2, 1, 3, 0, 4).reshape(batch, count * size, heads * width)[:, :length]
 
 
 class SelfAttention(nn.Module):
@@ -179,7 +118,7 @@ class SelfAttention(nn.Module):
     qk_norm: bool = True
     rotary: bool = False
     causal: bool = False
-    plain: bool = False  # see `attend`
+    plain: bool = False  # see `attention.attend`
     dtype: Any = jnp.float32
     use_bias: bool = False
 
@@ -223,7 +162,7 @@ class MLP(nn.Module):
         else:
             up = Linear(hidden, ("embed", "mlp"), dtype=self.dtype, name="up")(x)
             h = nn.gelu(up, approximate=True)
-        h = nn.Dropout(self.dropout)(h, deterministic=deterministic)
+        h = spread(nn.Dropout(self.dropout)(h, deterministic=deterministic), "batch", None, "mlp")
         return Linear(self.width, ("mlp", "embed"), use_bias=self.kind != "swiglu", dtype=self.dtype, name="down")(h)
 
 

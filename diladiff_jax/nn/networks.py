@@ -34,15 +34,17 @@ class Networks:
 
 
 def build_networks(settings: Mapping[str, Any], length: int, vocab_size: int, bert: Bert | None = None) -> Networks:
-    """Builds every module from the blocks `backbone`, `encoder`, `decoder`, `latent_denoiser`, `scorer` and `compute_dtype`.
+    """Builds every module from the blocks `backbone`, `encoder`, `decoder`, `latent_denoiser`, `scorer_network`, `memory` and `compute_dtype`.
 
     The student always computes in float32: its loss is made of forward derivatives.
     """
-    dtype = jnp.dtype(settings["compute_dtype"])
+    dtype, memory = jnp.dtype(settings["compute_dtype"]), settings["memory"]
+    layers = {"scan": memory["scan"], "remat": memory["remat"]}
     backbone = dict(settings["backbone"])
     encoder, latent = dict(settings["encoder"]), dict(settings["latent_denoiser"])
-    denoiser = TokenDenoiser(vocab_size, length, dtype=dtype, **backbone)
+    denoiser = TokenDenoiser(vocab_size, length, dtype=dtype, **backbone, **layers)
     latent_dim = encoder["latent_dim"]
+    latent["remat"] = memory["remat"]
     latent["num_latents"] = encoder["num_latents"] if latent.pop("learned_positions", False) else 0
     scorer = backbone | {"causal": True, "adaln": 0} | dict(settings["scorer_network"])
     return Networks(
@@ -51,6 +53,6 @@ def build_networks(settings: Mapping[str, Any], length: int, vocab_size: int, be
         decoder=LatentConditionedDecoder(denoiser.clone(name=None), encoder["num_latents"], tuple(settings["decoder"]["cross_layers"])),
         teacher=LatentDenoiser(latent_dim, dtype=dtype, **latent),
         student=LatentDenoiser(latent_dim, dtype=jnp.float32, interval=True, **latent),
-        scorer=TokenDenoiser(vocab_size, length, dtype=dtype, **scorer),
+        scorer=TokenDenoiser(vocab_size, length, dtype=dtype, **scorer, **layers),
         bert=bert,
     )

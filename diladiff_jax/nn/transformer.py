@@ -6,6 +6,7 @@ and DUO checkpoints (rotary positions, LayerNorm without bias, adaLN with a cons
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -13,8 +14,16 @@ import jax
 import jax.numpy as jnp
 
 from diladiff_jax.nn.layers import MLP, Linear, Norm, Positions, SelfAttention, TimeEmbedding, default_init, zeros
+from diladiff_jax.nn.placement import spread
 
 Array = jax.Array
+
+REMAT: dict[str, Callable[..., bool] | None] = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "matmuls": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+"""What a block keeps for its gradient: everything; the results of its linear maps (attention is made anew); or only what enters it."""
 
 
 class Block(nn.Module):
@@ -29,7 +38,7 @@ class Block(nn.Module):
     rotary: bool = False
     causal: bool = False
     dropout: float = 0.0
-    plain: bool = False  # see `layers.attend`
+    plain: bool = False  # see `attention.attend`
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
@@ -61,7 +70,7 @@ class Block(nn.Module):
         self.sow("intermediates", "attention_update", x)  # for analyses; nothing is kept unless asked for
         h = h + x
         x = self.feed_forward(self.mlp_norm(h) * (1 + scale_m) + shift_m)
-        return h + gate_m * self.drop(x, deterministic=deterministic)
+        return spread(h + gate_m * self.drop(x, deterministic=deterministic), "batch", None, None)
 
     def __call__(self, h: Array, condition: Array | None = None, *, deterministic: bool = True) -> Array:
         return self.at(h, self.keys_values(h, condition), None, condition, deterministic=deterministic)
@@ -90,6 +99,8 @@ class TokenDenoiser(nn.Module):
     zero_head: bool = False
     causal: bool = False
     dropout: float = 0.0
+    scan: bool = False  # one compiled block for all layers, whose parameters are stacked when it runs
+    remat: str = "none"  # see REMAT
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
@@ -118,7 +129,7 @@ class TokenDenoiser(nn.Module):
     def embed(self, tokens: Array) -> Array:
         """`[B, L]` -> `[B, L, D]`, positions added where they are learned."""
         h = jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
-        return self.position(h) if self.positions == "learned" else h
+        return spread(self.position(h) if self.positions == "learned" else h, "batch", None, None)
 
     def _condition(self) -> Array | None:
         # The public checkpoints were trained with the time input held at zero.
@@ -126,9 +137,31 @@ class TokenDenoiser(nn.Module):
 
     def layers(self, h: Array, start: int, stop: int, *, deterministic: bool = True) -> Array:
         """Runs blocks `start` to `stop - 1`."""
-        condition = self._condition()
-        for block in self.blocks[start:stop]:
-            h = block(h, condition, deterministic=deterministic)
+        condition, blocks = self._condition(), self.blocks[start:stop]
+        # Whoever asks for intermediates gets those of every layer by its name.
+        as_written = self.is_initializing() or self.is_mutable_collection("intermediates")
+        if as_written or not (self.scan or self.remat != "none") or not blocks:
+            for block in blocks:
+                h = block(h, condition, deterministic=deterministic)
+            return h
+        # Parameters are a layer's own everywhere else: checkpoints and optimizers know nothing of how the layers are run.
+        plain, parameters = blocks[0].clone(parent=None, name=None), [block.variables["params"] for block in blocks]
+        dropout = self.dropout > 0 and not deterministic
+        keys = jax.random.split(self.make_rng("dropout"), len(blocks)) if dropout else [None] * len(blocks)
+
+        def run(h: Array, layer: tuple[Any, Array | None]) -> tuple[Array, None]:
+            rngs = {"dropout": layer[1]} if dropout else {}
+            return plain.apply({"params": layer[0]}, h, condition, deterministic=deterministic, rngs=rngs), None
+
+        if self.remat != "none":
+            run = jax.checkpoint(run, policy=REMAT[self.remat], prevent_cse=not self.scan)
+        if self.scan:
+            # Matrices in the type they are used in: half the copy, and half of what is gathered over devices.
+            used = lambda leaf: leaf.astype(self.dtype) if leaf.ndim > 1 else leaf  # noqa: E731
+            stacked = jax.tree.map(lambda *leaves: jnp.stack([used(leaf) for leaf in leaves]), *parameters)
+            return jax.lax.scan(run, h, (stacked, keys if dropout else None))[0]
+        for layer in zip(parameters, keys, strict=True):
+            h, _ = run(h, layer)
         return h
 
     def last_keys_values(self, h: Array) -> tuple[Array, Array]:
@@ -152,8 +185,10 @@ class TokenDenoiser(nn.Module):
     def project(self, h: Array) -> Array:
         """Hidden states `[..., D]` -> float32 logits `[..., V]`."""
         if self.tied_head:
-            return jnp.einsum("...d,vd->...v", h, self.embedding.astype(h.dtype), preferred_element_type=jnp.float32)
-        return self.head(h)
+            logits = jnp.einsum("...d,vd->...v", h, self.embedding.astype(h.dtype), preferred_element_type=jnp.float32)
+        else:
+            logits = self.head(h)
+        return spread(logits, "batch", *[None] * (h.ndim - 2), "vocab")
 
     def before_last(self, tokens: Array) -> Array:
         """`[B, L]` -> what enters the last block, `[B, L, D]`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -64,6 +65,7 @@ class Autoencoder:
     p_drop: float = 0.75
     statistics_decay: float = 0.99  # of the latents': the encoder moves while it learns; the features do not
     weighting: str = "one"
+    loss_positions: int = 128  # see `masking.token_nll_by_position`
 
     def init(self, key: Array) -> Params:
         length = self.encoder.length
@@ -106,13 +108,18 @@ class Autoencoder:
         # 3. Decode the partly masked text given the latent.
         t = masking.stratified_times(time_key, tokens.shape[0], *part)
         x_t = masking.mask_tokens(keys[3], tokens, t, self.mask_id)
-        sampleable = jnp.asarray(self.sampleable)
-        logits = self.decoder.apply({"params": params["decoder"]}, x_t, z, deterministic=not train, rngs={"dropout": keys[4]})
-        loss, metrics = masked_loss(logits, tokens, x_t, t, self.mask_id, sampleable, self.weighting)
+        decoder = functools.partial(self.decoder.apply, {"params": params["decoder"]})
+
+        def nll_of(x: Array, z: Array, **apply: Any) -> tuple[Array, Array]:
+            h = decoder(x, z, method="hidden", **apply)
+            project = functools.partial(decoder, method="project")
+            return masking.token_nll_by_position(project, h, tokens, jnp.asarray(self.sampleable), positions=self.loss_positions)
+
+        nll, right = nll_of(x_t, z, deterministic=not train, rngs={"dropout": keys[4]})
+        loss, metrics = masked_loss(nll, right, x_t, t, self.mask_id, self.weighting)
         if not train:  # dead latents show here, with every token masked, and not in the loss
             blank = jnp.full_like(tokens, self.mask_id)
-            logits = self.decoder.apply({"params": params["decoder"]}, blank, clean)
-            metrics["one_step_recovery"] = masking.token_nll(logits, tokens, sampleable)[1].mean()
+            metrics["one_step_recovery"] = nll_of(blank, clean)[1].mean()
             # The statistics are of augmented text, the prior's data of clean text: 1 says that they agree.
             metrics["clean_latent_rms"] = jnp.sqrt(jnp.square(clean).mean())
         return loss, (metrics, moments)

@@ -57,7 +57,8 @@ def build_objective(
     Raises:
       ValueError: no such stage.
     """
-    vocabulary = dict(mask_id=mask_id, sampleable=sampleable)
+    loss_positions = settings["memory"]["loss_positions"]
+    vocabulary = dict(mask_id=mask_id, sampleable=sampleable, loss_positions=loss_positions)
     block = settings[stage]
     schedule = make_schedule(*(settings["diffusion"][name] for name in ("schedule", "d", "k", "t0")))
     encoder = text_encoder(settings, networks)
@@ -68,7 +69,7 @@ def build_objective(
     if stage in ("mdlm", "mdlm_long"):
         return MDLM(networks.denoiser, weighting=block["weighting"], **vocabulary)
     if stage == "scorer":
-        return Autoregressive(networks.scorer, eot_id, sampleable)
+        return Autoregressive(networks.scorer, eot_id, sampleable, loss_positions)
     if stage == "autoencoder":
         names = options("noise", "p_feat", "p_lat", "p_drop", "statistics_decay", "weighting")
         return Autoencoder(encoder.features, networks.encoder, networks.decoder, **vocabulary, **names)

@@ -22,6 +22,7 @@ from diladiff_jax.objectives.base import Context
 from diladiff_jax.objectives.diladiff import student_from_teacher
 from diladiff_jax.training import sharding
 from diladiff_jax.training.checkpoints import Checkpoints
+from diladiff_jax.training.distributed import Preempted, StopSignal
 from diladiff_jax.training.experiment import Experiment, not_trained, remember_source, trained_steps
 from diladiff_jax.training.metrics import MetricsWriter, Progress
 from diladiff_jax.training.optimizer import make_optimizer
@@ -51,6 +52,7 @@ def train(
 
     Raises:
       ConfigError, DataError, PretrainedError, CheckpointError, TrainingError: bad settings, text, published files, checkpoints, or numbers.
+      Preempted: SIGTERM came, and everything is saved.
     """
     main = jax.process_index() == 0
     if main:
@@ -66,22 +68,23 @@ def train(
     multihost_utils.sync_global_devices("prepared")  # one process writes, all read
     prepared = load_prepared(config.data, workdir)
     experiment = Experiment(config, workdir, prepared.tokenizer, make_mesh(config))
-    for stage in stages:
-        steps = config[stage].steps
-        if not steps:
-            raise config_lib.ConfigError(f"config key {stage}.steps is 0; it must be above 0 to train that stage")
-        # A stage that is asked for by name is trained here, even where the workdir that we start from has it.
-        if experiment.trained_steps(stage, own=len(stages) == 1) >= steps:
-            if main:
-                print(f"{stage}: trained already ({steps} steps)", flush=True)
-            continue
-        previous = config_lib.PREDECESSOR[stage]
-        if previous is not None and 0 < experiment.trained_steps(previous) < config[previous].steps:
-            raise TrainingError(
-                f"stage {previous} in {workdir} stands at step {experiment.trained_steps(previous)} of {config[previous].steps}; "
-                f"finish it before {stage} (launch/train.py --stage={previous})"
-            )
-        train_stage(experiment, prepared, stage, stop_at=stop_at)
+    with StopSignal() as stop_signal:
+        for stage in stages:
+            steps = config[stage].steps
+            if not steps:
+                raise config_lib.ConfigError(f"config key {stage}.steps is 0; it must be above 0 to train that stage")
+            # A stage that is asked for by name is trained here, even where the workdir that we start from has it.
+            if experiment.trained_steps(stage, own=len(stages) == 1) >= steps:
+                if main:
+                    print(f"{stage}: trained already ({steps} steps)", flush=True)
+                continue
+            previous = config_lib.PREDECESSOR[stage]
+            if previous is not None and 0 < experiment.trained_steps(previous) < config[previous].steps:
+                raise TrainingError(
+                    f"stage {previous} in {workdir} stands at step {experiment.trained_steps(previous)} of {config[previous].steps}; "
+                    f"finish it before {stage} (launch/train.py --stage={previous})"
+                )
+            train_stage(experiment, prepared, stage, stop_signal, stop_at=stop_at)
 
 
 def make_mesh(config: ConfigDict) -> jax.sharding.Mesh:
@@ -96,7 +99,7 @@ def make_mesh(config: ConfigDict) -> jax.sharding.Mesh:
         raise config_lib.ConfigError(str(error)) from None
 
 
-def train_stage(experiment: Experiment, prepared: Prepared, stage: str, *, stop_at: int | None = None) -> TrainState:
+def train_stage(experiment: Experiment, prepared: Prepared, stage: str, stop_signal: StopSignal, *, stop_at: int | None = None) -> TrainState:
     """Runs one stage to its last step (or `stop_at`) and returns the final state. See `train`."""
     config, settings, mesh = experiment.config, experiment.config[stage], experiment.mesh
     objective = experiment.objective(stage)
@@ -119,7 +122,7 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, *, stop_
 
     # 2. Where it stood, or a start from the predecessor.
     rows = prepared.rows("scorer" if stage == "scorer" else "train")
-    batches = Batches(rows, settings.batch, config.seed + _stage_number(stage), jax.process_index(), jax.process_count())
+    batches = Batches(rows, settings.batch, config.seed + _stage_number(stage), sharding.local_places(mesh, settings.batch))
     checkpoints = Checkpoints(experiment.own_directory(stage), keep=config.logging.keep_checkpoints)
     if checkpoints.latest_step() is not None:
         state, position = checkpoints.restore(abstract, shardings)
@@ -135,21 +138,25 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, *, stop_
     main = jax.process_index() == 0
     writer = MetricsWriter(experiment.workdir / stage / "metrics") if main else None
     progress = Progress(stage, start, settings.steps, out=main)
-    validation = _validation_batches(prepared, config, settings.batch, sharding.batch_devices(mesh))
+    validation = _validation_batches(prepared, config, settings.batch, mesh)
     preview = make_preview(experiment, stage, prepared) if config.logging.samples and stage != "scorer" else None
     log, window, pending = config.logging, [], None
+    whole = sharding.whole_parameters(abstract.params, shardings.params, mesh)
+    if whole:
+        progress.say(f"{stage}: on every device whole, though fsdp x tensor could cut them: " + ", ".join(f"{name} ({size / 2**20:.0f} MiB)" for name, size in whole))
     try:
         for step in range(start, stop):
-            tokens = jax.make_array_from_process_local_data(sharding.batch_sharding(mesh), next(batches))
+            tokens = sharding.batch_array(mesh, next(batches), settings.batch)
             state, metrics = train_step(state, context, tokens)
             if pending is not None:
                 window.append(_fetch(*pending, stage))
             pending, done = (step, metrics), step + 1
+            told = stop_signal.reached(done)
             last = done == stop
-            if last or done % log.checkpoint_every == 0:  # nothing is saved before it was looked at
+            if last or told or done % log.checkpoint_every == 0:  # nothing is saved before it was looked at
                 window.append(_fetch(*pending, stage))
                 pending = None
-            if (done % log.metrics_every == 0 or last) and window:
+            if (done % log.metrics_every == 0 or last or told) and window:
                 means = {name: float(np.mean([m[name] for m in window])) for name in window[0]}
                 window = []
                 if writer:
@@ -157,7 +164,7 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, *, stop_
                 progress.advance(done, means)
             else:
                 progress.advance(done, {})
-            if done % log.validate_every == 0 or last:
+            if last or done % log.validate_every == 0 and not told:
                 values = _mean_metrics(validate, state, context, validation(), validation_key)
                 if writer:
                     writer.write(done, values, "validation")
@@ -165,8 +172,10 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, *, stop_
                 if preview is not None:
                     for text in preview(state, preview_key):
                         progress.say(f"  | {text}")
-            if done % log.checkpoint_every == 0 or last:
+            if done % log.checkpoint_every == 0 or last or told:
                 checkpoints.save(state, batches.get_state())
+            if told and not last:
+                raise Preempted(f"stage {stage} was stopped by SIGTERM after step {done}, which is saved; the same command goes on")
         return state
     finally:
         checkpoints.close()
@@ -206,20 +215,18 @@ def _fetch(step: int, metrics: dict[str, Array], stage: str) -> dict[str, float]
     return values
 
 
-def _validation_batches(prepared: Prepared, config: ConfigDict, batch: int, devices: int) -> Callable[[], Iterator[np.ndarray]]:
+def _validation_batches(prepared: Prepared, config: ConfigDict, batch: int, mesh: jax.sharding.Mesh) -> Callable[[], Iterator[Array]]:
     """The same first validation rows every time, in batches that the devices divide."""
-    rows = prepared.rows("validation")
+    rows, devices = prepared.rows("validation"), sharding.batch_devices(mesh)
     size = min(batch, len(rows)) // devices * devices
     if not size:
         raise TrainingError(f"{len(rows)} validation rows do not fill one batch on {devices} devices; hold out more (data.validation_fraction)")
-    fixed = Batches.fixed(rows, size, size * config.logging.validation_batches, jax.process_index(), jax.process_count())
-    return lambda: (fixed[i] for i in range(len(fixed)))
+    fixed = Batches.fixed(rows, size, size * config.logging.validation_batches, sharding.local_places(mesh, size))
+    return lambda: (sharding.batch_array(mesh, fixed[i], size) for i in range(len(fixed)))
 
 
-def _mean_metrics(validate: Any, state: TrainState, context: Context, batches: Iterator[np.ndarray], key: Array) -> dict[str, float]:
+def _mean_metrics(validate: Any, state: TrainState, context: Context, batches: Iterator[Array], key: Array) -> dict[str, float]:
     found = []
-    mesh = state.step.sharding.mesh
-    for i, rows in enumerate(batches):
-        tokens = jax.make_array_from_process_local_data(sharding.batch_sharding(mesh), rows)
+    for i, tokens in enumerate(batches):
         found.append(jax.device_get(validate(state, context, tokens, jax.random.fold_in(key, i))))
     return {name: float(np.mean([m[name] for m in found])) for name in found[0]}

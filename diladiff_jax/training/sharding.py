@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -11,16 +12,16 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-RULES: dict[str, str] = {
+RULES: dict[str, str | tuple[str, ...]] = {
+    # of parameters
     "vocab": "tensor",
     "heads": "tensor",
     "mlp": "tensor",
     "embed": "fsdp",
+    # of activations, which also have heads, mlp and vocab: tokens and latents are cut by examples
+    "batch": ("data", "fsdp"),
 }
-"""Logical parameter axis -> mesh axis; names that are not here stay whole on every device."""
-
-BATCH = PartitionSpec(("data", "fsdp"))
-"""Token and latent batches: the leading axis over data and fsdp."""
+"""Logical axis -> mesh axis or axes; names that are not here stay whole on every device."""
 
 
 def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
@@ -40,6 +41,17 @@ def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None)
     return Mesh(np.array(devices).reshape(shape), names, axis_types=(AxisType.Auto,) * 3)
 
 
+def on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """`function`, to be jitted, with the mesh and `RULES` in force while it is traced: its networks lay their activations out."""
+
+    @functools.wraps(function)
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(tuple(RULES.items())):
+            return function(*args, **kwargs)
+
+    return traced
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
@@ -47,12 +59,24 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Leading axis over data and fsdp."""
-    return NamedSharding(mesh, BATCH)
+    return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
 def batch_devices(mesh: Mesh) -> int:
     """How many parts a batch is cut into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def local_places(mesh: Mesh, batch: int) -> list[int]:
+    """Which rows of a global batch this process's devices hold, in order: several processes hold the same ones where
+    `tensor` reaches across them."""
+    parts = batch_sharding(mesh).addressable_devices_indices_map((batch,)).values()
+    return sorted({place for (part,) in parts for place in range(*part.indices(batch))})
+
+
+def batch_array(mesh: Mesh, rows: np.ndarray, batch: int) -> jax.Array:
+    """This process's rows `[len(local_places), ...]` as its part of the global batch `[batch, ...]`."""
+    return jax.make_array_from_process_local_data(batch_sharding(mesh), rows, (batch, *rows.shape[1:]))
 
 
 def parameter_shardings(boxed: Any, mesh: Mesh) -> Any:
@@ -69,6 +93,18 @@ def parameter_shardings(boxed: Any, mesh: Mesh) -> Any:
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     return jax.tree.map(one, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
+
+
+def whole_parameters(abstract: Any, shardings: Any, mesh: Mesh, *, at_least: int = 2**20) -> list[tuple[str, int]]:
+    """(path, bytes) of parameters of `at_least` bytes that lie whole on every device of a mesh that cuts parameters."""
+    if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
+        return []
+    leaves, found = jax.tree_util.tree_flatten_with_path(abstract)[0], []
+    for (path, leaf), placed in zip(leaves, jax.tree.leaves(shardings), strict=True):
+        size = leaf.size * leaf.dtype.itemsize
+        if placed.is_fully_replicated and size >= at_least:
+            found.append(("/".join(_names(path)), size))
+    return found
 
 
 def like_parameters(tree: Any, shardings: Any, mesh: Mesh) -> Any:

@@ -137,12 +137,12 @@ def compile_steps(
     whole, batch = sharding.replicated(mesh), sharding.batch_sharding(mesh)
     context_shardings = jax.tree.map(lambda x: x.sharding, context)
     train = jax.jit(
-        make_train_step(objective, tx, ema=ema, accumulate=accumulate),
+        sharding.on_mesh(make_train_step(objective, tx, ema=ema, accumulate=accumulate), mesh),
         in_shardings=(shardings, context_shardings, batch),
         out_shardings=(shardings, whole),
         donate_argnums=0,
     )
     validate = jax.jit(
-        make_validation_step(objective), in_shardings=(shardings, context_shardings, batch, whole), out_shardings=whole
+        sharding.on_mesh(make_validation_step(objective), mesh), in_shardings=(shardings, context_shardings, batch, whole), out_shardings=whole
     )
     return train, validate

@@ -50,6 +50,11 @@ def test_orders_are_uncorrelated_with_the_rows_and_with_each_other():
     assert np.mean(np.abs(np.diff(orders, axis=1)) == 1) < 2 * 2 / n
 
 
+def share(p, processes, batch=8):
+    """The places of process p where each holds one run of them."""
+    return range(p * batch // processes, (p + 1) * batch // processes)
+
+
 @pytest.mark.parametrize("processes", [1, 2, 4])
 @pytest.mark.parametrize("threads, prefetch", [(0, 0), (3, 5)])
 def test_global_batches_do_not_depend_on_processes_threads_or_prefetch(processes, threads, prefetch):
@@ -58,7 +63,7 @@ def test_global_batches_do_not_depend_on_processes_threads_or_prefetch(processes
         expected = taken(batches, count)
     shares = []
     for p in range(processes):
-        with Batches(rows, 8, 5, p, processes, threads=threads, prefetch=prefetch) as batches:
+        with Batches(rows, 8, 5, share(p, processes), threads=threads, prefetch=prefetch) as batches:
             shares.append(taken(batches, count))
     np.testing.assert_array_equal(np.concatenate(shares, axis=1), expected)
 
@@ -76,9 +81,11 @@ def test_a_process_reads_only_its_own_rows():
             return [np.full(3, i, np.int32) for i in indices]
 
     rows = Watched()
-    with Batches(rows, 8, 0, 1, 4, threads=0) as batches:
+    with Batches(rows, 8, 0, [2, 7], threads=0) as batches:
         out = taken(batches, 5)[..., 0].reshape(-1)
     assert rows.read == out.tolist() and len(out) == 10
+    with Batches(Watched(), 8, 0) as batches:
+        np.testing.assert_array_equal(out, taken(batches, 5)[:, [2, 7], 0].reshape(-1))
 
 
 @pytest.mark.parametrize("before, after", [(4, 1), (1, 2), (2, 4), (4, 4)])
@@ -87,13 +94,13 @@ def test_resuming_continues_exactly_under_any_process_count(before, after):
     with Batches(rows, 8, seed=1) as batches:
         expected = taken(batches, count)
     for stop in np.random.default_rng(0).choice(count, 5, replace=False):
-        with Batches(rows, 8, 1, before - 1, before) as batches:
+        with Batches(rows, 8, 1, share(before - 1, before)) as batches:
             taken(batches, stop) if stop else None
             state = json.loads(json.dumps(batches.get_state()))
         assert state["position"] == stop and all(isinstance(v, int) for v in state.values())
         shares = []
         for p in range(after):
-            with Batches(rows, 8, 1, p, after, threads=3) as batches:
+            with Batches(rows, 8, 1, share(p, after), threads=3) as batches:
                 next(batches)  # somewhere else, with reads in flight
                 batches.set_state(state)
                 assert batches.get_state() == state
@@ -106,7 +113,7 @@ def test_unshuffled_is_the_order_of_the_rows_and_fixed_its_first_whole_batches()
     with Batches(rows, 4, 0, shuffle=False) as batches:
         np.testing.assert_array_equal(taken(batches, 5)[..., 0].reshape(-1), np.arange(20) % 10)
     for count, whole in ((0, 2), (9, 2), (7, 1), (100, 2)):
-        shares = [Batches.fixed(rows, 4, count, p, 2) for p in range(2)]
+        shares = [Batches.fixed(rows, 4, count, share(p, 2, 4)) for p in range(2)]
         assert len(shares[0]) == whole
         for _ in range(2):  # may be passed over again
             both = np.concatenate([np.stack(list(s)) for s in shares], axis=1)
@@ -122,8 +129,9 @@ def test_bad_input_is_refused_in_one_line():
             lambda: batches.set_state(state | {"rows": 11}),
             lambda: batches.set_state({}),
             lambda: batches.set_state(state | {"position": -1}),
-            lambda: Batches(rows, 6, 0, 0, 4),
-            lambda: Batches(rows, 4, 0, 2, 2),
+            lambda: Batches(rows, 0, 0),
+            lambda: Batches(rows, 4, 0, [2, 4]),
+            lambda: Batches(rows, 4, 0, []),
             lambda: Batches(rows[:0], 4, 0),
             lambda: Batches.fixed(rows, 16),
         ]

@@ -126,6 +126,28 @@ def test_forbidden_ids_have_probability_exactly_zero():
     np.testing.assert_allclose(right, 1 / np.sum(SAMPLEABLE), rtol=1e-6)
 
 
+@pytest.mark.parametrize("positions", [1, 3, 4, 100])
+def test_nll_by_position_is_the_nll_of_all_logits(positions):
+    """Values, guesses and gradients in the hidden states and the head, whether or not the parts divide the length of 10; and no array
+    of all logits in the program, gradient included."""
+    h, head = jax.random.normal(jax.random.key(0), (3, 10, 5)), jax.random.normal(jax.random.key(1), (5, V + 2))
+    tokens = jax.random.randint(jax.random.key(2), (3, 10), 0, V)
+
+    def plain(h, head):
+        return masking.token_nll(h @ head, tokens, SAMPLEABLE)
+
+    def parts(h, head):
+        return masking.token_nll_by_position(lambda h: h @ head, h, tokens, SAMPLEABLE, positions=positions)
+
+    for ours, expected in zip(parts(h, head), plain(h, head), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-5)
+    gradient = lambda f: jax.grad(lambda h, head: jnp.sin(f(h, head)[0]).sum(), argnums=(0, 1))
+    for ours, expected in zip(gradient(parts)(h, head), gradient(plain)(h, head), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-6)
+    text = jax.jit(gradient(parts)).lower(h, head).as_text()
+    assert (f"3x10x{V + 2}x" in text) == (positions == 100)
+
+
 def test_nll_gradient_is_finite_and_zero_on_forbidden_ids():
     """d nll / d logits = softmax - onehot on the text ids and 0 on the others, no nan from the -inf."""
     logits = jnp.array([0.3, -1.0, 2.0, 7.0, 7.0])

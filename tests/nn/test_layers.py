@@ -16,26 +16,6 @@ def init(module, *args, **kw):
     return nn.unbox(module.init(jax.random.key(0), *args, **kw)["params"])
 
 
-def test_attention_is_the_softmax_average():
-    """Against numpy, with and without the causal mask; H heads are laid side by side."""
-    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 5, 2, 4))
-    for causal in (False, True):
-        out = jax.jit(layers.attend, static_argnames="causal")(q, k, v, causal=causal)
-        scores = np.einsum("blhd,bmhd->bhlm", q, k) / 2
-        if causal:
-            scores = np.where(np.tril(np.ones((5, 5))), scores, -np.inf)
-        weights = np.exp(scores) / np.exp(scores).sum(axis=-1, keepdims=True)
-        np.testing.assert_allclose(out, np.einsum("bhlm,bmhd->blhd", weights, v).reshape(2, 5, 8), rtol=1e-4, atol=1e-5)
-
-
-def test_attention_has_a_forward_derivative():
-    """Its jvp equals a central difference (the student's loss is made of it)."""
-    q, dq = jax.random.normal(jax.random.key(0), (2, 1, 4, 2, 3))
-    f = jax.jit(lambda q: layers.attend(q, jnp.sin(q), jnp.cos(q)))
-    _, tangent = jax.jvp(f, (q,), (dq,))
-    np.testing.assert_allclose(tangent, (f(q + 1e-2 * dq) - f(q - 1e-2 * dq)) / 2e-2, rtol=1e-2, atol=1e-3)
-
-
 @pytest.mark.parametrize("kind", ["rmsnorm", "layernorm"])
 def test_norm(kind):
     """Unit mean square (about zero or the mean) times the gain; scale invariant."""
@@ -124,31 +104,3 @@ def test_linear_starts_at_unit_gain():
         x = jax.random.normal(jax.random.key(1), (200, width))
         module = layers.Linear(width)
         assert abs(module.apply({"params": init(module, x)}, x).std() - 1) < 0.1
-
-
-@pytest.mark.parametrize("causal", [False, True])
-def test_attention_in_blocks_is_the_attention_at_once(causal, monkeypatch):
-    """Values and gradients agree, with a last block that is not full and with queries standing at chosen positions."""
-    monkeypatch.setattr(layers, "BLOCK_SCORES", 2 * 9 * 4)  # four queries at a time
-    q, k, v = (jax.random.normal(jax.random.key(i), (2, n, 3, 8)) for i, n in enumerate((7, 9, 9)))
-    positions = jnp.array([[8, 0, 3, 5, 1, 2, 7], [4, 4, 6, 0, 8, 1, 2]])
-
-    def both(form):
-        f = lambda *qkv: form(*qkv, positions, causal=causal)
-        return f(q, k, v), jax.grad(lambda *qkv: jnp.sin(f(*qkv)).sum(), argnums=(0, 1, 2))(q, k, v)
-
-    for ours, plain in zip(jax.tree.leaves(both(layers.attend_in_blocks)), jax.tree.leaves(both(layers.attend_at_once)), strict=True):
-        np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-5)
-
-
-def test_long_text_on_cpus_never_holds_its_score_matrix(monkeypatch):
-    """Above the threshold the program compiled here has no array as large as all scores; the plain form, asked for, has one."""
-    monkeypatch.setattr(layers, "MANY_SCORES", 1)
-    monkeypatch.setattr(layers, "BLOCK_SCORES", 16 * 4)
-    q = jax.ShapeDtypeStruct((1, 16, 2, 8), jnp.float32)
-
-    def largest(plain):
-        text = jax.jit(lambda q: layers.attend(q, q, q, plain=plain)).lower(q).compile().as_text()
-        return max(math.prod(map(int, shape.split(","))) for shape in re.findall(r"f32\[([\d,]+)\]", text))
-
-    assert largest(plain=True) >= 2 * 16 * 16 > largest(plain=False)

@@ -95,7 +95,7 @@ def test_at_initialization_the_loss_is_the_mdlms(autoencoder, networks, sampleab
     t = masking.stratified_times(time_key, 16)
     x_t = masking.mask_tokens(keys[3], tokens, t, 10)
     logits = networks.denoiser.apply({"params": start.frozen["features"]}, x_t)
-    expected, _ = masked_loss(logits, tokens, x_t, t, 10, jnp.asarray(sampleable), "one")
+    expected, _ = masked_loss(*masking.token_nll(logits, tokens, jnp.asarray(sampleable)), x_t, t, 10, "one")
     np.testing.assert_allclose(loss(params, start, tokens, key, 0)[0], expected, rtol=1e-5)
 
 

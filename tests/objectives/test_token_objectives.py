@@ -31,7 +31,8 @@ def test_masked_loss_equals_numpy(sampleable):
             nll = np.log(np.exp(row).sum()) - row[tokens[b, l]]
             plain, bound, right = plain + nll / 15, bound + nll / t[b] / 15, right + (row.argmax() == tokens[b, l])
     for weighting, expected in (("one", plain), ("bound", bound)):
-        loss, metrics = masked_loss(jnp.asarray(logits), jnp.asarray(tokens), jnp.asarray(x_t), t, MASK, jnp.asarray(sampleable), weighting)
+        found = masking.token_nll(jnp.asarray(logits), jnp.asarray(tokens), jnp.asarray(sampleable))
+        loss, metrics = masked_loss(*found, jnp.asarray(x_t), t, MASK, weighting)
         np.testing.assert_allclose([loss, metrics["bound"]], [expected, bound], rtol=1e-5)
         np.testing.assert_allclose(metrics["recovery"], right / (x_t == MASK).sum(), rtol=1e-6)
 
@@ -40,7 +41,8 @@ def test_unmasked_tokens_and_forbidden_logits_have_no_gradient(sampleable):
     """The gradient lives on the text ids of masked positions alone."""
     logits = jax.random.normal(jax.random.key(0), (2, 5, 12))
     x_t = jnp.array([[MASK, 1, MASK, 3, 4], [0, 1, 2, 3, MASK]])
-    loss = lambda logits: masked_loss(logits, jnp.zeros((2, 5), jnp.int32), x_t, jnp.array([0.5, 0.2]), MASK, jnp.asarray(sampleable), "bound")[0]
+    nll_of = lambda logits: masking.token_nll(logits, jnp.zeros((2, 5), jnp.int32), jnp.asarray(sampleable))
+    loss = lambda logits: masked_loss(*nll_of(logits), x_t, jnp.array([0.5, 0.2]), MASK, "bound")[0]
     grad = np.asarray(jax.grad(loss)(logits))
     assert (grad[np.asarray(x_t) != MASK] == 0).all() and (grad[..., 10:] == 0).all()
     assert (np.abs(grad[np.asarray(x_t) == MASK][:, :10]) > 0).all()
@@ -65,8 +67,8 @@ def test_bound_metric_estimates_the_exact_nll(sampleable):
         tokens = jnp.broadcast_to(x, (n, length))
         x_t = masking.mask_tokens(keys[1], tokens, t, MASK)
         logits = table[jnp.sum(jnp.where(x_t == MASK, 2, x_t) * jnp.array([[9, 3, 1]]), axis=1)]
-        each = jax.vmap(lambda *a: masked_loss(*(v[None] for v in a), MASK, jnp.asarray(sampleable), "bound")[0])
-        return length * each(logits, tokens, x_t, t)
+        each = jax.vmap(lambda *a: masked_loss(*(v[None] for v in a), MASK, "bound")[0])
+        return length * each(*masking.token_nll(logits, tokens, jnp.asarray(sampleable)), x_t, t)
 
     for i in (0, 5):
         bound = np.asarray(draws(jax.random.key(i), jnp.asarray(sentences[i])), np.float64)
@@ -96,7 +98,7 @@ def test_an_unpredictable_token_that_is_not_masked_costs_nothing(sampleable):
     """A mask in the clean text has probability zero: infinite loss where it is masked, none, and no gradient, where it is seen."""
     tokens = jnp.array([[1, 10, 2, 3]])  # 10 is no text
     x_t, t = jnp.array([[10, 7, 10, 3]]), jnp.array([0.5])
-    loss = lambda logits: masked_loss(logits, tokens, x_t, t, 10, jnp.asarray(sampleable), "one")[0]
+    loss = lambda logits: masked_loss(*masking.token_nll(logits, tokens, jnp.asarray(sampleable)), x_t, t, 10, "one")[0]
     value, gradient = jax.value_and_grad(loss)(jnp.zeros((1, 4, 12)))
     assert float(value) == pytest.approx(2 * np.log(10) / 4, rel=1e-6)
     assert np.isfinite(gradient).all() and (gradient[0, 1] == 0).all()

@@ -37,17 +37,17 @@ def finish(process):
 
 def final_arrays(workdir, stage):
     """Every array of the stage's last checkpoint, and its data position."""
+    import jax
     import orbax.checkpoint as ocp
 
+    anywhere = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # devices of other processes are not here
     directory = (workdir / stage / "checkpoints").absolute()
     step = max(int(p.name) for p in directory.iterdir() if p.name.isdigit())
     found = {}
     for item in ("params", "ema", "training", "statistics"):
         if (directory / str(step) / item).is_dir():
-            with ocp.StandardCheckpointer() as reader:
-                tree = reader.restore(directory / str(step) / item)
-            import jax
-
+            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+                tree = reader.restore(directory / str(step) / item, args=ocp.args.StandardRestore(fallback_sharding=anywhere))
             for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
                 found[item + jax.tree_util.keystr(path)] = np.asarray(leaf)
     return step, found, json.loads(next((directory / str(step) / "data").rglob("metadata")).read_text())

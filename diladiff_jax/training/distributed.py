@@ -1,0 +1,89 @@
+"""Several processes as one run: how they find each other, and how they stop together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+
+class DistributedError(RuntimeError):
+    """The processes of a run did not find each other: one line that says what was awaited."""
+
+
+class Preempted(RuntimeError):
+    """The machine is wanted back: everything is saved, and the same command goes on."""
+
+
+def start(address: str, num_processes: int | None = None, process_id: int | None = None, *, timeout: int = 300) -> None:
+    """Joins this process to the others of the run, before anything else asks JAX for its devices.
+
+    Args:
+      address: "auto" reads what the cluster says (a TPU pod, SLURM, Kubernetes, MPI); else the first process's HOST:PORT.
+      num_processes, process_id: with an address, how many there are and which one this is, from 0.
+      timeout: seconds to wait for the others.
+
+    Raises:
+      DistributedError: no cluster here, or an address that is none.
+
+    When some process has not come in time, this one says so in a line and ends with exit code 1: the runtime, waiting in its
+    own code, would abort it with a page of addresses.
+    """
+    which: dict[str, Any] = {}
+    if address != "auto":
+        if num_processes is None or process_id is None or not 0 <= process_id < num_processes:
+            raise DistributedError(f"process {process_id} of {num_processes} at {address}: with an address, give how many processes there are and which of them, from 0, this is")
+        which = dict(coordinator_address=address, num_processes=num_processes, process_id=process_id)
+    here = f"process {process_id} of {num_processes} at {address}" if which else "this process"
+
+    def give_up() -> None:
+        print(f"error: {here} waited {timeout} s for the others in vain; start all of them, or allow more time", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    watch = threading.Timer(timeout, give_up)
+    watch.daemon = True
+    watch.start()
+    try:
+        jax.distributed.initialize(**which, initialization_timeout=timeout + 60)
+    except ValueError as error:
+        if address == "auto":
+            raise DistributedError("no cluster is announced in this environment (TPU pod, SLURM, Kubernetes, MPI); give the first process's HOST:PORT instead of auto") from None
+        raise DistributedError(f"{address} is no address of a first process ({error}); write HOST:PORT") from None
+    except RuntimeError as error:
+        raise DistributedError(f"{here} could not join the others ({str(error).strip().splitlines()[0][:200]})") from None
+    finally:
+        watch.cancel()
+
+
+class StopSignal:
+    """Whether the run has been told to end (SIGTERM), the same answer at the same step in every process.
+
+    A context: within it SIGTERM no longer kills. JAX's preemption service chooses the step where several processes stop.
+    """
+
+    def __init__(self) -> None:
+        self._told = threading.Event()
+        self._before: Any = None
+        self._alone = jax.process_count() == 1
+
+    def __enter__(self) -> StopSignal:
+        if self._alone and threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._tell)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _tell(self, number: int, frame: FrameType | None) -> None:
+        self._told.set()
+
+    def reached(self, step: int) -> bool:
+        """Whether to stop after `step` updates."""
+        return self._told.is_set() if self._alone else bool(multihost_utils.reached_preemption_sync_point(step))
