@@ -20,4 +20,5 @@ def get_config() -> ConfigDict:
     c.data.update(corpus="openwebtext", validation_fraction=0.0125)  # about 100,000 of the 8 M documents
     c.tokenizer.update(kind="wordpiece", file="vocab.txt", lowercase=True)
     c.features.update(source="bert", path="bert-base-uncased")  # the last layer, 768 wide; rows of 1,024 in three windows
+    c.memory.update(scan=True, remat="matmuls")  # 32 rows of 1,024 a chip in 16 GB
     return c

@@ -19,4 +19,5 @@ def get_config(files: str = "") -> ConfigDict:
     if files:
         c.data.update(corpus="text_files", files=files)
     c.tokenizer.update(kind="unigram", vocab_size=30_522)
+    c.memory.update(scan=True, remat="matmuls")  # 32 rows of 1,024 a chip in 16 GB
     return c

@@ -57,7 +57,7 @@ def default_config() -> ConfigDict:
     """The published setting on OpenWebText, with the pretrained denoiser's own features."""
     c = ConfigDict()
     c.seed = 0
-    c.compute_dtype = "float32"  # or "bfloat16"; parameters, optimizer and the student stay in float32
+    c.compute_dtype = "float32"  # or "bfloat16"; optimizer and student stay in float32, and so do parameters (but for memory.param_dtype)
 
     c.data = ConfigDict(
         dict(
@@ -187,11 +187,15 @@ def default_config() -> ConfigDict:
         dict(
             scan=False,  # one compiled block for all backbone layers: compiles in constant time
             remat="none",  # what blocks keep for the gradient: "none" keeps all, "matmuls" the linear maps' results, "full" nothing
+            param_dtype="float32",  # or "bfloat16": matrices are kept so, rounded stochastically; average and optimizer stay in float32
             loss_positions=128,  # of each row, projected to the vocabulary at a time
         )
     )
     c.logging = ConfigDict(
-        dict(metrics_every=100, validate_every=5_000, validation_batches=8, checkpoint_every=5_000, keep_checkpoints=2, samples=2)
+        dict(
+            metrics_every=100, validate_every=5_000, validation_batches=8, checkpoint_every=5_000, keep_checkpoints=2, samples=2,
+            profile_at=10, profile_steps=0,  # a trace of so many updates from that one on, in STAGE/profile; 0: none
+        )
     )
     return c
 
@@ -343,11 +347,13 @@ def check(config: ConfigDict) -> None:
     for axis in ("data", "fsdp", "tensor"):
         need(config.mesh[axis] > 0 or config.mesh[axis] == -1, f"mesh.{axis}", "above 0, or -1 for all devices that are left")
     need(list(config.mesh.values()).count(-1) <= 1, "mesh.data", "given when another axis is -1: only one can take what is left")
+    one_of("memory.param_dtype", "float32", "bfloat16")
     one_of("memory.remat", "none", "matmuls", "full")
     need(config.memory.loss_positions > 0, "memory.loss_positions", "above 0")
     for key in ("metrics_every", "validate_every", "validation_batches", "checkpoint_every", "keep_checkpoints"):
         need(config.logging[key] > 0, f"logging.{key}", "above 0")
-    need(config.logging.samples >= 0, "logging.samples", "0 or more")
+    for key in ("samples", "profile_at", "profile_steps"):
+        need(config.logging[key] >= 0, f"logging.{key}", "0 or more")
 
 
 def _check_training(config: ConfigDict, stage: str, need: Any, one_of: Any) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import numbers
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -178,6 +178,27 @@ class Model:
             raise ValueError(f"num is {num}; it must be at least 1")
         prompt = np.full((num, self.length), self.tokenizer.mask_id, np.int32)
         return self._fill(key, prompt, self._best(model), batch, start, controls)
+
+    def stream(
+        self, key: Array | int, num: int, *, model: str | None = None, batch: int | None = None, start: int = 0,
+        prompt: str | Sequence[str] | np.ndarray | None = None, **controls: Any,
+    ) -> Iterator[Samples]:
+        """`sample` (or `infill`, where one prompt is given) batch by batch, each given out as soon as it is drawn: any number of samples in
+        the memory of one batch. Whoever stops after n goes on with `start` raised by n. Arguments and errors are those of `sample`.
+        """
+        if num < 1:
+            raise ValueError(f"num is {num}; it must be at least 1")
+        blank = np.full((1, self.length), self.tokenizer.mask_id, np.int32) if prompt is None else self.prompt_tokens(prompt)
+        if len(blank) != 1:
+            raise ValueError(f"{len(blank)} prompts are given; a stream fills in one")
+        if batch is not None and batch < 1:
+            raise ValueError(f"batch is {batch}; it must be at least 1")
+        size = -(-min(batch or self.config.sampling.batch, num) // self.devices) * self.devices
+        for first in range(0, num, size):
+            # The last batch is drawn whole and cut, so that one compiled program serves all.
+            drawn, n = self._fill(key, np.repeat(blank, size, axis=0), self._best(model), size, start + first, controls), min(size, num - first)
+            latents = None if drawn.latents is None else drawn.latents[:n]
+            yield Samples(drawn.texts[:n], drawn.tokens[:n], drawn.unmasked_at[:n], latents)
 
     def infill(
         self, key: Array | int, prompt: str | Sequence[str] | np.ndarray, *, model: str | None = None, batch: int | None = None, start: int = 0, **controls: Any

@@ -76,7 +76,7 @@ def run(main: Callable[[Sequence[str]], None], usage: str) -> None:
             return _refuse(str(error))
         except Preempted as stopped:
             print(stopped, file=sys.stderr)
-            return PREEMPTED
+            return 130 if stopped.by_hand else PREEMPTED
         except KeyboardInterrupt:
             return _refuse("stopped; the same command goes on from the last checkpoint", 130)
         return 0

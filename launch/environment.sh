@@ -31,6 +31,20 @@ setup_environment() {
   link_library
 }
 
+# The TPU compiler, for launch/compile.py. Beside the environment and not in it: where libtpu can be imported, JAX looks for a TPU.
+LIBTPU_VERSION=0.0.42.1 # of the pinned jax
+
+setup_libtpu() {
+  local target="$ROOT/.venv/libtpu"
+  [[ -f "$target/libtpu/libtpu.so" && "$(cat "$target/version" 2>/dev/null)" == "$LIBTPU_VERSION" ]] && return 0
+  echo "installing libtpu $LIBTPU_VERSION in $target (once) ..."
+  if ! "$PYTHON" -m pip install --quiet --quiet --disable-pip-version-check --no-deps --upgrade --target "$target" "libtpu==$LIBTPU_VERSION"; then
+    echo "warning: libtpu $LIBTPU_VERSION could not be installed; tests that compile for TPUs are skipped" >&2
+    return 0
+  fi
+  echo "$LIBTPU_VERSION" > "$target/version"
+}
+
 # `import diladiff_jax` works in .venv from any folder, not only from the checkout.
 link_library() {
   local folder

@@ -3,5 +3,6 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 setup_environment || exit 1
+setup_libtpu
 cd "$ROOT"
 exec "$PYTHON" -m pytest "$@"

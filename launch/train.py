@@ -4,8 +4,9 @@
     python launch/train.py --workdir=runs/tiny --stage=diladiff            # the config is the workdir's own
     python launch/train.py --config=configs/owt.py --workdir=W --stage=mdlm --config.mdlm.batch=256
 
-A stopped run goes on with the same command; SIGTERM saves first and ends with exit code 75. `--stage=all` trains the four stages in their order and the
-baselines that the config gives steps; finished ones are passed over.
+A stopped run goes on with the same command; Ctrl-C saves first, as does SIGTERM, which ends with exit code 75.
+`--stage=all` trains the four stages in their order and the baselines that the config gives steps; finished ones are
+passed over.
 """
 
 import common

@@ -32,6 +32,21 @@ def test_samples_do_not_depend_on_batch_or_devices(trained, model):
     assert not np.array_equal(eight.tokens, model.sample(6, 11, decode_steps=3).tokens)
 
 
+def test_a_stream_is_the_sample_in_parts(model):
+    """Batches of eight of twenty samples, the last one cut: together what `sample` draws at once, and a later start goes on where it stopped."""
+    whole = model.sample(5, 20, batch=8, decode_steps=3)
+    parts = list(model.stream(5, 20, batch=8, decode_steps=3))
+    assert [len(part.texts) for part in parts] == [8, 8, 4] == [len(part.latents) for part in parts]
+    np.testing.assert_array_equal(np.concatenate([part.tokens for part in parts]), whole.tokens)
+    (rest,) = model.stream(5, 7, batch=8, start=13, decode_steps=3)
+    np.testing.assert_array_equal(rest.tokens, whole.tokens[13:])
+    (filled,) = model.stream(5, 3, batch=8, decode_steps=3, prompt="Mia went to the [MASK]")
+    assert all(text.startswith("Mia went to the") for text in filled.texts)
+    for wrong in (dict(num=0), dict(num=2, batch=0), dict(num=2, prompt=["a", "b"])):
+        with pytest.raises(ValueError):
+            next(model.stream(5, **wrong))
+
+
 def test_samples_hold_only_text(model):
     """Every position is filled, with ids that may be sampled, in one of the steps."""
     drawn = model.sample(0, 16, decode_steps=3, top_p=1.0, temperature=1.5)

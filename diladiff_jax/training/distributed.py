@@ -18,7 +18,11 @@ class DistributedError(RuntimeError):
 
 
 class Preempted(RuntimeError):
-    """The machine is wanted back: everything is saved, and the same command goes on."""
+    """The run was told to end: everything is saved, and the same command goes on. `by_hand`: by Ctrl-C, not by a scheduler."""
+
+    def __init__(self, message: str, *, by_hand: bool) -> None:
+        super().__init__(message)
+        self.by_hand = by_hand
 
 
 def start(address: str, num_processes: int | None = None, process_id: int | None = None, *, timeout: int = 300) -> None:
@@ -62,26 +66,33 @@ def start(address: str, num_processes: int | None = None, process_id: int | None
 
 
 class StopSignal:
-    """Whether the run has been told to end (SIGTERM), the same answer at the same step in every process.
+    """Whether the run has been told to end (SIGTERM or Ctrl-C), the same answer at the same step in every process.
 
-    A context: within it SIGTERM no longer kills. JAX's preemption service chooses the step where several processes stop.
+    A context: within it SIGTERM no longer kills, nor does the first Ctrl-C. Of several processes only SIGTERM is caught, and
+    JAX's preemption service chooses the step where they stop.
     """
 
     def __init__(self) -> None:
         self._told = threading.Event()
-        self._before: Any = None
+        self._before: dict[int, Any] = {}
         self._alone = jax.process_count() == 1
+        self.by_hand = False
 
     def __enter__(self) -> StopSignal:
         if self._alone and threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._tell)
+            self._before = {number: signal.signal(number, self._tell) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _tell(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            if self._told.is_set():
+                raise KeyboardInterrupt
+            self.by_hand = True
+            print("saving after this update; Ctrl-C again stops at once", file=sys.stderr, flush=True)
         self._told.set()
 
     def reached(self, step: int) -> bool:

@@ -18,16 +18,18 @@ from diladiff_jax import config as config_lib
 from diladiff_jax import pretrained
 from diladiff_jax.data.pipeline import Batches
 from diladiff_jax.data.prepare import Prepared, load_prepared, prepare
-from diladiff_jax.objectives.base import Context
+from diladiff_jax.objectives.base import Context, Objective
 from diladiff_jax.objectives.diladiff import student_from_teacher
 from diladiff_jax.training import sharding
 from diladiff_jax.training.checkpoints import Checkpoints
 from diladiff_jax.training.distributed import Preempted, StopSignal
 from diladiff_jax.training.experiment import Experiment, not_trained, remember_source, trained_steps
+from diladiff_jax.training.flops import model_flops
 from diladiff_jax.training.metrics import MetricsWriter, Progress
 from diladiff_jax.training.optimizer import make_optimizer
 from diladiff_jax.training.preview import make_preview
 from diladiff_jax.training.state import TrainState, compile_steps, init_state, state_shardings
+from diladiff_jax.training.throughput import Throughput, local_peak
 
 Array = jax.Array
 
@@ -52,7 +54,7 @@ def train(
 
     Raises:
       ConfigError, DataError, PretrainedError, CheckpointError, TrainingError: bad settings, text, published files, checkpoints, or numbers.
-      Preempted: SIGTERM came, and everything is saved.
+      Preempted: SIGTERM or Ctrl-C came, and everything is saved.
     """
     main = jax.process_index() == 0
     if main:
@@ -113,7 +115,7 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, stop_sig
     key, validation_key, preview_key = jax.random.split(stage_key, 3)
 
     def fresh(key: Array) -> TrainState:
-        return init_state(objective, tx, key, ema=settings.ema > 0)
+        return init_state(objective, tx, key, ema=settings.ema > 0, dtype=jnp.dtype(config.memory.param_dtype))
 
     boxed = jax.eval_shape(fresh, key)
     shardings, abstract = state_shardings(boxed, mesh), nn.unbox(boxed)
@@ -140,14 +142,23 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, stop_sig
     progress = Progress(stage, start, settings.steps, out=main)
     validation = _validation_batches(prepared, config, settings.batch, mesh)
     preview = make_preview(experiment, stage, prepared) if config.logging.samples and stage != "scorer" else None
-    log, window, pending = config.logging, [], None
+    log, window, pending, profiling = config.logging, [], None, False
+    throughput = _throughput(objective, settings, context, abstract, prepared.length, mesh)
     whole = sharding.whole_parameters(abstract.params, shardings.params, mesh)
     if whole:
         progress.say(f"{stage}: on every device whole, though fsdp x tensor could cut them: " + ", ".join(f"{name} ({size / 2**20:.0f} MiB)" for name, size in whole))
     try:
         for step in range(start, stop):
             tokens = sharding.batch_array(mesh, next(batches), settings.batch)
+            if step == log.profile_at and log.profile_steps:
+                jax.profiler.start_trace(str(experiment.workdir / stage / "profile"))
+                profiling = True
             state, metrics = train_step(state, context, tokens)
+            throughput.updated()
+            if profiling and (step + 1 == log.profile_at + log.profile_steps or step + 1 == stop):
+                jax.block_until_ready(metrics)
+                jax.profiler.stop_trace()
+                profiling = False
             if pending is not None:
                 window.append(_fetch(*pending, stage))
             pending, done = (step, metrics), step + 1
@@ -160,22 +171,24 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, stop_sig
                 means = {name: float(np.mean([m[name] for m in window])) for name in window[0]}
                 window = []
                 if writer:
-                    writer.write(done, means, "train")
+                    writer.write(done, means | throughput.lap(), "train")
                 progress.advance(done, means)
             else:
                 progress.advance(done, {})
             if last or done % log.validate_every == 0 and not told:
-                values = _mean_metrics(validate, state, context, validation(), validation_key)
-                if writer:
-                    writer.write(done, values, "validation")
-                progress.say(f"{stage} {done}: validation " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()))
-                if preview is not None:
-                    for text in preview(state, preview_key):
-                        progress.say(f"  | {text}")
+                with throughput.paused():
+                    values = _mean_metrics(validate, state, context, validation(), validation_key)
+                    if writer:
+                        writer.write(done, values, "validation")
+                    progress.say(f"{stage} {done}: validation " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()))
+                    if preview is not None:
+                        for text in preview(state, preview_key):
+                            progress.say(f"  | {text}")
             if done % log.checkpoint_every == 0 or last or told:
                 checkpoints.save(state, batches.get_state())
             if told and not last:
-                raise Preempted(f"stage {stage} was stopped by SIGTERM after step {done}, which is saved; the same command goes on")
+                name = "Ctrl-C" if stop_signal.by_hand else "SIGTERM"
+                raise Preempted(f"stage {stage} was stopped by {name} after step {done}, which is saved; the same command goes on", by_hand=stop_signal.by_hand)
         return state
     finally:
         checkpoints.close()
@@ -198,9 +211,20 @@ def start_from_predecessor(state: TrainState, stage: str, context: Context) -> T
     else:
         return state
     # Copies: the state is donated, the frozen networks are not.
-    params = jax.tree.map(lambda new, old: jax.device_put(jnp.copy(new), old.sharding), params, state.params)
-    average = None if state.ema is None else jax.tree.map(jnp.copy, params)
-    return state.replace(params=params, ema=average)
+    def copied(like: Any) -> Any:
+        return jax.tree.map(lambda new, old: jax.device_put(jnp.array(new, old.dtype, copy=True), old.sharding), params, like)
+
+    return state.replace(params=copied(state.params), ema=None if state.ema is None else copied(state.ema))
+
+
+def _throughput(objective: Objective, settings: ConfigDict, context: Context, abstract: TrainState, length: int, mesh: jax.sharding.Mesh) -> Throughput:
+    """The clock of a stage; the model's FLOPs are counted where the devices' rate, and so a utilization, is known."""
+    flops, peak = None, local_peak()
+    if peak:
+        context = context.replace(statistics=abstract.statistics or context.statistics)
+        tokens, key = jax.ShapeDtypeStruct((settings.batch, length), jnp.int32), jax.eval_shape(lambda: jax.random.key(0))
+        flops = model_flops(lambda *args: objective.loss(*args, jnp.zeros((), jnp.int32)), abstract.params, context, tokens, key)
+    return Throughput(settings.batch * length, mesh.size, flops, peak)
 
 
 def _stage_number(stage: str) -> int:

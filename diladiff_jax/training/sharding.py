@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 RULES: dict[str, str | tuple[str, ...]] = {
@@ -38,7 +39,24 @@ def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None)
         shape[shape.index(-1)] = len(devices) // known
     if math.prod(shape) != len(devices):
         raise ValueError(f"mesh sizes {dict(zip(names, shape, strict=True))} do not multiply to the {len(devices)} devices at hand; set config.mesh")
-    return Mesh(np.array(devices).reshape(shape), names, axis_types=(AxisType.Auto,) * 3)
+    return Mesh(_arrange(devices, shape), names, axis_types=(AxisType.Auto,) * 3)
+
+
+def _arrange(devices: list[jax.Device], shape: list[int]) -> np.ndarray:
+    """Devices in the mesh's shape, `tensor` over the nearest neighbours; of several TPU slices, which only a slow network joins, `data`
+    alone reaches across.
+
+    Raises:
+      ValueError: `data` is no multiple of the number of slices.
+    """
+    if devices[0].platform != "tpu":
+        return np.array(devices).reshape(shape)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if shape[0] % slices:
+        raise ValueError(f"mesh size data is {shape[0]}; it must be a multiple of the {slices} slices, for only it may reach across them")
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return mesh_utils.create_hybrid_device_mesh([shape[0] // slices, *shape[1:]], [slices, 1, 1], devices, allow_split_physical_axes=True)
 
 
 def on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:

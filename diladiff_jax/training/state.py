@@ -19,6 +19,9 @@ from diladiff_jax.training.optimizer import path_names
 Array = jax.Array
 
 
+_ROUNDING = 2**31 - 1  # the fold of an update's key that its rounding draws from; microbatches count from 0
+
+
 class TrainState(flax.struct.PyTreeNode):
     """Everything that an update changes. `key` is constant: step n draws from `fold_in(key, n)`."""
 
@@ -35,15 +38,33 @@ class TrainState(flax.struct.PyTreeNode):
         return self.params if self.ema is None else self.ema
 
 
-def init_state(objective: Objective, tx: optax.GradientTransformation, key: Array, *, ema: bool) -> TrainState:
-    """Fresh state with parameters still boxed in their logical axis names; meant to be traced."""
+def stored(params: Any, dtype: Any) -> Any:
+    """Parameters as the state keeps them: matrices in `dtype`, gains and biases in float32, which cost nothing."""
+    return jax.tree.map(lambda x: x.astype(dtype if x.ndim > 1 else jnp.float32), params)
+
+
+def round_stochastically(key: Array, x: Array, dtype: Any) -> Array:
+    """float32 to bfloat16, up or down with the probabilities that leave the mean as it is; anything else is just cast.
+
+    An update is often less than half the spacing of bfloat16 numbers: rounded to the nearest one it would never arrive.
+    """
+    if dtype != jnp.bfloat16:
+        return x.astype(dtype)
+    noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+    up = (jax.lax.bitcast_convert_type(x, jnp.uint32) + noise) & jnp.uint32(0xFFFF0000)
+    return jnp.where(jnp.isfinite(x), jax.lax.bitcast_convert_type(up, jnp.float32), x).astype(dtype)
+
+
+def init_state(objective: Objective, tx: optax.GradientTransformation, key: Array, *, ema: bool, dtype: Any = jnp.float32) -> TrainState:
+    """Fresh state with parameters still boxed in their logical axis names; meant to be traced. Matrices are kept in `dtype`, average
+    and optimizer in float32."""
     init_key, key = jax.random.split(key)
     params = objective.init(init_key)
     plain = nn.unbox(params)
     statistics = objective.init_statistics() if hasattr(objective, "init_statistics") else {}
     # `+ 0`: the average must own its buffers, for the state is donated.
     average = jax.tree.map(lambda x: x + 0, params) if ema else None
-    return TrainState(jnp.zeros((), jnp.int32), params, average, tx.init(plain), statistics, jax.random.key_data(key))
+    return TrainState(jnp.zeros((), jnp.int32), stored(params, dtype), average, tx.init(plain), statistics, jax.random.key_data(key))
 
 
 def state_shardings(abstract: TrainState, mesh: Mesh) -> TrainState:
@@ -100,7 +121,7 @@ def make_train_step(
                 grads, metrics, statistics = gradients(statistics, rows, Part(i, accumulate))
                 return (jax.tree.map(jnp.add, total, grads), statistics), metrics
 
-            zero = jax.tree.map(jnp.zeros_like, state.params)
+            zero = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params)
             (total, statistics), metrics = jax.lax.scan(body, (zero, state.statistics), (micro, jnp.arange(accumulate)))
             grads = jax.tree.map(lambda g: g / accumulate, total)
             metrics = jax.tree.map(lambda m: m.mean(), metrics)
@@ -108,12 +129,17 @@ def make_train_step(
             lambda path, g: None if objective.group(path_names(path)) == "frozen" else g, grads
         )
         metrics["gradient_norm"] = optax.tree.norm(trained)
-        updates, optimizer = tx.update(grads, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
+        exact = stored(state.params, jnp.float32)
+        updates, optimizer = tx.update(stored(grads, jnp.float32), state.optimizer, exact)
+        exact = optax.apply_updates(exact, updates)
+        leaves, structure = jax.tree.flatten(exact)
+        keys = jax.random.split(jax.random.fold_in(key, _ROUNDING), len(leaves))
+        rounded = [round_stochastically(*item) for item in zip(keys, leaves, [p.dtype for p in jax.tree.leaves(state.params)], strict=True)]
+        params = jax.tree.unflatten(structure, rounded)
         average = None
         if state.ema is not None:
             decay = average_decay(state.step, ema)
-            average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state.ema, params)
+            average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state.ema, exact)
         return TrainState(state.step + 1, params, average, optimizer, statistics, state.key), metrics
 
     return train_step

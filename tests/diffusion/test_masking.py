@@ -130,7 +130,7 @@ def test_forbidden_ids_have_probability_exactly_zero():
 def test_nll_by_position_is_the_nll_of_all_logits(positions):
     """Values, guesses and gradients in the hidden states and the head, whether or not the parts divide the length of 10; and no array
     of all logits in the program, gradient included."""
-    h, head = jax.random.normal(jax.random.key(0), (3, 10, 5)), jax.random.normal(jax.random.key(1), (5, V + 2))
+    h, head = jax.random.normal(jax.random.key(0), (3, 10, 6)), jax.random.normal(jax.random.key(1), (6, V + 2))
     tokens = jax.random.randint(jax.random.key(2), (3, 10), 0, V)
 
     def plain(h, head):

@@ -31,6 +31,23 @@ def test_sample_writes_one_json_line_a_sample(trained, tmp_path):
     assert [r["tokens"] for r in a[3:]] == [r["tokens"] for r in b]
 
 
+def test_a_stopped_sample_goes_on_after_what_it_has_written(trained, tmp_path):
+    """Two records and a torn third: the same command keeps the two and draws the rest, to the same file as one run's; records of other
+    settings are drawn anew."""
+    out = tmp_path / "a.jsonl"
+    command = ["sample.py", f"--workdir={trained}", "--num=5", "--batch=2", "--decode_steps=3", f"--out={out}"]
+    assert run(*command).returncode == 0
+    whole = out.read_text().splitlines(keepends=True)
+    kept = [json.dumps(json.loads(line) | {"text": "kept"}) + "\n" for line in whole[:2]]
+    (tmp_path / "a.jsonl.partial").write_text("".join(kept) + whole[2][:40])
+    done = run(*command)
+    assert done.returncode == 0 and "2 samples are there already" in done.stdout
+    assert out.read_text().splitlines(keepends=True) == kept + whole[2:] and not (tmp_path / "a.jsonl.partial").exists()
+    (tmp_path / "a.jsonl.partial").write_text("".join(kept))
+    assert run(*command, "--seed=1").returncode == 0
+    assert "kept" not in out.read_text() and len(out.read_text().splitlines()) == 5
+
+
 def test_evaluate_writes_one_folder(trained, tmp_path):
     """The files, the figures of the rows, and the page with samples of every model; and another workdir's compression beside it."""
     import diladiff_jax as dl

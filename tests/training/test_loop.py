@@ -83,8 +83,8 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(trained, tmp_path, 
 
 
 def test_finished_stages_are_passed_over_and_longer_ones_continue(tmp_path):
-    """The same command twice does nothing; more steps go on from the last one."""
-    config = write_config(tmp_path, logging=dict(samples=0))
+    """The same command twice does nothing; more steps go on from the last one. A trace is written of the updates asked for, and rates are recorded."""
+    config = write_config(tmp_path, logging=dict(samples=0, profile_at=2, profile_steps=2))
     workdir = tmp_path / "w"
     finish(command(workdir, config, "--stage=mdlm"))
     assert "mdlm: trained already (6 steps)" in finish(command(workdir, config, "--stage=mdlm"))
@@ -93,6 +93,8 @@ def test_finished_stages_are_passed_over_and_longer_ones_continue(tmp_path):
     steps = [r["step"] for r in records if "train/loss" in r]
     assert steps == sorted(set(steps)) and steps[-1] == 8
     assert any("validation/loss" in r for r in records)
+    assert all(r["train/tokens_per_second_per_device"] > 0 for r in records[1:] if "train/loss" in r)
+    assert list((workdir / "mdlm" / "profile").rglob("*.xplane.pb"))
     assert list((workdir / "mdlm" / "metrics").glob("events.out.tfevents*"))
     assert final_arrays(workdir, "mdlm")[2]["position"] == 8
 

@@ -76,9 +76,9 @@ def test_several_processes_train_as_one_and_their_checkpoint_moves(one_process, 
             np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=2e-3, err_msg=name)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_sigterm_saves_and_asks_to_be_run_again(one_process, tmp_path, processes):
-    """SIGTERM to one process: all stop after the same step with code 75 and a checkpoint of it, and the same command ends the run."""
+@pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGINT), (2, signal.SIGTERM), pytest.param(1, signal.SIGTERM, marks=pytest.mark.slow)])
+def test_a_run_that_is_told_to_stop_saves_first(one_process, tmp_path, processes, number):
+    """SIGTERM to one process: all stop after the same step with code 75 and a checkpoint of it; Ctrl-C does so with 130; the same command ends the run."""
     _, config = one_process
     steps = ["--config.mdlm.steps=400", "--config.logging.metrics_every=50", "--config.logging.samples=0"]
     running = launch(tmp_path / "w", config, processes, 1, *steps)
@@ -86,10 +86,10 @@ def test_sigterm_saves_and_asks_to_be_run_again(one_process, tmp_path, processes
     deadline = time.monotonic() + 200
     while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
         time.sleep(0.05)
-    running[-1].send_signal(signal.SIGTERM)
-    outs = finish(running, code=75)
+    running[-1].send_signal(number)
+    outs = finish(running, code=75 if number == signal.SIGTERM else 130)
     step = final_arrays(tmp_path / "w", "mdlm")[0]
-    assert 50 <= step < 400 and all(f"stopped by SIGTERM after step {step}" in out for out in outs)
+    assert 50 <= step < 400 and all(f"after step {step}, which is saved" in out and "Traceback" not in out for out in outs)
     assert final_arrays(tmp_path / "w", "mdlm")[2]["position"] == step
     finish(launch(tmp_path / "w", config, 1, 1, *steps))
     assert final_arrays(tmp_path / "w", "mdlm")[0] == 400

@@ -16,7 +16,9 @@ from diladiff_jax.training import sharding
 from diladiff_jax.training.experiment import Experiment
 from diladiff_jax.training.loop import start_from_predecessor
 from diladiff_jax.training.optimizer import make_optimizer
-from diladiff_jax.training.state import average_decay, compile_steps, init_state, make_train_step, make_validation_step, state_shardings
+from diladiff_jax.training.state import (
+    average_decay, compile_steps, init_state, make_train_step, make_validation_step, round_stochastically, state_shardings,
+)
 
 STAGES = ("mdlm", "autoencoder", "diladiff", *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("ladiff", "scorer")))
 
@@ -100,6 +102,44 @@ def test_microbatches_draw_fresh_keys_and_average():
     whole = np.asarray(masking.stratified_times(key, 8))
     assert float(metrics["times"]) * 4 == pytest.approx(whole.sum(), rel=1e-5)
     assert float(metrics["squares"]) * 4 == pytest.approx((whole**2).sum(), rel=1e-5)
+
+
+def test_rounding_to_bfloat16_leaves_the_mean_and_goes_to_a_neighbour():
+    """100,000 draws: each is one of the two bfloat16 numbers around x, their mean is x (4.5 deviations); exact numbers, zero and
+    infinities stay; a cast to float32 changes nothing."""
+    for x in (1.001, -3.3e-5, 255.9):
+        found = np.asarray(round_stochastically(jax.random.key(0), jnp.full(100_000, x, jnp.float32), jnp.bfloat16), np.float64)
+        exact = float(np.float32(x))
+        below, above = sorted({*found})
+        assert below < exact < above and float(jnp.nextafter(jnp.bfloat16(below), jnp.bfloat16(above))) == above
+        assert abs(found.mean() - exact) < 4.5 * found.std() / np.sqrt(1e5)
+    still = jnp.array([0.0, 1.5, -2.0, jnp.inf, -jnp.inf])
+    np.testing.assert_array_equal(round_stochastically(jax.random.key(1), still, jnp.bfloat16), still)
+    np.testing.assert_array_equal(round_stochastically(jax.random.key(1), jnp.array([1.001]), jnp.float32), jnp.array([1.001]))
+
+
+def test_bfloat16_parameters_follow_updates_smaller_than_their_spacing():
+    """A matrix of ones whose every update is a hundredth of bfloat16's spacing there: after 200 it has moved by their sum, on average
+    (4.5 deviations); vectors, average and optimizer are float32."""
+
+    class Slope(Draws):
+        def init(self, key):
+            return {"w": jnp.ones((64, 64)), "b": jnp.ones(4)}
+
+        def loss(self, params, context, tokens, key, step, *, train=True, part=WHOLE):
+            return params["w"].astype(jnp.float32).sum() + params["b"].sum(), ({}, context.statistics)
+
+    rate, n = 2.0**-7 / 100, 200  # spacing above one: 2^-7; below: 2^-8
+    tx = optax.sgd(rate, momentum=0.0)
+    state = init_state(Slope(), tx, jax.random.key(0), ema=True, dtype=jnp.bfloat16)
+    assert state.params["w"].dtype == jnp.bfloat16 and state.params["b"].dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves((state.ema, state.optimizer)) if leaf.ndim} == {jnp.dtype("float32")}
+    step = jax.jit(make_train_step(Slope(), tx, ema=0.9, accumulate=1))
+    for _ in range(n):
+        state, _ = step(state, Context(), jnp.zeros((1, 1), jnp.int32))
+    w = np.asarray(state.params["w"], np.float64)
+    assert abs(w.mean() - (1 - n * rate)) < 4.5 * w.std() / 64
+    np.testing.assert_allclose(state.params["b"], 1 - n * rate, rtol=1e-5)
 
 
 def test_no_key_is_used_twice():
