@@ -164,6 +164,8 @@ def default_config() -> ConfigDict:
             temperature=1.0,
             top_p=0.9,
             decode_steps=64,
+            order="random",  # which positions a step unmasks; or "count", "confidence", "threshold" (sampling.pipeline.ORDERS)
+            threshold=0.9,  # "threshold": how sure is sure enough
             prior_steps=200,
             prior_method="euler",  # or "ddim", "heun", "dpmpp_2m"
             prior_self_conditioning="previous",  # or "current", "none"
@@ -335,6 +337,8 @@ def check(config: ConfigDict) -> None:
     need(0 <= s.top_p <= 1, "sampling.top_p", "between 0 and 1")
     for key in ("decode_steps", "prior_steps", "student_steps"):
         need(s[key] > 0, f"sampling.{key}", "above 0")
+    one_of("sampling.order", "random", "count", "confidence", "threshold")
+    need(0 <= s.threshold <= 1, "sampling.threshold", "between 0 and 1")
     one_of("sampling.prior_method", "euler", "ddim", "heun", "dpmpp_2m")
     one_of("sampling.prior_self_conditioning", "previous", "current", "none")
     need(0 <= s.gamma < 1, "sampling.gamma", "in [0, 1)")

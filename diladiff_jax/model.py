@@ -130,6 +130,7 @@ class Model:
         temperature: float | None = None,
         top_p: float | None = None,
         gamma: float | None = None,
+        threshold: float | None = None,
     ) -> Controls:
         """Settings of a draw; what is not given is the config's (`latent_steps`: prior_steps or student_steps).
 
@@ -144,18 +145,20 @@ class Model:
             temperature=s.temperature if temperature is None else temperature,
             top_p=s.top_p if top_p is None else top_p,
             gamma=s.gamma if gamma is None else gamma,
+            threshold=s.threshold if threshold is None else threshold,
         )
         for name in ("decode_steps", "latent_steps"):
             if not isinstance(values[name], numbers.Integral) or values[name] < 1:
                 raise ValueError(f"{name} is {values[name]}; it must be a whole number of at least 1")
         if not values["temperature"] >= 0:  # nor NaN
             raise ValueError(f"temperature is {values['temperature']}; it must be 0 or more")
-        if not 0 <= values["top_p"] <= 1:
-            raise ValueError(f"top_p is {values['top_p']}; it must be between 0 and 1")
+        for name in ("top_p", "threshold"):
+            if not 0 <= values[name] <= 1:
+                raise ValueError(f"{name} is {values[name]}; it must be between 0 and 1")
         if not 0 <= values["gamma"] < 1:
             raise ValueError(f"gamma is {values['gamma']}; it must be in [0, 1)")
         return Controls(
-            jnp.int32(values["decode_steps"]), jnp.int32(values["latent_steps"]), *(jnp.float32(values[n]) for n in ("temperature", "top_p", "gamma"))
+            jnp.int32(values["decode_steps"]), jnp.int32(values["latent_steps"]), *(jnp.float32(values[n]) for n in ("temperature", "top_p", "gamma", "threshold"))
         )
 
     def sample(
@@ -168,7 +171,7 @@ class Model:
           model: "diladiff", "ladiff", "mdlm" or "mdlm_long"; default the best one trained here.
           batch: examples at a time; default the config's, or `num` if that is smaller.
           start: index of the first sample.
-          **controls: decode_steps, latent_steps, temperature, top_p, gamma.
+          **controls: decode_steps, latent_steps, temperature, top_p, gamma, threshold.
 
         Raises:
           ValueError: a setting out of range.

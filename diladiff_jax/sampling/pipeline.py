@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -20,6 +21,11 @@ MODELS = ("mdlm", "mdlm_long", "ladiff", "diladiff")
 """What can be sampled; `mdlm_long`, the control with the whole budget of decoder steps, is drawn like `mdlm`."""
 
 
+ORDERS = ("random", "count", "confidence", "threshold")
+"""Which positions a step unmasks: each with the probability of the reverse process; a fixed number in random order; the same number of
+the surest; or all that are as sure as `Controls.threshold`."""
+
+
 class Controls(NamedTuple):
     """Run-time settings of a draw: changing them does not compile anew. All scalars."""
 
@@ -28,6 +34,7 @@ class Controls(NamedTuple):
     temperature: Array | float
     top_p: Array | float
     gamma: Array | float
+    threshold: Array | float = 0.9
 
 
 class Sample(NamedTuple):
@@ -53,6 +60,7 @@ class Sampler:
     prior_method: str = "euler"
     prior_self_conditioning: str = "previous"
     gamma_warp: str = "noise_level"
+    order: str = "random"  # see ORDERS
 
     def prior_latents(self, params: Mapping[str, Any], keys: Array, controls: Controls) -> Array:
         """LaDiff: the probability-flow ODE of the prior, `[B, N, D_lat]`."""
@@ -97,7 +105,13 @@ class Sampler:
             h = network.apply(variables, *context, positions, method="finish_at")
             return network.apply(variables, h, method="project")
 
-        filled, when = tokens.ancestral(
+        form = {
+            "random": tokens.ancestral,
+            "count": functools.partial(tokens.ancestral, evenly=True),
+            "confidence": tokens.by_confidence,
+            "threshold": functools.partial(tokens.by_confidence, threshold=controls.threshold),
+        }[self.order]
+        filled, when = form(
             context_of, logits_at, keys, prompt, self.mask_id, jnp.asarray(self.sampleable), controls.decode_steps,
             temperature=controls.temperature, top_p=controls.top_p,
         )

@@ -1,4 +1,4 @@
-"""Ancestral decoding of masked diffusion, and drawing of tokens with temperature and nucleus (METHOD sections 1 and 5)."""
+"""Decoding of masked diffusion, in random order or by confidence, and drawing of tokens with temperature and nucleus."""
 
 from __future__ import annotations
 
@@ -81,6 +81,7 @@ def ancestral(
     *,
     temperature: Array | float = 1.0,
     top_p: Array | float = 0.9,
+    evenly: bool = False,
     rows: int = 256,
 ) -> tuple[Array, Array]:
     """Unmasks every masked position of `tokens [B, L]` in `steps` reverse steps from ratio 1 to 0 on an equal grid.
@@ -98,6 +99,7 @@ def ancestral(
       context_of: tokens `[B, L]` -> what `logits_at` reads, made once in every step.
       logits_at: (context, positions `[B, K]`) -> logits `[B, K, V]`.
       keys: `[B]`, one per sample.
+      evenly: the order of positions is random as before, but every step unmasks the same number of them (one more or less).
       rows: positions worked on at once in the whole batch; it bounds the memory and leaves the samples as they are.
 
     Returns:
@@ -105,8 +107,14 @@ def ancestral(
     """
     batch, length = tokens.shape
     when_key, what_key = jax.vmap(lambda key: jax.random.split(key))(keys).T
-    when = jnp.floor(uniform_per_sample(when_key, (length,)) * steps).astype(jnp.int32)
-    when = jnp.where(tokens == mask_id, jnp.minimum(when, steps - 1), -1)
+    masked = tokens == mask_id
+    place = uniform_per_sample(when_key, (length,))
+    if evenly:
+        rank = jnp.argsort(jnp.argsort(jnp.where(masked, place, 2.0), axis=1), axis=1)
+        when = rank * steps // jnp.maximum(masked.sum(axis=1, keepdims=True), 1)
+    else:
+        when = jnp.floor(place * steps).astype(jnp.int32)
+    when = jnp.where(masked, jnp.minimum(when, steps - 1), -1)
     uniform = uniform_per_sample(what_key, (length,))
     order = jnp.argsort(when, axis=1)
     size = max(1, min(length, rows // batch))
@@ -132,3 +140,60 @@ def ancestral(
 
     start = (next_step(jnp.int32(-1)), tokens)
     return jax.lax.while_loop(lambda carry: carry[0] < steps, step, start)[1], when
+
+
+def by_confidence(
+    context_of: Callable[[Array], Any],
+    logits_at: Callable[[Any, Array], Array],
+    keys: Array,
+    tokens: Array,
+    mask_id: int,
+    sampleable: Array,
+    steps: Array | int,
+    *,
+    temperature: Array | float = 1.0,
+    top_p: Array | float = 0.9,
+    threshold: Array | float | None = None,
+    rows: int = 256,
+) -> tuple[Array, Array]:
+    """Unmasks first what the model is surest of; arguments and results otherwise as of `ancestral`.
+
+    In every step a token is drawn for each masked position, and its confidence is the probability that it was drawn with. Without
+    `threshold` each of the `steps` keeps the same number of the most confident tokens (one more or less); with it, a step keeps all
+    that are at least so probable, and the most probable one in any case, and there are as many steps as that takes (`steps`
+    is not read). What is not kept is drawn anew in the next step. This is not a sample of the model's law: it costs diversity.
+    """
+    length = tokens.shape[1]
+    size = max(1, min(length, rows // tokens.shape[0]))
+    total = jnp.sum(tokens == mask_id, axis=1, keepdims=True)
+
+    def step(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        k, x, when = carry
+        context, masked = context_of(x), x == mask_id
+        left = masked.sum(axis=1, keepdims=True)
+        order = jnp.argsort(~masked, axis=1)  # masked positions first, in their order
+        uniform = uniform_per_sample(jax.vmap(lambda key: jax.random.fold_in(key, k))(keys), (length,))
+
+        def some(i: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
+            slot = i * size + jnp.arange(size)[None, :]
+            positions = jnp.take_along_axis(order, jnp.minimum(slot, length - 1), axis=1)
+            p = token_distribution(restrict(logits_at(context, positions), sampleable), temperature, top_p)
+            drawn = draw(p, jnp.take_along_axis(uniform, positions, axis=1))
+            sure = jnp.take_along_axis(p, drawn[..., None], axis=-1)[..., 0] / jnp.sum(p, axis=-1)
+            goal = jnp.where(slot < left, positions, length)
+            put = jax.vmap(lambda row, at, value: row.at[at].set(value, mode="drop"))
+            # Not a number (a network gone wrong) counts as not sure at all: every step must keep something.
+            return put(found[0], goal, drawn.astype(x.dtype)), put(found[1], goal, jnp.nan_to_num(sure))
+
+        nothing = (x, jnp.full(x.shape, -1.0))
+        drawn, sure = jax.lax.fori_loop(0, -(-jnp.max(left) // size), some, nothing)
+        rank = jnp.argsort(jnp.argsort(-sure, axis=1), axis=1)
+        if threshold is None:
+            kept = rank < total * (k + 1) // steps - (total - left)
+        else:
+            kept = (rank == 0) | (sure >= threshold)
+        kept &= masked
+        return k + 1, jnp.where(kept, drawn, x), jnp.where(kept, k, when)
+
+    start = (jnp.int32(0), tokens, jnp.full(tokens.shape, -1, jnp.int32))
+    return jax.lax.while_loop(lambda carry: jnp.any(carry[1] == mask_id), step, start)[1:]

@@ -123,7 +123,8 @@ def train_step(experiment: Experiment, stage: str) -> Program:
     if settings.batch % parts:
         raise config_lib.ConfigError(f"config key {stage}.batch is {settings.batch}; it must be a multiple of data x fsdp devices x accumulate = {parts}")
     tx = make_optimizer(settings, objective.group)
-    boxed = jax.eval_shape(lambda key: init_state(objective, tx, key, ema=settings.ema > 0), _abstract_key())
+    dtype = jnp.dtype(config.memory.param_dtype)
+    boxed = jax.eval_shape(lambda key: init_state(objective, tx, key, ema=settings.ema > 0, dtype=dtype), _abstract_key())
     shardings = nn.unbox(state_shardings(boxed, mesh))
     state = abstract(nn.unbox(boxed), shardings)
     context = experiment.context(stage)

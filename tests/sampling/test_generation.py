@@ -1,5 +1,7 @@
 """Generation as a whole, on tiny random networks."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,6 +52,18 @@ def test_generation_fills_everything_keeps_the_prompt_and_depends_on_the_index_a
     else:
         assert whole.latents.shape == (4, 4, 6) and np.isfinite(whole.latents).all()
         np.testing.assert_allclose(other.latents, whole.latents[order], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("order", pipeline.ORDERS[1:])
+def test_other_orders_fill_everything_and_depend_on_the_index_alone(made, order):
+    """As for random order; and the same sample in another batch."""
+    sampler, params, _ = made
+    generate = jax.jit(dataclasses.replace(sampler, order=order).generate, static_argnums=0)
+    whole = generate("diladiff", params, jax.random.key(3), jnp.arange(4), PROMPT, CONTROLS)
+    assert (whole.tokens < MASK).all()
+    np.testing.assert_array_equal(whole.unmasked_at == -1, PROMPT != MASK)
+    turned = jnp.array([3, 1, 0, 2])
+    np.testing.assert_array_equal(generate("diladiff", params, jax.random.key(3), turned, PROMPT[turned], CONTROLS).tokens, whole.tokens[turned])
 
 
 def test_logits_of_all_positions_never_exist(made, networks, sampleable):

@@ -202,6 +202,78 @@ def test_steps_that_unmask_nothing_are_left_out():
     np.testing.assert_array_equal(x, given)
 
 
+# Other orders.
+
+
+def ordered(form, keys, prompt, steps, **kw):
+    run = jax.jit(lambda keys: form(denoiser, logits_at, keys, prompt, MASK, jnp.asarray(SAMPLEABLE), steps, **({"temperature": 1.0, "top_p": 1.0} | kw)))
+    x, when = run(keys)
+    return np.asarray(x), np.asarray(when)
+
+
+@functools.cache
+def law_by_confidence(steps):
+    """Probability of each sentence where step k keeps the surest of its draws, up to floor(3 (k + 1) / steps) tokens in all, enumerated."""
+
+    def after(context, k):
+        free = [l for l in range(L) if context[l] == MASK]
+        if not free:
+            return {context: 1.0}
+        found = dict.fromkeys(SENTENCES, 0.0)
+        for draws in itertools.product(range(V), repeat=len(free)):
+            sure = [TABLE[context][l][v] for l, v in zip(free, draws, strict=True)]
+            count = L * (k + 1) // steps - (L - len(free))
+            best = sorted(range(len(free)), key=lambda i: -sure[i])[:count]
+            new = list(context)
+            for i in best:
+                new[free[i]] = draws[i]
+            for sentence, mass in after(tuple(new), k + 1).items():
+                found[sentence] += mass * np.prod(sure)
+        return found
+
+    return np.array([after((MASK,) * L, 0)[sentence] for sentence in SENTENCES])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_confident_samples_follow_their_enumerated_law(steps, chi_square):
+    """40,000 samples, in two batches of rounds, against the law of keeping the surest draws (chi-square, false alarm 1e-4), which is not that of random order."""
+    x, when = ordered(tokens.by_confidence, jax.random.split(jax.random.key(steps), N), prompts(), steps, rows=2 * N)
+    expected, counts = law_by_confidence(steps), counts_of(x)
+    rare = expected * N < 10  # too few for the approximation, and so one cell
+    pooled = [np.append(values[~rare], values[rare].sum()) for values in (counts, expected)] if rare.any() else (counts, expected)
+    assert chi_square(*pooled) > 1e-4
+    if steps > 1:
+        assert chi_square(counts_of(x), law(steps)) < 1e-6
+    assert [np.sum(when == k, axis=1).tolist() == [L * (k + 1) // steps - L * k // steps] * N for k in range(steps)] == [True] * steps
+
+
+def test_a_threshold_keeps_what_is_sure_enough_and_something_in_any_case():
+    """At 0 everything goes in one step, above every probability one a step; between, a step keeps exactly the draws as probable as it, or the surest."""
+    keys = jax.random.split(jax.random.key(3), 400)
+    assert (ordered(tokens.by_confidence, keys, prompts(n=400), 1, threshold=0.0)[1] == 0).all()
+    assert (np.sort(ordered(tokens.by_confidence, keys, prompts(n=400), 1, threshold=1.1)[1], axis=1) == [0, 1, 2]).all()
+    x, when = ordered(tokens.by_confidence, keys, prompts(n=400).at[:50, 1].set(2), 1, threshold=0.45)
+    assert (when[:50, 1] == -1).all() and (x[:50, 1] == 2).all() and (x < V).all() and len(np.unique(when)) > 2
+    for row, steps in zip(x, when, strict=True):
+        for k in range(steps.max() + 1):
+            context = tuple(np.where(steps < k, row, MASK))
+            kept = [TABLE[context][l][row[l]] for l in range(L) if steps[l] == k]
+            assert len(kept) == 1 or min(kept) >= 0.45 - 1e-5
+
+
+def test_even_steps_unmask_the_same_number_in_uniform_order(chi_square):
+    """Of three positions in two steps one and two, in three steps one each, every order equally likely (false alarm 1e-4); prompts are kept;
+    as many steps as positions have the joint's own law."""
+    keys = jax.random.split(jax.random.key(4), N)
+    _, when = ordered(tokens.ancestral, keys, prompts(), 2, evenly=True)
+    assert (np.sort(when, axis=1) == [0, 0, 1]).all()
+    x, when = ordered(tokens.ancestral, keys, prompts(), 3, evenly=True)
+    assert chi_square([np.all(when == order, axis=1).sum() for order in itertools.permutations(range(3))], np.ones(6)) > 1e-4
+    assert chi_square(counts_of(x), np.array(list(JOINT.values()))) > 1e-4
+    x, when = ordered(tokens.ancestral, keys[:100], prompts((MASK, 1, MASK), 100), 2, evenly=True)
+    assert (x[:, 1] == 1).all() and (np.sort(when, axis=1) == [-1, 0, 1]).all()
+
+
 # Nucleus.
 
 
