@@ -1,9 +1,10 @@
-"""Times the samplers on random weights, against a sampler without any of their savings.
+"""Times the samplers on random weights, against a sampler without any of their savings; or the updates of every stage, piece by piece.
 
     python launch/benchmark.py --suite=sampling --size=tiny --out=bench.json
+    python launch/benchmark.py --suite=training --size=tiny --batch=128 --out=bench.json
     python launch/benchmark.py --suite=sampling --size=paper --batch=8 --decode_steps=64 --timed_steps=2 --out=bench.json
 
-Three ways of decoding from the same latents, timed in turns in one run:
+Sampling: three ways of decoding from the same latents, timed in turns in one run:
   naive      all logits in every step, the nucleus by a full sort, the latent read anew each time
   bisection  the same with the library's nucleus in place of the sort
   ours       what the library does: the positions of a step alone, the latent read once
@@ -11,6 +12,8 @@ All attend in the library's own way, so that the ratios show the decoding and no
 
 With --timed_steps=N below --decode_steps=T only N steps are run, on rows in which all but N/T of the tokens are given:
 each step then unmasks as many as one of T does. Times are scaled by T/N, and the row says so (`timed_steps`).
+Training: of every stage, its loss alone, its loss with the gradient, its optimizer alone, and the whole update, in turns;
+`fraction_of_matmul_rate` counts the products that the model needs, not what a program does beside them.
 Beside FILE.json a plot FILE.png is written.
 """
 
@@ -25,7 +28,7 @@ from typing import Any, NamedTuple
 import common
 from absl import flags
 
-_SUITE = flags.DEFINE_enum("suite", "sampling", ["sampling"], "What to time.")
+_SUITE = flags.DEFINE_enum("suite", "sampling", ["sampling", "training"], "What to time.")
 _SIZE = flags.DEFINE_enum("size", "tiny", ["tiny", "small", "paper"], "tiny: configs/tiny.py; small: 6 layers of 384, 256 tokens; paper: configs' defaults.")
 _BATCH = flags.DEFINE_integer("batch", 8, "Texts at a time.", lower_bound=1)
 _DECODE_STEPS = flags.DEFINE_integer("decode_steps", 64, "Decoding steps T.", lower_bound=1)
@@ -36,6 +39,7 @@ _TOP_P = flags.DEFINE_float("top_p", 0.9, "Nucleus.", lower_bound=0, upper_bound
 _OUT = flags.DEFINE_string("out", None, "JSON file.", required=True)
 
 CASES = ("naive", "bisection", "ours")
+PIECES = ("loss", "gradient", "optimizer", "update")
 
 
 def settings(size: str) -> Any:
@@ -98,18 +102,18 @@ class Program(NamedTuple):
     temporaries: int
 
 
-def compiled(function: Any, *arguments: Any) -> Program:
-    """Compiles twice: with an empty persistent cache, and again from it."""
+def compiled(function: Any, *arguments: Any, times: int = 2) -> Program:
+    """Compiles twice: with an empty persistent cache, and again from it (or, with `times=1`, only the first)."""
     import jax
 
     seconds = []
-    for _ in range(2):
+    for _ in range(times):
         jax.clear_caches()
         start = time.perf_counter()
         program = jax.jit(function).lower(*arguments).compile()
         seconds.append(time.perf_counter() - start)
     memory = program.memory_analysis()
-    return Program(program, *seconds, int(memory.temp_size_in_bytes) if memory is not None else 0)
+    return Program(program, seconds[0], seconds[-1], int(memory.temp_size_in_bytes) if memory is not None else 0)
 
 
 def seconds_of(program: Any, *arguments: Any) -> tuple[float, Any]:
@@ -231,6 +235,63 @@ def sampling_suite() -> dict[str, Any]:
     return {"machine": machine, "rows": rows}
 
 
+def training_suite() -> dict[str, Any]:
+    """The same document with a row for each stage."""
+    import flax.linen as nn
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from diladiff_jax import config as config_lib
+    from diladiff_jax.training import ahead, sharding
+    from diladiff_jax.training.optimizer import make_optimizer
+    from diladiff_jax.training.state import init_state, make_train_step
+
+    batch, mesh = _BATCH.value, sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    stages = config_lib.STAGES
+    given = settings(_SIZE.value).to_dict()
+    for stage in stages:
+        given[stage]["batch"] = batch
+    c = config_lib.resolve(given)
+    experiment = ahead.AbstractExperiment(c, mesh)
+    rates, rows = [matmul_rate()], []
+    for stage in stages:
+        objective, flops = experiment.objective(stage), ahead.train_step(experiment, stage).flops
+        tx, average = make_optimizer(c[stage], objective.group), c[stage].ema
+        state = jax.jit(lambda key: nn.unbox(init_state(objective, tx, key, ema=average > 0)))(jax.random.key(0))  # noqa: B023
+        context = jax.tree.map(lambda x: jnp.asarray(np.random.default_rng(x.size).normal(size=x.shape) * 0.1 + 1, x.dtype), experiment.context(stage))
+        tokens = jnp.asarray(np.random.default_rng(0).integers(0, experiment.tokenizer.mask_id - 2, (batch, c.data.length)), jnp.int32)
+        read = context.replace(statistics=state.statistics) if state.statistics else context
+
+        def loss(params: Any, read: Any, tokens: Any) -> Any:
+            return objective.loss(params, read, tokens, jax.random.key(1), 0)[0]  # noqa: B023
+
+        programs = {
+            "loss": (loss, (state.params, read, tokens)),
+            "gradient": (jax.grad(loss), (state.params, read, tokens)),
+            "optimizer": (lambda grads, kept, params: tx.update(grads, kept, params), (state.params, state.optimizer, state.params)),  # noqa: B023
+            "update": (make_train_step(objective, tx, ema=average, accumulate=1), (state, context, tokens)),
+        }
+        made = {name: compiled(function, *arguments, times=2 if name == "update" else 1) for name, (function, arguments) in programs.items()}
+        times: dict[str, list[float]] = {name: [] for name in PIECES}
+        for _ in range(_ROUNDS.value):
+            for name in PIECES:
+                times[name].append(seconds_of(made[name].run, *programs[name][1])[0])
+        rates.append(matmul_rate())
+        middle = {name: statistics.median(times[name]) for name in PIECES}
+        rows.append({
+            "suite": "training", "case": stage, "size": _SIZE.value, "batch": batch, "length": c.data.length, "vocab": experiment.tokenizer.vocab_size,
+            "decode_steps": None, "latent_steps": None, "rounds": _ROUNDS.value, "seconds": middle["update"],
+            "seconds_low": min(times["update"]), "seconds_high": max(times["update"]), **{f"{name}_seconds": middle[name] for name in PIECES[:-1]},
+            "tokens_per_second": batch * c.data.length / middle["update"], "latent_seconds": None, "decode_seconds": None,
+            "peak_memory_bytes": made["update"].temporaries, "compile_seconds_cold": made["update"].cold, "compile_seconds_cached": made["update"].cached,
+            "model_flops": flops,
+        })  # fmt: skip
+    for row in rows:
+        row["fraction_of_matmul_rate"] = row["model_flops"] / row["seconds"] / max(rates)
+    return {"machine": {"device": jax.devices()[0].device_kind, "count": 1, "matmul_flops_per_second": max(rates)}, "rows": rows}
+
+
 def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     """Seconds of every case on a logarithmic axis, with the range over the rounds."""
     import matplotlib
@@ -239,13 +300,16 @@ def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     from matplotlib import pyplot
 
     figure, axis = pyplot.subplots(figsize=(6, 3), layout="constrained")
-    middle = [row["decode_seconds"] for row in rows]
-    spread = [[row["decode_seconds"] - row["decode_seconds_low"] for row in rows], [row["decode_seconds_high"] - row["decode_seconds"] for row in rows]]
+    name = "decode_seconds" if rows[0]["suite"] == "sampling" else "seconds"
+    middle = [row[name] for row in rows]
+    spread = [[row[name] - row[f"{name}_low"] for row in rows], [row[f"{name}_high"] - row[name] for row in rows]]
     axis.barh([row["case"] for row in rows], middle, xerr=spread, color="tab:blue")
     axis.set_xscale("log")
     axis.invert_yaxis()
     first = rows[0]
-    axis.set_xlabel(f"seconds to decode {first['batch']} texts of {first['length']} tokens in {first['decode_steps']} steps")
+    texts = f"{first['batch']} texts of {first['length']} tokens"
+    sampling = first["suite"] == "sampling"
+    axis.set_xlabel(f"seconds to decode {texts} in {first['decode_steps']} steps" if sampling else f"seconds of an update on {texts}")
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
@@ -257,7 +321,7 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as empty:  # compiling cold means without what earlier runs stored
         jax.config.update("jax_compilation_cache_dir", empty)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        document = sampling_suite()
+        document = {"sampling": sampling_suite, "training": training_suite}[_SUITE.value]()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(document, indent=2) + "\n")
@@ -265,6 +329,15 @@ def main(argv: list[str]) -> None:
     except OSError as error:
         raise common.UsageError(f"--out={path} cannot be written ({error.strerror}); give a file in a folder that can be") from None
     rows = document["rows"]
+    if _SUITE.value == "training":
+        for row in rows:
+            print(
+                f"{row['case']:12} {1e3 * row['seconds']:9.1f} ms an update ({1e3 * row['seconds_low']:.1f} to {1e3 * row['seconds_high']:.1f}): "
+                f"loss {1e3 * row['loss_seconds']:.1f}, with gradient {1e3 * row['gradient_seconds']:.1f}, optimizer {1e3 * row['optimizer_seconds']:.1f}; "
+                f"{row['tokens_per_second']:.0f} tokens/s, {row['peak_memory_bytes'] / 2**20:.0f} MiB, compiled in {row['compile_seconds_cold']:.1f} s "
+                f"(stored: {row['compile_seconds_cached']:.1f} s), {100 * row['fraction_of_matmul_rate']:.0f}% of the matmul rate"
+            )
+        return
     for row in rows:
         print(
             f"{row['case']:10} {row['decode_seconds']:9.2f} s decoding ({row['decode_seconds_low']:.2f} to {row['decode_seconds_high']:.2f}), "

@@ -175,13 +175,23 @@ def sampler(experiment: Experiment, model: str) -> Program:
     jitted = jax.jit(sharding.on_mesh(draw, mesh), in_shardings=(None, whole, split, split, whole), out_shardings=split)
     indices = jax.ShapeDtypeStruct((size,), jnp.int32, sharding=split)
     prompt = jax.ShapeDtypeStruct((size, length), jnp.int32, sharding=split)
-    return Program(lambda: jitted.lower(params, _abstract_key(whole), indices, prompt, scalars), params, size, None, decoding_trips(size, length, settings.decode_steps))
+    return Program(lambda: jitted.lower(params, _abstract_key(whole), indices, prompt, scalars), params, size, None, decoding_trips(size, length, settings.decode_steps, settings.order))
 
 
-def decoding_trips(batch: int, length: int, steps: int, *, rows: int = 256, draws: int = 64) -> tuple[float, float]:
-    """How often the two loops of `sampling.tokens.ancestral` run from a blank prompt: decoding steps in which something is
-    unmasked, and rounds in such a step. Means over drawn examples: the step of each position is uniform over all steps."""
-    rng, size = np.random.default_rng(0), max(1, min(length, rows // batch))
+def decoding_trips(batch: int, length: int, steps: int, order: str = "random", *, rows: int = 256, draws: int = 64) -> tuple[float, float]:
+    """How often the two loops of `sampling.tokens` run from a blank prompt: decoding steps, and rounds of `rows` positions in a step.
+
+    Steps in which nothing is unmasked are left out. Order "random": means over drawn examples, the step of each position being uniform
+    over all steps. By confidence every step draws for all that is masked; "threshold", whose steps depend on the text, is taken to
+    need as many.
+    """
+    size = max(1, min(length, rows // batch))
+    if order == "count":
+        return float(min(steps, length)), float(-(-max(1, length // steps) // size))
+    if order in ("confidence", "threshold"):
+        left = length - length * np.arange(steps) // steps
+        return float(steps), float(np.mean(-(-left // size)))
+    rng = np.random.default_rng(0)
     busy, rounds = [], []
     for _ in range(max(1, draws // batch)):
         counts = rng.multinomial(length, np.full(steps, 1.0 / steps), size=batch)

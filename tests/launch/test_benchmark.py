@@ -5,6 +5,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
@@ -26,3 +28,19 @@ def test_sampling_rows_name_their_case_and_its_cost(tmp_path):
         assert min(row["compile_seconds_cold"], row["compile_seconds_cached"], row["peak_memory_bytes"], row["fraction_of_matmul_rate"]) > 0
     assert rows["ours"]["peak_memory_bytes"] <= rows["naive"]["peak_memory_bytes"]
     assert out.with_suffix(".png").exists() and "naive" in done.stdout and "4 timed steps" in done.stdout
+
+
+@pytest.mark.slow
+def test_training_rows_are_the_stages_and_their_pieces(tmp_path):
+    """A row for each stage; what the model needs is a part of the machine's rate."""
+    out = tmp_path / "bench.json"
+    flags = ["--suite=training", "--size=tiny", "--batch=64", "--rounds=3", f"--out={out}"]
+    done = subprocess.run([sys.executable, "launch/benchmark.py", *flags], cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["case"] for row in rows] == ["mdlm", "autoencoder", "ladiff", "diladiff"]
+    for row in rows:
+        assert (row["suite"], row["batch"], row["length"]) == ("training", 64, 32) and 0 < row["fraction_of_matmul_rate"] < 1
+        assert abs(row["tokens_per_second"] * row["seconds"] - 64 * 32) < 1e-6
+        assert row["seconds_low"] <= row["seconds"] <= row["seconds_high"]
+    assert out.with_suffix(".png").exists() and "diladiff" in done.stdout

@@ -201,3 +201,5 @@ def test_decoding_trips_have_their_limits():
     assert steps == 64.0 and 2.0 < rounds < 6.0
     steps, rounds = ahead.decoding_trips(1, 8, 10_000)
     assert 7.9 < steps <= 8.0 and rounds == 1.0
+    assert ahead.decoding_trips(32, 1024, 64, "count") == (64.0, 2.0)  # 16 of each row, 8 at a time
+    assert ahead.decoding_trips(1, 256, 2, "confidence") == (2.0, 1.0) and ahead.decoding_trips(2, 256, 2, "confidence") == (2.0, 1.5)
