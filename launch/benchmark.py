@@ -191,7 +191,7 @@ def sampling_suite() -> dict[str, Any]:
     z, t = jnp.zeros((batch, *networks.latent_shape)), jnp.zeros((batch,))
     params = {"decoder": random_parameters(networks.decoder, prompt, z), "student": random_parameters(networks.student, z, t, z, t)}
     keys = jax.random.split(jax.random.key(1), batch)
-    controls = Controls(jnp.int32(timed), jnp.int32(_LATENT_STEPS.value), jnp.float32(1.0), jnp.float32(top_p), jnp.float32(0.8))
+    controls = Controls(jnp.int32(timed), jnp.int32(_LATENT_STEPS.value), jnp.float32(1.0), jnp.float32(top_p), jnp.float32(0.8), jnp.float32(0.9))
 
     def plain(params: Any, keys: Any, prompt: Any, z: Any, controls: Any, *, sort: bool) -> Any:
         return plain_decode(networks, params, keys, prompt, z, mask_id, jnp.asarray(sampleable), controls.decode_steps, controls.top_p, sort=sort)

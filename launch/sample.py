@@ -35,6 +35,7 @@ _OUT = flags.DEFINE_string("out", None, "File for JSON Lines; default the termin
 
 def main(argv: list[str]) -> None:
     import diladiff_jax as dl
+    from diladiff_jax import config as config_lib
 
     model = dl.load(flags.FLAGS.workdir, config=common.experiment(_CONFIG))
     name = _MODEL.value or (model.models[-1] if model.models else None)
@@ -49,8 +50,11 @@ def main(argv: list[str]) -> None:
                 print(*drawn.texts, sep="\n", flush=True)
             return
         common.writable_folder("out", str(pathlib.Path(_OUT.value).absolute().parent))
-        used = {"seed": _SEED.value, "model": name, "prompt": _PROMPT.value, **_used(model, name, given)}
-        _write(pathlib.Path(_OUT.value), batches, used)
+        used = {"seed": _SEED.value, "model": name, **_used(model, name, given)}
+        # What else decides the samples: records of anything else are not gone on from.
+        origin = {"workdir": str(pathlib.Path(flags.FLAGS.workdir).absolute()), "start": _START.value, "prompt": _PROMPT.value}
+        origin |= {"trained_steps": {stage: model.trained_steps(stage) for stage in config_lib.STAGES + config_lib.BASELINES}, "sampling": model.config.sampling.to_dict() | {"batch": None}}
+        _write(pathlib.Path(_OUT.value), batches, used, used | origin)
     except ValueError as error:
         raise common.UsageError(str(error)) from None
     print(f"{_NUM.value} samples of {name}: {_OUT.value}")
@@ -63,48 +67,52 @@ def _used(model: Any, name: str | None, given: dict[str, Any]) -> dict[str, Any]
     return {key: controls[key].item() for key in names}
 
 
-def _write(path: pathlib.Path, batches: Callable[[int], Iterator[Any]], used: dict[str, Any]) -> None:
-    """Writes the samples to `path`, going on after those that an earlier run with the same settings has left in `path.partial`.
+def _write(path: pathlib.Path, batches: Callable[[int], Iterator[Any]], used: dict[str, Any], origin: dict[str, Any]) -> None:
+    """Writes the samples to `path`, going on after those that an earlier run of the same `origin` has left in `path.partial`.
 
     Raises:
       UsageError: the file cannot be written.
     """
-    partial = path.with_name(path.name + ".partial")
+    partial, about = (path.with_name(path.name + ending) for ending in (".partial", ".partial.json"))
     try:
-        done = min(_left(partial, used), _NUM.value)
-        with partial.open("r+" if done else "w", encoding="utf-8") as out:
-            for _ in range(done):
-                out.readline()
-            out.seek(out.tell())
-            out.truncate()
+        done, size = _left(partial, about, origin)
+        about.write_text(json.dumps(origin))
+        with partial.open("r+b" if done else "wb") as out:
+            out.truncate(size)
+            out.seek(size)
             if done:
                 print(f"{done} samples are there already: {partial}", flush=True)
             for drawn in batches(done) if done < _NUM.value else ():
                 for text, tokens in zip(drawn.texts, drawn.tokens, strict=True):
                     record = {"index": _START.value + done, "text": text, "tokens": tokens.tolist(), **used}
-                    out.write(json.dumps(record, ensure_ascii=False) + "\n")
+                    out.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
                     done += 1
                 out.flush()
             os.fsync(out.fileno())
         partial.replace(path)
+        about.unlink()
     except OSError as error:
         raise common.UsageError(f"--out={path} cannot be written ({error.strerror}); give a file in a folder that can be") from None
 
 
-def _left(partial: pathlib.Path, used: dict[str, Any]) -> int:
-    """How many whole records with these settings, from index --start on, an earlier run has left; 0 where they are others'."""
-    if not partial.exists():
-        return 0
-    count = 0
-    for line in partial.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-        try:
-            record = json.loads(line) if line.endswith("\n") else None
-        except json.JSONDecodeError:
-            record = None
-        if not isinstance(record, dict) or record.get("index") != _START.value + count or any(record.get(key) != value for key, value in used.items()):
-            break
-        count += 1
-    return count
+def _left(partial: pathlib.Path, about: pathlib.Path, origin: dict[str, Any]) -> tuple[int, int]:
+    """How many whole records an earlier run of the same origin has left, at most --num, and the bytes they take; (0, 0) if it was another's."""
+    try:
+        if json.loads(about.read_text()) != origin or not partial.exists():
+            return 0, 0
+    except (OSError, ValueError):
+        return 0, 0
+    count = size = 0
+    with partial.open("rb") as lines:
+        for line in lines:  # in bytes, a line ends at a newline and nowhere else
+            try:
+                whole = line.endswith(b"\n") and json.loads(line)["index"] == _START.value + count
+            except (ValueError, KeyError, TypeError):
+                whole = False
+            if not whole or count == _NUM.value:
+                break
+            count, size = count + 1, size + len(line)
+    return count, size
 
 
 if __name__ == "__main__":

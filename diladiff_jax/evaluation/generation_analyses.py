@@ -156,7 +156,7 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 def prior_likelihood(model: Analysed, rows: np.ndarray, latents: np.ndarray, sigmas: Sequence[float] = (0.3, 0.6), *, draws: int = 8, seed: int = 0) -> Table:
     """LaDiff's bound on the perplexity, at several noise floors: see `ode.likelihood_bound`."""
-    teacher, decoder = model.networks.teacher, model.networks.decoder
+    teacher, decoder = model.networks.teacher.clone(plain=True), model.networks.decoder  # its divergence is a forward derivative
     prior, params = model.trained("ladiff"), model.trained("autoencoder")["decoder"]
     how = "none" if model.config.sampling.prior_self_conditioning == "none" else "current"
     predict = ode.clean_prediction(lambda z_t, t, c: teacher.apply({"params": prior}, z_t, t, c), how)

@@ -4,7 +4,7 @@
 |---|---|---|
 | any | `attend_at_once`, one einsum over all scores | short text, and whatever is differentiated forwards |
 | CPU | `attend_in_blocks` | long text: the score matrix costs several times the products that it is made of |
-| TPU | `attend_splash`, the Pallas kernel | lengths that are multiples of 128 |
+| TPU | `attend_splash`, the Pallas kernel | lengths that are multiples of 128; on several devices, under `sharding.on_mesh` |
 | CUDA | `attend_cudnn`, cuDNN's flash attention | 16-bit floats |
 
 Shapes: `q [B, L, H, K]`, `k, v [B, M, H, K]` -> `[B, L, H * K]`.
@@ -43,7 +43,9 @@ def attend(q: Array, k: Array, v: Array, *, positions: Array | None = None, caus
     forms: dict[str, Callable[..., Array]] = {}
     if q.shape[0] * q.shape[1] * q.shape[2] * k.shape[1] >= MANY_SCORES:
         forms["cpu"] = functools.partial(attend_in_blocks, causal=causal)
-    if not q.shape[1] % LANES and not k.shape[1] % LANES and not moved:
+    # The compiler cannot cut a kernel over devices: of several, only where it is known how the arrays lie on them.
+    known = jax.device_count() == 1 or not jax.sharding.get_abstract_mesh().empty
+    if not q.shape[1] % LANES and not k.shape[1] % LANES and not moved and known:
         forms["tpu"] = functools.partial(attend_splash, causal=causal)
     if jax.default_backend() == "gpu" and q.dtype.itemsize == 2 and not moved:  # the call itself looks for the device
         forms["cuda"] = functools.partial(attend_cudnn, causal=causal)

@@ -33,7 +33,8 @@ class LatentDenoiser(nn.Module):
     max_period: float = 10.0
     num_latents: int = 0  # above 0: learned positions are added at the entry, for each latent has a role of its own
     interval: bool = False
-    remat: str = "none"  # see transformer.REMAT
+    plain: bool = False  # whether it is differentiated forwards, which only attention's plain form allows; see `attention.attend`
+    remat: str = "none"  # or one of transformer.REMAT
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -62,8 +63,7 @@ class LatentDenoiser(nn.Module):
             h = h + Linear(self.width, ("latent", "embed"), use_bias=False, dtype=self.dtype, name=f"self_{i}")(self_condition)
             h = block(
                 self.width, self.heads, self.mlp_ratio, "swiglu", qk_norm=True, rotary=True,
-                plain=self.interval,  # the student is differentiated forwards
-                dtype=self.dtype, name=f"block_{i}",
+                plain=self.plain, dtype=self.dtype, name=f"block_{i}",
             )(h)
             if i < half:
                 skips.append(h)

@@ -36,7 +36,7 @@ class Networks:
 def build_networks(settings: Mapping[str, Any], length: int, vocab_size: int, bert: Bert | None = None) -> Networks:
     """Builds every module from the blocks `backbone`, `encoder`, `decoder`, `latent_denoiser`, `scorer_network`, `memory` and `compute_dtype`.
 
-    The student always computes in float32: its loss is made of forward derivatives.
+    The student always computes in float32 and with plain attention: its loss is made of forward derivatives.
     """
     dtype, memory = jnp.dtype(settings["compute_dtype"]), settings["memory"]
     layers = {"scan": memory["scan"], "remat": memory["remat"]}
@@ -52,7 +52,7 @@ def build_networks(settings: Mapping[str, Any], length: int, vocab_size: int, be
         encoder=LatentEncoder(length=length, dtype=dtype, **encoder),
         decoder=LatentConditionedDecoder(denoiser.clone(name=None), encoder["num_latents"], tuple(settings["decoder"]["cross_layers"])),
         teacher=LatentDenoiser(latent_dim, dtype=dtype, **latent),
-        student=LatentDenoiser(latent_dim, dtype=jnp.float32, interval=True, **latent),
+        student=LatentDenoiser(latent_dim, dtype=jnp.float32, interval=True, plain=True, **latent),
         scorer=TokenDenoiser(vocab_size, length, dtype=dtype, **scorer, **layers),
         bert=bert,
     )

@@ -18,12 +18,11 @@ from diladiff_jax.nn.placement import spread
 
 Array = jax.Array
 
-REMAT: dict[str, Callable[..., bool] | None] = {
-    "none": jax.checkpoint_policies.everything_saveable,
+REMAT: dict[str, Callable[..., bool]] = {
     "matmuls": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-"""What a block keeps for its gradient: everything; the results of its linear maps (attention is made anew); or only what enters it."""
+"""What a rematerialized block keeps for its gradient: the results of its linear maps (attention is made anew), or only what enters it."""
 
 
 class Block(nn.Module):
@@ -100,7 +99,7 @@ class TokenDenoiser(nn.Module):
     causal: bool = False
     dropout: float = 0.0
     scan: bool = False  # one compiled block for all layers, whose parameters are stacked when it runs
-    remat: str = "none"  # see REMAT
+    remat: str = "none"  # or one of REMAT
     dtype: Any = jnp.float32
 
     def setup(self) -> None:

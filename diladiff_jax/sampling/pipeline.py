@@ -34,7 +34,7 @@ class Controls(NamedTuple):
     temperature: Array | float
     top_p: Array | float
     gamma: Array | float
-    threshold: Array | float = 0.9
+    threshold: Array | float
 
 
 class Sample(NamedTuple):

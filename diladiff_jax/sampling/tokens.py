@@ -158,18 +158,20 @@ def by_confidence(
 ) -> tuple[Array, Array]:
     """Unmasks first what the model is surest of; arguments and results otherwise as of `ancestral`.
 
-    In every step a token is drawn for each masked position, and its confidence is the probability that it was drawn with. Without
+    In every step a token is drawn for each masked position, and its confidence is the probability that the model itself gives it,
+    whatever temperature and nucleus it was drawn with (at temperature 0 all draws would be sure). Without
     `threshold` each of the `steps` keeps the same number of the most confident tokens (one more or less); with it, a step keeps all
     that are at least so probable, and the most probable one in any case, and there are as many steps as that takes (`steps`
     is not read). What is not kept is drawn anew in the next step. This is not a sample of the model's law: it costs diversity.
     """
     length = tokens.shape[1]
     size = max(1, min(length, rows // tokens.shape[0]))
-    total = jnp.sum(tokens == mask_id, axis=1, keepdims=True)
+    free = tokens == mask_id
+    total = jnp.sum(free, axis=1, keepdims=True)
 
     def step(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         k, x, when = carry
-        context, masked = context_of(x), x == mask_id
+        context, masked = context_of(x), free & (when < 0)
         left = masked.sum(axis=1, keepdims=True)
         order = jnp.argsort(~masked, axis=1)  # masked positions first, in their order
         uniform = uniform_per_sample(jax.vmap(lambda key: jax.random.fold_in(key, k))(keys), (length,))
@@ -177,9 +179,9 @@ def by_confidence(
         def some(i: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
             slot = i * size + jnp.arange(size)[None, :]
             positions = jnp.take_along_axis(order, jnp.minimum(slot, length - 1), axis=1)
-            p = token_distribution(restrict(logits_at(context, positions), sampleable), temperature, top_p)
-            drawn = draw(p, jnp.take_along_axis(uniform, positions, axis=1))
-            sure = jnp.take_along_axis(p, drawn[..., None], axis=-1)[..., 0] / jnp.sum(p, axis=-1)
+            logits = restrict(logits_at(context, positions).astype(jnp.float32), sampleable)
+            drawn = draw(token_distribution(logits, temperature, top_p), jnp.take_along_axis(uniform, positions, axis=1))
+            sure = jnp.take_along_axis(jax.nn.softmax(logits, axis=-1), drawn[..., None], axis=-1)[..., 0]
             goal = jnp.where(slot < left, positions, length)
             put = jax.vmap(lambda row, at, value: row.at[at].set(value, mode="drop"))
             # Not a number (a network gone wrong) counts as not sure at all: every step must keep something.
@@ -196,4 +198,4 @@ def by_confidence(
         return k + 1, jnp.where(kept, drawn, x), jnp.where(kept, k, when)
 
     start = (jnp.int32(0), tokens, jnp.full(tokens.shape, -1, jnp.int32))
-    return jax.lax.while_loop(lambda carry: jnp.any(carry[1] == mask_id), step, start)[1:]
+    return jax.lax.while_loop(lambda carry: jnp.any(free & (carry[2] < 0)), step, start)[1:]

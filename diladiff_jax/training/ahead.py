@@ -166,7 +166,7 @@ def sampler(experiment: Experiment, model: str) -> Program:
         network = "teacher" if model == "ladiff" else "student"
         params = {"decoder": experiment.restore("autoencoder")["decoder"], network: experiment.restore(model)}
     steps = settings.prior_steps if model == "ladiff" else settings.student_steps
-    run, kinds = experiment.sampler(), dict(decode_steps=jnp.int32, temperature=jnp.float32, top_p=jnp.float32, gamma=jnp.float32)
+    run, kinds = experiment.sampler(), dict(decode_steps=jnp.int32, temperature=jnp.float32, top_p=jnp.float32, gamma=jnp.float32, threshold=jnp.float32)
     scalars = {name: jax.ShapeDtypeStruct((), kind, sharding=whole) for name, kind in kinds.items()}
 
     def draw(params: Any, key: Any, indices: Any, prompt: Any, given: dict[str, Any]) -> Any:

@@ -6,11 +6,13 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
 
 
 class DistributedError(RuntimeError):
@@ -76,6 +78,8 @@ class StopSignal:
         self._told = threading.Event()
         self._before: dict[int, Any] = {}
         self._alone = jax.process_count() == 1
+        self._asked = 0
+        self._agreed = False
         self.by_hand = False
 
     def __enter__(self) -> StopSignal:
@@ -95,6 +99,50 @@ class StopSignal:
             print("saving after this update; Ctrl-C again stops at once", file=sys.stderr, flush=True)
         self._told.set()
 
-    def reached(self, step: int) -> bool:
-        """Whether to stop after `step` updates."""
-        return self._told.is_set() if self._alone else bool(multihost_utils.reached_preemption_sync_point(step))
+    def reached(self) -> bool:
+        """Whether to stop now; to be asked after every update, by all processes alike. Once true it stays so."""
+        # The service answers true at one count alone, a few after the highest it has seen: updates restart with every stage, this does not.
+        self._asked += 1
+        if self._alone:
+            self._agreed = self._told.is_set()
+        elif not self._agreed:
+            self._agreed = bool(multihost_utils.reached_preemption_sync_point(self._asked))
+        return self._agreed
+
+    @property
+    def agreed(self) -> bool:
+        """Whether `reached` has said so before."""
+        return self._agreed or (self._alone and self._told.is_set())
+
+    @property
+    def name(self) -> str:
+        """What told the run to end."""
+        return "Ctrl-C" if self.by_hand else "SIGTERM"
+
+
+def by_the_first(name: str, work: Callable[[], None], *, hours: float = 72.0) -> None:
+    """Has the first process do `work`, while the others wait for it on the coordination service, however long it takes.
+
+    Raises:
+      DistributedError: on the others, what the first process raised, in one line.
+    """
+    if jax.process_count() == 1:
+        return work()
+    client = multihost.get_jax_distributed_client()
+
+    def heard() -> None:  # the first process holds the service: it must not leave before all have read what it said
+        client.wait_at_barrier(f"diladiff/{name}/heard", 60_000)
+
+    if jax.process_index() == 0:
+        try:
+            work()
+        except Exception as error:
+            client.key_value_set(f"diladiff/{name}", f"error: {error}")
+            heard()
+            raise
+        client.key_value_set(f"diladiff/{name}", "done")
+        return heard()
+    said = client.blocking_key_value_get(f"diladiff/{name}", int(hours * 3_600_000))
+    heard()
+    if said != "done":
+        raise DistributedError(f"the first process ended with {' '.join(said.split())}")

@@ -11,7 +11,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from diladiff_jax import config as config_lib
@@ -22,7 +21,7 @@ from diladiff_jax.objectives.base import Context, Objective
 from diladiff_jax.objectives.diladiff import student_from_teacher
 from diladiff_jax.training import sharding
 from diladiff_jax.training.checkpoints import Checkpoints
-from diladiff_jax.training.distributed import Preempted, StopSignal
+from diladiff_jax.training.distributed import Preempted, StopSignal, by_the_first
 from diladiff_jax.training.experiment import Experiment, not_trained, remember_source, trained_steps
 from diladiff_jax.training.flops import model_flops
 from diladiff_jax.training.metrics import MetricsWriter, Progress
@@ -57,7 +56,8 @@ def train(
       Preempted: SIGTERM or Ctrl-C came, and everything is saved.
     """
     main = jax.process_index() == 0
-    if main:
+
+    def prepare_all() -> None:
         config_lib.save(config, workdir)
         if init_from is not None:
             remember_source(workdir, init_from)
@@ -67,7 +67,7 @@ def train(
         prepare(config.data, config.tokenizer, workdir)
         if config.features.source == "bert":
             pretrained.adopt(config.features.path, pathlib.Path(workdir) / "features")
-    multihost_utils.sync_global_devices("prepared")  # one process writes, all read
+    by_the_first("prepare", prepare_all)
     prepared = load_prepared(config.data, workdir)
     experiment = Experiment(config, workdir, prepared.tokenizer, make_mesh(config))
     with StopSignal() as stop_signal:
@@ -86,6 +86,8 @@ def train(
                     f"stage {previous} in {workdir} stands at step {experiment.trained_steps(previous)} of {config[previous].steps}; "
                     f"finish it before {stage} (launch/train.py --stage={previous})"
                 )
+            if stop_signal.agreed:  # restoring and compiling the next stage may take longer than the scheduler waits
+                raise Preempted(f"stopped by {stop_signal.name} before stage {stage}; the same command goes on", by_hand=stop_signal.by_hand)
             train_stage(experiment, prepared, stage, stop_signal, stop_at=stop_at)
 
 
@@ -162,7 +164,7 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, stop_sig
             if pending is not None:
                 window.append(_fetch(*pending, stage))
             pending, done = (step, metrics), step + 1
-            told = stop_signal.reached(done)
+            told = stop_signal.reached()
             last = done == stop
             if last or told or done % log.checkpoint_every == 0:  # nothing is saved before it was looked at
                 window.append(_fetch(*pending, stage))
@@ -187,10 +189,11 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, stop_sig
             if done % log.checkpoint_every == 0 or last or told:
                 checkpoints.save(state, batches.get_state())
             if told and not last:
-                name = "Ctrl-C" if stop_signal.by_hand else "SIGTERM"
-                raise Preempted(f"stage {stage} was stopped by {name} after step {done}, which is saved; the same command goes on", by_hand=stop_signal.by_hand)
+                raise Preempted(f"stage {stage} was stopped by {stop_signal.name} after step {done}, which is saved; the same command goes on", by_hand=stop_signal.by_hand)
         return state
     finally:
+        if profiling:
+            jax.profiler.stop_trace()
         checkpoints.close()
         batches.close()
         progress.close()

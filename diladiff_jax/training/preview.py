@@ -12,6 +12,7 @@ import numpy as np
 from diladiff_jax.data.prepare import Prepared
 from diladiff_jax.objectives.build import text_encoder
 from diladiff_jax.sampling.pipeline import Controls, Sample
+from diladiff_jax.training import sharding
 from diladiff_jax.training.experiment import Experiment
 from diladiff_jax.training.state import TrainState
 
@@ -23,7 +24,7 @@ def make_preview(experiment: Experiment, stage: str, prepared: Prepared) -> Call
     config, sampler = experiment.config, experiment.sampler()
     count, length = config.logging.samples, config.data.length
     steps = config.sampling.prior_steps if stage == "ladiff" else config.sampling.student_steps
-    controls = Controls(config.sampling.decode_steps, steps, config.sampling.temperature, config.sampling.top_p, config.sampling.gamma)
+    controls = Controls(config.sampling.decode_steps, steps, config.sampling.temperature, config.sampling.top_p, config.sampling.gamma, config.sampling.threshold)
     blank = jnp.full((count, length), experiment.tokenizer.mask_id, jnp.int32)
     indices = jnp.arange(count)
 
@@ -51,7 +52,8 @@ def make_preview(experiment: Experiment, stage: str, prepared: Prepared) -> Call
 
         fixed = experiment.restore("autoencoder")["decoder"]
 
-    jitted = jax.jit(draw)
+    # Whole on every process, which prints it.
+    jitted = jax.jit(sharding.on_mesh(draw, experiment.mesh), out_shardings=sharding.replicated(experiment.mesh))
 
     def preview(state: TrainState, key: Array) -> list[str]:
         tokens = np.asarray(jitted(state.averaged, state.statistics, fixed, key).tokens)

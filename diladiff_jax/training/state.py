@@ -125,12 +125,13 @@ def make_train_step(
             (total, statistics), metrics = jax.lax.scan(body, (zero, state.statistics), (micro, jnp.arange(accumulate)))
             grads = jax.tree.map(lambda g: g / accumulate, total)
             metrics = jax.tree.map(lambda m: m.mean(), metrics)
+        grads = stored(grads, jnp.float32)
         trained = jax.tree_util.tree_map_with_path(
             lambda path, g: None if objective.group(path_names(path)) == "frozen" else g, grads
         )
         metrics["gradient_norm"] = optax.tree.norm(trained)
         exact = stored(state.params, jnp.float32)
-        updates, optimizer = tx.update(stored(grads, jnp.float32), state.optimizer, exact)
+        updates, optimizer = tx.update(grads, state.optimizer, exact)
         exact = optax.apply_updates(exact, updates)
         leaves, structure = jax.tree.flatten(exact)
         keys = jax.random.split(jax.random.fold_in(key, _ROUNDING), len(leaves))

@@ -1,6 +1,8 @@
 """The forward kernel, the reverse step, and the bound, by enumeration on a language of 27 sentences."""
 
 import itertools
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -129,7 +131,7 @@ def test_forbidden_ids_have_probability_exactly_zero():
 @pytest.mark.parametrize("positions", [1, 3, 4, 100])
 def test_nll_by_position_is_the_nll_of_all_logits(positions):
     """Values, guesses and gradients in the hidden states and the head, whether or not the parts divide the length of 10; and no array
-    of all logits in the program, gradient included."""
+    as large as all logits in the compiled gradient."""
     h, head = jax.random.normal(jax.random.key(0), (3, 10, 6)), jax.random.normal(jax.random.key(1), (6, V + 2))
     tokens = jax.random.randint(jax.random.key(2), (3, 10), 0, V)
 
@@ -144,8 +146,13 @@ def test_nll_by_position_is_the_nll_of_all_logits(positions):
     gradient = lambda f: jax.grad(lambda h, head: jnp.sin(f(h, head)[0]).sum(), argnums=(0, 1))
     for ours, expected in zip(gradient(parts)(h, head), gradient(plain)(h, head), strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-6)
-    text = jax.jit(gradient(parts)).lower(h, head).as_text()
-    assert (f"3x10x{V + 2}x" in text) == (positions == 100)
+    sizes = h.shape[1] * 2 * 3, 64  # long rows of many logits, so that nothing else is as large
+    h, head = jnp.ones((3, sizes[0], 2)), jnp.ones((2, sizes[1]))
+    tokens, allowed = jnp.zeros((3, sizes[0]), jnp.int32), np.ones(sizes[1], bool)
+    long = lambda h, head: masking.token_nll_by_position(lambda h: h @ head, h, tokens, allowed, positions=positions)
+    text = jax.jit(gradient(long)).lower(h, head).compile().as_text()
+    largest = max(math.prod(map(int, shape.split(","))) for shape in re.findall(r"f32\[([\d,]+)\]", text))
+    assert (largest >= 3 * sizes[0] * sizes[1]) == (positions == 100)
 
 
 def test_nll_gradient_is_finite_and_zero_on_forbidden_ids():

@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -38,14 +39,24 @@ def test_a_stopped_sample_goes_on_after_what_it_has_written(trained, tmp_path):
     command = ["sample.py", f"--workdir={trained}", "--num=5", "--batch=2", "--decode_steps=3", f"--out={out}"]
     assert run(*command).returncode == 0
     whole = out.read_text().splitlines(keepends=True)
-    kept = [json.dumps(json.loads(line) | {"text": "kept"}) + "\n" for line in whole[:2]]
-    (tmp_path / "a.jsonl.partial").write_text("".join(kept) + whole[2][:40])
+    kept = [json.dumps(json.loads(line) | {"text": "kept \u2028"}, ensure_ascii=False) + "\n" for line in whole[:2]]  # no end of a line
+    partial, about = tmp_path / "a.jsonl.partial", tmp_path / "a.jsonl.partial.json"
+    slow = subprocess.Popen([sys.executable, str(ROOT / "launch" / command[0]), *command[1:], "--num=100000"], stdout=subprocess.PIPE)
+    while not partial.exists() or partial.read_bytes().count(b"\n") < 4:
+        assert slow.poll() is None
+        time.sleep(0.05)
+    slow.kill()
+    slow.communicate()
+    origin = about.read_text()
+    partial.write_text("".join(kept) + whole[2][:40])
     done = run(*command)
     assert done.returncode == 0 and "2 samples are there already" in done.stdout
-    assert out.read_text().splitlines(keepends=True) == kept + whole[2:] and not (tmp_path / "a.jsonl.partial").exists()
-    (tmp_path / "a.jsonl.partial").write_text("".join(kept))
-    assert run(*command, "--seed=1").returncode == 0
-    assert "kept" not in out.read_text() and len(out.read_text().splitlines()) == 5
+    assert out.read_text() == "".join(kept + whole[2:]) and not partial.exists() and not about.exists()
+    for changed in (["--seed=1"], ["--config.sampling.order=count"]):
+        partial.write_text("".join(kept))
+        about.write_text(origin)
+        assert run(*command, *changed).returncode == 0
+        assert "kept" not in out.read_text() and out.read_text().count("\n") == 5
 
 
 def test_evaluate_writes_one_folder(trained, tmp_path):

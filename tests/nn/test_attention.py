@@ -85,15 +85,19 @@ def test_splash_attention_is_the_attention_at_once(causal, mesh):
 
 
 def test_each_platform_gets_its_form():
-    """Lowered for a TPU, long text holds a Pallas kernel and no score matrix; lengths off the tiles, moved causal queries and
-    what is differentiated forwards hold none."""
+    """Lowered for TPUs, long text holds a Pallas kernel; lengths off the tiles, moved causal queries, what is differentiated forwards,
+    and what runs on several devices without a word of how (a kernel cannot be cut) hold none."""
 
-    def kernels(length, **kw):
-        q = jax.ShapeDtypeStruct((2, length, 2, 64), jnp.bfloat16)
-        text = jax.jit(lambda q: attention.attend(q, q, q, **kw)).trace(q).lower(lowering_platforms=("tpu",)).as_text()
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+
+    def kernels(length, on_mesh=True, **kw):
+        q = jax.ShapeDtypeStruct((4, length, 2, 64), jnp.bfloat16, sharding=sharding.batch_sharding(mesh))
+        function = lambda q: attention.attend(q, q, q, **kw)
+        text = jax.jit(sharding.on_mesh(function, mesh) if on_mesh else function).trace(q).lower(lowering_platforms=("tpu",)).as_text()
         return text.count("tpu_custom_call")
 
     assert kernels(256) == 1 and kernels(256, causal=True) == 1
-    moved = jnp.zeros((2, 256), jnp.int32)
+    moved = jnp.zeros((4, 256), jnp.int32)
     assert kernels(200) == kernels(256, plain=True) == kernels(256, causal=True, positions=moved) == 0
+    assert kernels(256, on_mesh=False) == 0
     assert kernels(256, positions=moved) == 1  # without a mask it does not matter where a query stands

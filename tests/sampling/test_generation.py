@@ -29,7 +29,7 @@ def made(networks, sampleable, random_parameters):
     return sampler, params, jax.jit(sampler.generate, static_argnums=0)
 
 
-CONTROLS = pipeline.Controls(decode_steps=3, latent_steps=2, temperature=1.0, top_p=0.9, gamma=0.8)
+CONTROLS = pipeline.Controls(decode_steps=3, latent_steps=2, temperature=1.0, top_p=0.9, gamma=0.8, threshold=0.9)
 PROMPT = jnp.full((4, LENGTH), MASK).at[:, 2].set(7).at[1, 5].set(3)
 
 
@@ -91,7 +91,7 @@ def test_run_time_controls_do_not_compile_anew(made):
     """Steps, temperature, nucleus and gamma change the draw, not the program."""
     sampler, params, _ = made
     generate = jax.jit(lambda p, c: sampler.generate("diladiff", p, jax.random.key(0), jnp.arange(4), PROMPT, c))
-    for controls in (CONTROLS, pipeline.Controls(5, 1, 0.0, 1.0, 0.0)):
+    for controls in (CONTROLS, pipeline.Controls(5, 1, 0.0, 1.0, 0.0, 0.9)):
         generate(params, controls)
     assert generate._cache_size() == 1
 

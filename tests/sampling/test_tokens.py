@@ -261,6 +261,18 @@ def test_a_threshold_keeps_what_is_sure_enough_and_something_in_any_case():
             assert len(kept) == 1 or min(kept) >= 0.45 - 1e-5
 
 
+def test_confidence_is_the_models_own_whatever_the_draw_is_made_with():
+    """At temperature 0 every draw is certain, yet the order is that of the modes' probabilities, and a threshold is of them."""
+    keys = jax.random.split(jax.random.key(5), 4)
+    modes = [conditional((MASK,) * L, l).max() for l in range(L)]
+    assert len({round(p, 3) for p in modes}) == L
+    _, when = ordered(tokens.by_confidence, keys, prompts(n=4), 3, temperature=0.0)
+    assert (when[:, int(np.argmax(modes))] == 0).all()
+    for settings in (dict(temperature=0.0), dict(temperature=1.0, top_p=0.0)):
+        _, when = ordered(tokens.by_confidence, keys, prompts(n=4), 1, threshold=sorted(modes)[1] + 1e-3, **settings)
+        np.testing.assert_array_equal(when == 0, np.tile(np.array(modes) == max(modes), (4, 1)))
+
+
 def test_even_steps_unmask_the_same_number_in_uniform_order(chi_square):
     """Of three positions in two steps one and two, in three steps one each, every order equally likely (false alarm 1e-4); prompts are kept;
     as many steps as positions have the joint's own law."""

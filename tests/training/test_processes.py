@@ -8,9 +8,12 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 from test_loop import ROOT, final_arrays, write_config
+
+from diladiff_jax.training import distributed
 
 SETTINGS = dict(logging=dict(metrics_every=1, validate_every=100, checkpoint_every=100, samples=1))
 
@@ -108,3 +111,22 @@ def test_a_process_that_waits_in_vain_says_so(one_process, tmp_path):
         (alone,) = launch(tmp_path / "w", config, 1, 1, *flags)
         out = alone.communicate(timeout=60)[0]
         assert alone.returncode == 1 and words in out and "Traceback" not in out, out
+
+
+def test_what_the_first_process_refuses_ends_all_with_a_line(one_process, tmp_path):
+    """A stage before its predecessor, two processes: the first says why, the other that the first did, both with exit code 1 and no traceback."""
+    _, config = one_process
+    outs = finish(launch(tmp_path / "w", config, 2, 1, stage="ladiff"), code=1)
+    for out in outs:
+        errors = [line for line in out.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1 and "stage autoencoder is not trained" in errors[0] and "Traceback" not in out, out
+
+
+def test_the_stop_of_several_processes_is_asked_for_by_a_count_of_its_own(monkeypatch):
+    """The service says yes at one count alone, so counts never repeat or jump, whatever stage or step the run is at; and a yes stays one."""
+    asked = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(distributed.multihost_utils, "reached_preemption_sync_point", lambda count: asked.append(count) or count == 3)
+    with distributed.StopSignal() as stop:
+        assert [stop.reached() for _ in range(5)] == [False, False, True, True, True] and stop.agreed
+    assert asked == [1, 2, 3] and stop.name == "SIGTERM"
