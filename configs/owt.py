@@ -17,7 +17,7 @@ from diladiff_jax.config import default_config
 def get_config() -> ConfigDict:
     c = default_config()  # the defaults are this setting
     c.compute_dtype = "bfloat16"  # the student stays in float32
-    c.data.update(corpus="openwebtext", validation_fraction=0.0125)  # about 100,000 of the 8 M documents
+    c.data.update(corpus="openwebtext", validation_last=100_000)
     c.tokenizer.update(kind="wordpiece", file="vocab.txt", lowercase=True)
     c.features.update(source="bert", path="bert-base-uncased")  # the last layer, 768 wide; rows of 1,024 in three windows
     c.memory.update(scan=True, remat="matmuls")  # 32 rows of 1,024 a chip in 16 GB

@@ -69,6 +69,7 @@ def default_config() -> ConfigDict:
             validation_documents=2_000,  # stories
             scorer_documents=0,  # stories
             validation_fraction=0.01,  # of the documents, chosen by a hash of their text
+            validation_last=0,  # above 0: so many documents at the end of the corpus are held out, and no fraction
             scorer_fraction=0.0,  # held out from everything else to train the scorer
             max_documents=0,  # 0: all
             length=1024,
@@ -272,6 +273,7 @@ def check(config: ConfigDict) -> None:
     need(d.corpus != "text_files" or bool(d.files), "data.files", "a file, folder or glob when data.corpus is text_files")
     need(d.documents > 0 and d.validation_documents > 0, "data.documents", "above 0, as data.validation_documents")
     need(d.max_documents >= 0, "data.max_documents", "0 (all) or more")
+    need(d.validation_last >= 0, "data.validation_last", "0 (a fraction instead) or more")
     one_of("tokenizer.kind", "unigram", "bpe", "wordpiece", "byte_bpe", "sentencepiece")
     from_file = config.tokenizer.kind in ("wordpiece", "byte_bpe", "sentencepiece")
     need(bool(config.tokenizer.file) or not from_file, "tokenizer.file", f"a vocabulary file when tokenizer.kind is {config.tokenizer.kind}")

@@ -4,7 +4,8 @@
     python launch/train.py --workdir=runs/tiny --stage=diladiff            # the config is the workdir's own
     python launch/train.py --config=configs/owt.py --workdir=W --stage=mdlm --config.mdlm.batch=256
 
-A stopped run goes on with the same command; Ctrl-C saves first, as does SIGTERM, which ends with exit code 75.
+A stopped run goes on with the same command; Ctrl-C saves first where one process runs, and SIGTERM with any number of
+them, which ends with exit code 75.
 `--stage=all` trains the four stages in their order and the baselines that the config gives steps; finished ones are
 passed over.
 """

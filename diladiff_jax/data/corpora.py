@@ -6,6 +6,7 @@ train an autoregressive scorer on text that the model has not seen and is not ev
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -40,6 +41,7 @@ class Settings:
     validation_documents: int = 0  # stories
     scorer_documents: int = 0  # stories; 0: no scorer split
     validation_fraction: float = 0.01  # the others: of all documents
+    validation_last: int = 0  # the others: so many documents at the end, in place of a fraction; 0: the fraction
     scorer_fraction: float = 0.0  # the others; 0: no scorer split
     max_documents: int = 0  # the others: read only the first so many; 0: all
     seed: int = 0  # stories: of the generator
@@ -69,7 +71,7 @@ class Settings:
         if self.packing not in packing.MODES:
             raise DataError(f"data.packing={self.packing!r}: expected one of {', '.join(packing.MODES)}")
         for name, least in (("length", 2), ("documents", 0), ("validation_documents", 0), ("scorer_documents", 0),
-                            ("max_documents", 0)):
+                            ("max_documents", 0), ("validation_last", 0)):
             if getattr(self, name) < least:
                 raise DataError(f"data.{name}={getattr(self, name)}: expected at least {least}")
         if self.corpus == "stories":
@@ -81,12 +83,16 @@ class Settings:
         if not (0 <= low < 1 and 0 <= high < 1 and low + high < 1):
             raise DataError(f"data.validation_fraction={low}, data.scorer_fraction={high}: expected fractions from 0 "
                             "whose sum is below 1")
-        if low == 0 and not self.validation_files:
+        if self.validation_last and self.validation_files:
+            raise DataError(f"data.validation_last={self.validation_last}: expected 0 beside data.validation_files")
+        if low == 0 and not self.validation_files and not self.validation_last:
             raise DataError("data.validation_fraction=0: expected more than 0, or data.validation_files")
 
     def corpus_key(self) -> str:
         """A short hash of what determines the text of the corpus."""
         about = {n: v for n, v in dataclasses.asdict(self).items() if n not in ("length", "packing", "directory")}
+        if not self.validation_last:
+            del about["validation_last"]  # corpora written before there was such a setting keep their name
         if self.corpus == "text_files":
             paths = text_files.matching(self.files)
             paths += text_files.matching(self.validation_files) if self.validation_files else []
@@ -104,7 +110,8 @@ def splits(data: Mapping[str, Any]) -> dict[str, Callable[[], Iterator[str]]]:
 
     Stories are drawn with a seed of their own for each split. Elsewhere the hash of a document's content decides
     its split, so that duplicates stay together and the split of a document never depends on the rest of the corpus.
-    With `validation_files`, documents that are in them word for word are left out of the other splits.
+    With `validation_files`, documents that are in them word for word are left out of the other splits. With
+    `validation_last`, the documents at the end are held out as they are, and the hash parts the rest.
 
     Raises:
       DataError: an unknown corpus; while iterating, documents that cannot be read.
@@ -127,13 +134,28 @@ def splits(data: Mapping[str, Any]) -> dict[str, Callable[[], Iterator[str]]]:
         held_out = functools.cache(lambda: {_digest(text) for text in own()})
         result["validation"] = own
 
+    rest = everything
+    if settings.validation_last:
+        limits["validation"] = 0.0
+        result["validation"] = lambda: iter(collections.deque(everything(), settings.validation_last))
+        rest = lambda: _but_the_last(everything(), settings.validation_last)  # noqa: E731
+
     def assigned(split: str) -> Iterator[str]:
-        for text in everything():
+        for text in rest():
             digest = _digest(text)
             if _split_of(digest, limits) == split and digest not in held_out():
                 yield text
 
     return result | {split: functools.partial(assigned, split) for split, limit in limits.items() if limit > 0}
+
+
+def _but_the_last(documents: Iterator[str], count: int) -> Iterator[str]:
+    """All documents but the last `count`, which wait in memory until it is known that they are the last."""
+    waiting: collections.deque[str] = collections.deque()
+    for document in documents:
+        waiting.append(document)
+        if len(waiting) > count:
+            yield waiting.popleft()
 
 
 def _digest(text: str) -> bytes:

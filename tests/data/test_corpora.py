@@ -68,6 +68,16 @@ def test_validation_files_are_validation_and_kept_out_of_training(folder):
     assert not set(got["train"]) & set(got["scorer"])
 
 
+def test_the_last_documents_are_held_out_as_they_are(folder):
+    """The end of the corpus in its order, and nothing of it elsewhere but what stands there twice; the rest is parted as ever."""
+    got = read(text_files(folder, validation_last=150))
+    assert got["validation"] == DOCS[-150:]
+    assert collections.Counter(got["train"] + got["scorer"]) == collections.Counter(DOCS[:-150]) and got["scorer"]
+    plain, last = (corpora.Settings.of(text_files(folder, validation_last=n)) for n in (0, 150))
+    assert plain.corpus_key() != last.corpus_key()
+    assert not list(corpora.splits(text_files(folder, validation_last=1000))["train"]())
+
+
 def test_no_scorer_split_unless_asked_for(folder):
     assert read(text_files(folder, scorer_fraction=0.0)).keys() == {"train", "validation"}
 

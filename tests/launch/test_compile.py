@@ -104,6 +104,7 @@ def abstract_parameters(stage):
     return ahead.AbstractExperiment(micro_config(**SMALL), mesh).restore(stage)
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_the_command_writes_a_document_and_a_table(tmp_path):
     """A sampler of configs/tiny.py with an override; exit 3 and a document where the batch is too large for the chip."""

@@ -62,8 +62,7 @@ def test_long_text_on_cpus_never_holds_its_score_matrix(monkeypatch):
     assert largest(plain=True) >= 2 * 16 * 16 > largest(plain=False)
 
 
-@pytest.mark.parametrize("mesh", [None, (2, 1, 2), (1, 2, 4)])
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("causal, mesh", [(True, None), (False, (2, 1, 2)), (True, (1, 2, 4))])
 def test_splash_attention_is_the_attention_at_once(causal, mesh):
     """The TPU's kernel, interpreted: values and gradients of the einsum, alone and cut over examples and heads; where the mesh's
     `tensor` does not divide the three heads, they stay whole."""

@@ -43,8 +43,7 @@ def test_project_after_hidden_is_the_whole(build, name):
     np.testing.assert_allclose(nn.apply(pieces, module)({"params": params}), h, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("scan, remat", [(True, "none"), (False, "full"), (True, "full"), (True, "matmuls")])
-@pytest.mark.parametrize("name", ["paper", "dit"])
+@pytest.mark.parametrize("name, scan, remat", [("paper", True, "none"), ("paper", True, "matmuls"), ("dit", True, "full"), ("dit", False, "full")])
 def test_how_layers_are_run_changes_nothing(build, name, scan, remat):
     """Scanned or rematerialized or both: the same parameters, the same logits and gradients (rtol 1e-4), layers in pieces too."""
     plain, params = build(name)

@@ -79,7 +79,7 @@ def test_several_processes_train_as_one_and_their_checkpoint_moves(one_process, 
             np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=2e-3, err_msg=name)
 
 
-@pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGINT), (2, signal.SIGTERM), pytest.param(1, signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("processes", "number"), [(2, signal.SIGTERM), *(pytest.param(1, number, marks=pytest.mark.slow) for number in (signal.SIGINT, signal.SIGTERM))])
 def test_a_run_that_is_told_to_stop_saves_first(one_process, tmp_path, processes, number):
     """SIGTERM to one process: all stop after the same step with code 75 and a checkpoint of it; Ctrl-C does so with 130; the same command ends the run."""
     _, config = one_process
@@ -113,6 +113,7 @@ def test_a_process_that_waits_in_vain_says_so(one_process, tmp_path):
         assert alone.returncode == 1 and words in out and "Traceback" not in out, out
 
 
+@pytest.mark.slow
 def test_what_the_first_process_refuses_ends_all_with_a_line(one_process, tmp_path):
     """A stage before its predecessor, two processes: the first says why, the other that the first did, both with exit code 1 and no traceback."""
     _, config = one_process
