@@ -36,7 +36,7 @@ def get_config(encoder: str = "") -> ConfigDict:
     # The published masks of 0.7 leave a latent of this width no identity.
     c.autoencoder.update(learning_rate=3e-3, decoder_warmup=20, final_ratio=0.0, noise=0.3, p_feat=0.3, p_lat=0.4, p_drop=0.5)
     c.ladiff.update(learning_rate=3e-3, ema=0.995)
-    c.diladiff.update(learning_rate=1e-3, muon_learning_rate=0.005, ema=0.99, step_form="rotation", p_noise=0.2, p_clean=0.3, tangent_warmup=90)
+    c.diladiff.update(learning_rate=3e-4, muon_learning_rate=0.002, ema=0.99, step_form="rotation", p_noise=0.2, p_clean=0.3, tangent_warmup=90)
     c.sampling.update(batch=16, decode_steps=8, prior_steps=50, prior_method="ddim", student_steps=5)
     c.evaluation.update(samples=64, decode_steps=(2, 4, 8, 16, 32, 64), control_steps=(4, 16), bound_draws=4)
     c.logging.update(metrics_every=10, validate_every=400, validation_batches=4, checkpoint_every=200, samples=1)

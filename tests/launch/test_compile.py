@@ -204,3 +204,30 @@ def test_decoding_trips_have_their_limits():
     assert 7.9 < steps <= 8.0 and rounds == 1.0
     assert ahead.decoding_trips(32, 1024, 64, "count") == (64.0, 2.0)  # 16 of each row, 8 at a time
     assert ahead.decoding_trips(1, 256, 2, "confidence") == (2.0, 1.0) and ahead.decoding_trips(2, 256, 2, "confidence") == (2.0, 1.5)
+
+
+SLICES = """
+import sys
+sys.path[:0] = ["launch", "."]
+import compile as command
+command.find_libtpu()
+from jax.experimental import topologies
+from diladiff_jax.training import sharding
+devices = list(topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4", num_slices=2).devices)
+mesh = sharding.make_mesh({"data": 2, "fsdp": 8, "tensor": 2}, devices)
+print([sorted({device.slice_index for device in part.ravel()}) for part in mesh.devices])
+tensor = [[max(abs(a - b) for a, b in zip(pair[0].coords, pair[1].coords)) for pair in part] for part in mesh.devices]
+print({gap for part in tensor for gap in part})
+try:
+    sharding.make_mesh({"data": 1, "fsdp": 16, "tensor": 2}, devices)
+except ValueError as error:
+    print(error)
+"""
+
+
+@needs_libtpu
+def test_a_mesh_over_slices_crosses_between_them_along_data_alone():
+    """Two slices of 16: each data index lies in one slice, tensor pairs are neighbours, and a mesh that would cut otherwise is refused."""
+    done = run("-c", SLICES)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["[[0], [1]]", "{1}", "mesh size data is 1; it must be a multiple of the 2 slices, for only it may reach across them"]

@@ -138,3 +138,19 @@ def test_learned_positions_tell_equal_latents_apart(random_parameters):
         out = module.apply({"params": random_parameters(module, Z, T, C)}, same, T)
         apart = np.abs(out[:, :, None] - out[:, None]).max(axis=3)[:, ~np.eye(5, dtype=bool)]
         assert (apart > 1e-3).all() if num_latents else (apart < 1e-5).all()
+
+
+@pytest.mark.parametrize("remat", ["matmuls", "full"])
+def test_rematerialized_blocks_change_nothing(random_parameters, remat):
+    """The same parameters, outputs, gradients, and gradients through a forward derivative, as the student's loss takes them (rtol 1e-4)."""
+    plain = LatentDenoiser(6, 16, 3, 2, interval=True, plain=True)
+    z, t = jax.random.normal(jax.random.key(0), (2, 4, 6)), jnp.array([0.3, 0.9])
+    params = random_parameters(plain, z, t, z, t)
+
+    def both(module):
+        f = lambda p, t: module.apply({"params": p}, z, t, z, t)
+        loss = lambda p: jnp.sin(f(p, t)).sum() + jnp.sin(jax.jvp(lambda t: f(p, t), (t,), (jnp.ones(2),))[1]).sum()
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    for ours, expected in zip(jax.tree.leaves(both(plain.clone(remat=remat))), jax.tree.leaves(both(plain)), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-4)
