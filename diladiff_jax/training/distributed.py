@@ -43,8 +43,13 @@ def start(address: str, num_processes: int | None = None, process_id: int | None
     """
     which: dict[str, Any] = {}
     if address != "auto":
-        if num_processes is None or process_id is None or not 0 <= process_id < num_processes:
-            raise DistributedError(f"process {process_id} of {num_processes} at {address}: with an address, give how many processes there are and which of them, from 0, this is")
+        host, colon, port = address.rpartition(":")
+        if not (host and colon and port.isdigit()):
+            raise DistributedError(f"--distributed={address} is no address; write the first process's HOST:PORT, or auto")
+        if num_processes is None or process_id is None:
+            raise DistributedError(f"--distributed={address} needs --num_processes (how many there are) and --process_id (which of them, from 0, this is)")
+        if not 0 <= process_id < num_processes:
+            raise DistributedError(f"--process_id={process_id} is none of {num_processes} processes; it must be from 0 to {num_processes - 1}")
         which = dict(coordinator_address=address, num_processes=num_processes, process_id=process_id)
     here = f"process {process_id} of {num_processes} at {address}" if which else "this process"
 
@@ -60,7 +65,7 @@ def start(address: str, num_processes: int | None = None, process_id: int | None
     except ValueError as error:
         if address == "auto":
             raise DistributedError("no cluster is announced in this environment (TPU pod, SLURM, Kubernetes, MPI); give the first process's HOST:PORT instead of auto") from None
-        raise DistributedError(f"{address} is no address of a first process ({error}); write HOST:PORT") from None
+        raise DistributedError(f"--distributed={address} cannot be joined ({error}); write the first process's HOST:PORT") from None
     except RuntimeError as error:
         raise DistributedError(f"{here} could not join the others ({str(error).strip().splitlines()[0][:200]})") from None
     finally:

@@ -54,6 +54,7 @@ check_arguments() {
     case "$word" in
       --workdir | --workdir=*) found=true ;;
       --distributed* | --num_processes* | --process_id*) refuse "$word is the launcher's to give; leave it out" ;;
+      --dry-run) refuse "--dry-run after -- would be training's; write it before --" ;;
     esac
   done
   "$found" || refuse "--workdir is missing after --; give a folder that every host sees, e.g. --workdir=$1/run"

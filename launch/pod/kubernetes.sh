@@ -27,7 +27,7 @@ parse "name image claim mount tpu topology chips gpus hosts namespace restarts g
 
 need name '[a-z]([a-z0-9-]{0,38}[a-z0-9])?' "a name of at most 40 lower-case letters, digits and hyphens"
 need image '[A-Za-z0-9][A-Za-z0-9._/:@-]*' "the image to run"
-need claim '[a-z0-9]([a-z0-9.-]*[a-z0-9])?' "the name of a persistent volume claim"
+need claim '[a-z0-9]([a-z0-9.-]*[a-z0-9])?' "the name of a persistent volume claim, in lower-case letters, digits, dots and hyphens"
 need mount '/[A-Za-z0-9._/-]+' "an absolute path"
 need restarts '[0-9]+' "a number"
 need grace '[1-9][0-9]*' "a number of seconds"

@@ -182,6 +182,7 @@ def test_the_manifest_is_a_jobset(words):
         ("tpu.sh", ["train", *TPU], "nothing to train"),
         ("tpu.sh", ["train", *TPU, "--", "--stage=all"], "--workdir is missing after --"),
         ("tpu.sh", ["train", *TPU, *TRAIN, "--distributed=auto"], "--distributed=auto is the launcher's to give"),
+        ("tpu.sh", ["train", *TPU, *TRAIN, "--dry-run"], "write it before --"),
         ("slurm.sh", [], "nothing to train"),
         ("slurm.sh", ["--nodes=0", *TRAIN], "--nodes=0 cannot be; give a number of nodes"),
         ("slurm.sh", ["--gpus=many", *TRAIN], "--gpus=many cannot be"),

@@ -107,7 +107,7 @@ def test_a_process_that_waits_in_vain_says_so(one_process, tmp_path):
     first[1].communicate()
     errors = [line for line in out.splitlines() if line.startswith("error: ")]
     assert first[0].returncode == 1 and len(errors) == 1 and "waited 3 s for the others in vain" in errors[0], out
-    for flags, words in ((["--distributed=127.0.0.1:1"], "give how many processes"), (["--num_processes=2"], "need --distributed"), (["--distributed=auto"], "no cluster is announced")):
+    for flags, words in ((["--distributed=127.0.0.1:1"], "needs --num_processes"), (["--distributed=127.0.0.1", "--num_processes=1", "--process_id=0"], "is no address"), (["--num_processes=2"], "need --distributed"), (["--distributed=auto"], "no cluster is announced")):
         (alone,) = launch(tmp_path / "w", config, 1, 1, *flags)
         out = alone.communicate(timeout=60)[0]
         assert alone.returncode == 1 and words in out and "Traceback" not in out, out
