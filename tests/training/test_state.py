@@ -20,7 +20,7 @@ from diladiff_jax.training.state import (
     average_decay, compile_steps, init_state, make_train_step, make_validation_step, round_stochastically, state_shardings,
 )
 
-STAGES = ("mdlm", "diladiff", *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("autoencoder", "ladiff", "scorer")))
+STAGES = ("mdlm", *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("autoencoder", "ladiff", "diladiff", "scorer")))
 
 
 @pytest.fixture(autouse=True)
