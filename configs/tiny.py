@@ -1,4 +1,4 @@
-"""Two CPU cores and twelve minutes: every stage at tiny size, on a corpus that every machine has.
+"""Two CPU cores and a quarter of an hour: every stage at tiny size, on a corpus that every machine has.
 
     bash launch/quickstart.sh runs/tiny                                                 # all of it, with a report
     python launch/train.py --config=configs/tiny.py --workdir=runs/tiny --stage=all     # the training alone

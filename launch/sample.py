@@ -76,10 +76,10 @@ def _write(path: pathlib.Path, batches: Callable[[int], Iterator[Any]], used: di
     partial, about = (path.with_name(path.name + ending) for ending in (".partial", ".partial.json"))
     try:
         done, size = _left(partial, about, origin)
-        about.write_text(json.dumps(origin))
         with partial.open("r+b" if done else "wb") as out:
             out.truncate(size)
             out.seek(size)
+            about.write_text(json.dumps(origin))  # only now: what another run had left must not be taken for this one's
             if done:
                 print(f"{done} samples are there already: {partial}", flush=True)
             for drawn in batches(done) if done < _NUM.value else ():

@@ -129,9 +129,11 @@ def load_prepared(data: Mapping[str, Any], workdir: str | os.PathLike[str]) -> P
     except (OSError, json.JSONDecodeError, KeyError) as error:
         where = getattr(error, "filename", None) or workdir / "prepared.json"
         raise DataError(f"{where}: no prepared data; {remedy}") from error
+    defaults = {f.name: f.default for f in dataclasses.fields(corpora.Settings)}
     for name, value in _recorded(settings).items():
-        if record["data"].get(name) != value:
-            raise DataError(f"data.{name}={value!r}, but {workdir} was prepared with {record['data'].get(name)!r}; "
+        made = record["data"].get(name, defaults[name])  # a setting that came later was at its default
+        if made != value:
+            raise DataError(f"data.{name}={value!r}, but {workdir} was prepared with {made!r}; "
                             f"{remedy}, or set it back")
     tokenizer = tokenizers.load(workdir / "tokenizer")
     if about["tokenizer"] != _fingerprint(tokenizer):

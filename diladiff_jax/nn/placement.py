@@ -6,6 +6,9 @@ it, all this does nothing.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+
 import flax.linen as nn
 import jax
 from jax.sharding import AbstractMesh, PartitionSpec
@@ -13,8 +16,21 @@ from jax.sharding import AbstractMesh, PartitionSpec
 Array = jax.Array
 
 
+def partition(
+    shape: tuple[int, ...], names: Sequence[str | None], rules: Mapping[str, str | tuple[str, ...]], sizes: Mapping[str, int]
+) -> PartitionSpec:
+    """How an array of this shape, its axes named, lies on mesh axes of these `sizes`: an axis that they do not divide, or whose mesh axis
+    another one has, stays whole."""
+    spec: list[str | tuple[str, ...] | None] = []
+    for size, name in zip(shape, names, strict=True):
+        axes = rules.get(name) if name else None
+        parts = math.prod(sizes[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ()))
+        spec.append(axes if axes and axes not in spec and size % parts == 0 else None)
+    return PartitionSpec(*spec)
+
+
 def placement(shape: tuple[int, ...], names: tuple[str | None, ...]) -> tuple[AbstractMesh, PartitionSpec] | None:
-    """The mesh in force, and how an array of this shape lies on it; an axis that its mesh axes do not divide stays whole.
+    """The mesh in force, and the `partition` of an array of this shape on it.
 
     None where no mesh of several devices or no rules are in force.
     """
@@ -22,15 +38,7 @@ def placement(shape: tuple[int, ...], names: tuple[str | None, ...]) -> tuple[Ab
     rules = dict(nn.get_logical_axis_rules())
     if mesh.empty or mesh.size == 1 or not rules:
         return None
-    spec: list[str | tuple[str, ...] | None] = []
-    for size, name in zip(shape, names, strict=True):
-        axes = rules.get(name) if name else None
-        axes = (axes,) if isinstance(axes, str) else tuple(axes or ())
-        parts = 1
-        for axis in axes:
-            parts *= mesh.shape[axis]
-        spec.append(None if not axes or size % parts else axes[0] if len(axes) == 1 else axes)
-    return mesh, PartitionSpec(*spec)
+    return mesh, partition(shape, names, rules, mesh.shape)
 
 
 def spread(x: Array, *names: str | None) -> Array:

@@ -25,7 +25,7 @@ from diladiff_jax import config as config_lib
 from diladiff_jax import pretrained
 from diladiff_jax.nn import bert
 from diladiff_jax.sampling.pipeline import MODELS, Controls
-from diladiff_jax.training import hlo, roofline, sharding
+from diladiff_jax.training import hlo, hlo_costs, roofline, sharding
 from diladiff_jax.training.experiment import Experiment
 from diladiff_jax.training.flops import model_flops
 from diladiff_jax.training.optimizer import make_optimizer
@@ -101,7 +101,7 @@ class Program:
       parameters: shapes with shardings of all parameters that it is given.
       batch: examples at a time, over all devices.
       flops: model FLOPs of one call over all devices; None where what the program counts is taken.
-      unknown_trips: see `hlo.costs`.
+      unknown_trips: see `hlo_costs.costs`.
     """
 
     lower: Callable[[], jax.stages.Lowered]
@@ -223,8 +223,8 @@ def measure(program: Program, where: roofline.Slice, mesh: Mesh) -> dict[str, An
     memory = compiled.memory_analysis()
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     peak = max(held + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes, getattr(memory, "peak_memory_in_bytes", 0))
-    counted = hlo.costs(hlo.parse(compiled.as_text()), program.unknown_trips)
-    sums = hlo.totals(counted)
+    counted = hlo_costs.costs(hlo.parse(compiled.as_text()), program.unknown_trips)
+    sums = hlo_costs.totals(counted)
     coordinates = [tuple(device.coords[: len(where.sides)]) for device in mesh.devices.flat]
     bound = roofline.estimate(counted, where, coordinates)
     flops = sums.flops if program.flops is None else program.flops / mesh.size

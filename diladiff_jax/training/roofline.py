@@ -1,4 +1,4 @@
-"""A roofline of a compiled program on a TPU slice: the counts of `hlo` over the rates that the chips' maker publishes.
+"""A roofline of a compiled program on a TPU slice: the counts of `hlo_costs` over the rates that the chips' maker publishes.
 
 An instruction takes as long as its products or its traffic to main memory, whichever is more; instructions run one after the
 other; an exchange that other work overlaps costs only what exceeds that work, any other its full time. That is a bound from
@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from diladiff_jax.training.hlo import Collective, Cost
+from diladiff_jax.training.hlo_costs import Collective, Cost
 
 Coordinates = tuple[int, ...]
 
@@ -143,7 +143,7 @@ def estimate(costs: Sequence[Cost], where: Slice, coordinates: Sequence[Coordina
     """The roofline of a program.
 
     Args:
-      costs: of `hlo.costs`, for one device.
+      costs: of `hlo_costs.costs`, for one device.
       coordinates: of every device of the mesh, in its order; the first of a slice's axes first.
     """
     chip = where.chip

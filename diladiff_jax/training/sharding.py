@@ -13,6 +13,8 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from diladiff_jax.nn.placement import partition
+
 RULES: dict[str, str | tuple[str, ...]] = {
     # of parameters
     "vocab": "tensor",
@@ -103,12 +105,7 @@ def parameter_shardings(boxed: Any, mesh: Mesh) -> Any:
     def one(leaf: Any) -> NamedSharding:
         names = leaf.names if isinstance(leaf, nn.Partitioned) else (None,) * leaf.ndim
         shape = leaf.value.shape if isinstance(leaf, nn.Partitioned) else leaf.shape
-        spec: list[str | None] = []
-        for size, name in zip(shape, names, strict=True):
-            axis = RULES.get(name) if name else None
-            fits = axis is not None and axis not in spec and size % mesh.shape[axis] == 0
-            spec.append(axis if fits else None)
-        return NamedSharding(mesh, PartitionSpec(*spec))
+        return NamedSharding(mesh, partition(shape, names, RULES, mesh.shape))
 
     return jax.tree.map(one, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
 

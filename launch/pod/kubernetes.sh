@@ -2,11 +2,11 @@
 # Trains as a JobSet on the Kubernetes cluster that kubectl points to.
 #
 #   bash launch/pod/kubernetes.sh --name=run1 --image=IMAGE --claim=CLAIM --tpu=tpu-v5-lite-podslice --topology=4x4 \
-#     -- --config=configs/large.py --workdir=/work/run1 --stage=all
+#     -- --config=configs/large.py --workdir=/shared/run1 --stage=all
 #   bash launch/pod/kubernetes.sh --name=run1 --image=IMAGE --claim=CLAIM --gpus=8 --hosts=4 -- ...
 #
 #   --image       holds the checkout as its working folder, and its packages (the README shows how to build it).
-#   --claim       a persistent volume claim that all hosts may write (ReadWriteMany), mounted at --mount, by default /work;
+#   --claim       a persistent volume claim that all hosts may write (ReadWriteMany), mounted at --mount, by default /shared;
 #                 workdirs belong there.
 #   --tpu, --topology   GKE's names of the accelerator and of the slice; --chips of one host, default 4. The number of hosts follows.
 #   --gpus, --hosts     GPUs of one host (nvidia.com/gpu), and the number of hosts, default 1. One process a host.
@@ -22,7 +22,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 PORT=8476
 
-name="" image="" claim="" mount=/work tpu="" topology="" chips="" gpus="" hosts="" namespace="" restarts=3 grace=120
+name="" image="" claim="" mount=/shared tpu="" topology="" chips="" gpus="" hosts="" namespace="" restarts=3 grace=120
 parse "name image claim mount tpu topology chips gpus hosts namespace restarts grace" "" "$@"
 
 need name '[a-z]([a-z0-9-]{0,38}[a-z0-9])?' "a name of at most 40 lower-case letters, digits and hyphens"

@@ -81,6 +81,17 @@ def test_prepared_data_outlives_its_source(data, tmp_path):
     assert len(load_prepared(data, tmp_path / "w").rows("validation")) > 0
 
 
+def test_data_prepared_before_a_setting_existed_is_data_at_its_default(data, tmp_path):
+    prepare(data, TOKENIZER, tmp_path / "w")
+    path = tmp_path / "w" / "prepared.json"
+    record = json.loads(path.read_text())
+    del record["data"]["validation_last"]
+    path.write_text(json.dumps(record))
+    assert len(load_prepared(data, tmp_path / "w").rows("train")) > 0
+    with pytest.raises(DataError, match="data.validation_last=3, but .* was prepared with 0"):
+        load_prepared(data | {"validation_last": 3}, tmp_path / "w")
+
+
 def test_interrupted_work_is_not_taken_for_finished(data, tmp_path, monkeypatch):
     def interrupted(*args):
         yield np.zeros(16, np.int32)

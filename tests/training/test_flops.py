@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from micro import micro_config
 
-from diladiff_jax.training import ahead, hlo, sharding
+from diladiff_jax.training import ahead, hlo, hlo_costs, sharding
 from diladiff_jax.training.flops import model_flops
 
 N, ONCE = 8, 2 * 8**3
@@ -46,5 +46,5 @@ def test_model_flops_are_those_of_the_compiled_step(stage):
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     with jax.numpy_rank_promotion("allow"):  # optax promotes
         program = ahead.train_step(ahead.AbstractExperiment(config, mesh), stage)
-        counted = hlo.totals(hlo.costs(hlo.parse(program.lower().compile().as_text())))
+        counted = hlo_costs.totals(hlo_costs.costs(hlo.parse(program.lower().compile().as_text())))
     assert counted.flops == pytest.approx(program.flops, rel=0.02)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from diladiff_jax.training import hlo, sharding
+from diladiff_jax.training import hlo, hlo_costs, sharding
 
 LAYERS, BATCH, WIDTH = 5, 16, 32
 
@@ -19,7 +19,7 @@ def compiled(function, *arguments, **options):
 
 
 def counted(program, *unknown_trips):
-    return hlo.totals(hlo.costs(hlo.parse(program.as_text()), unknown_trips))
+    return hlo_costs.totals(hlo_costs.costs(hlo.parse(program.as_text()), unknown_trips))
 
 
 def shape(*dims, dtype=jnp.float32):
@@ -73,7 +73,7 @@ ENTRY %main (a: bf16[12,8,64], b: bf16[12,64,16]) -> bf16[12,8,16] {
   ROOT %c = bf16[12,8,16]{2,1,0} convolution(%a, %b), window={size=12 stride=11 lhs_dilate=12}, dim_labels=0bf_0io->0bf
 }
 """
-    assert hlo.totals(hlo.costs(hlo.parse(text))).flops == 2 * 12 * 8 * 64 * 16
+    assert hlo_costs.totals(hlo_costs.costs(hlo.parse(text))).flops == 2 * 12 * 8 * 64 * 16
 
 
 def test_a_program_without_loops_counts_as_the_compiler_does(programs):
@@ -98,7 +98,7 @@ def test_trips_are_read_from_the_condition_where_the_compiler_does_not_note_them
     text = programs[True].as_text()
     assert "known_trip_count" in text
     bare = re.sub(r'"known_trip_count":\{"n":"\d+"\}', '"nothing":{}', text)
-    assert hlo.totals(hlo.costs(hlo.parse(bare))) == hlo.totals(hlo.costs(hlo.parse(text)))
+    assert hlo_costs.totals(hlo_costs.costs(hlo.parse(bare))) == hlo_costs.totals(hlo_costs.costs(hlo.parse(text)))
 
 
 def test_loops_of_unknown_length_take_the_numbers_that_are_given():
@@ -164,7 +164,7 @@ ENTRY %main (a: f32[8]) -> f32[32] {
   ROOT %g = f32[32]{0} all-gather(%a), channel_id=1, replica_groups={}, dimensions={0}
 }
 """
-    assert hlo.totals(hlo.costs(hlo.parse(text))).collectives == {"all-gather": (1, 32 * 4)}  # no group named: all devices
+    assert hlo_costs.totals(hlo_costs.costs(hlo.parse(text))).collectives == {"all-gather": (1, 32 * 4)}  # no group named: all devices
     with pytest.raises(ValueError, match="not known"):
         hlo.replica_group("replica_groups=something else")
 
@@ -241,12 +241,12 @@ ENTRY %main (a: bf16[1,512,512], b: f32[256,512], w: f32[512,128], q: bf16[4,12,
 def test_what_is_special_in_a_tpus_program():
     """An exchange that runs beside a product counts once; a summed slice is a reduce-scatter; full precision takes six passes; splash
     attention is known, another kernel is named; what lies in the chip's own memory crosses no main memory."""
-    found = hlo.totals(hlo.costs(hlo.parse(TPU)))
+    found = hlo_costs.totals(hlo_costs.costs(hlo.parse(TPU)))
     product, attention = 2 * 256 * 512 * 128, 4 * 4 * 12 * 1024 * 2048 * 64
     assert found.flops == product + attention and found.passes == 6 * product + attention
     assert found.collectives == {"all-gather": (1, 1024 * 512 * 2), "reduce-scatter": (1, 256 * 128 * 4)}
     assert found.unseen == {"my_kernel": 1}
-    costs = {c.instruction: c for c in hlo.costs(hlo.parse(TPU))}
+    costs = {c.instruction: c for c in hlo_costs.costs(hlo.parse(TPU))}
     assert costs["started"].collective.overlapped and costs["started"].collective.group == (0, 2) and not costs["shared"].collective.overlapped
     assert costs["product"].bytes == 4 * (256 * 512 + 256 * 128) and costs["ended"].bytes == 0
 
@@ -262,4 +262,4 @@ def test_text_that_is_no_program_is_refused():
     """In words."""
     with pytest.raises(ValueError, match="entry computation"):
         hlo.parse("not a program")
-    assert np.isfinite(hlo.totals([]).flops)
+    assert np.isfinite(hlo_costs.totals([]).flops)

@@ -3,7 +3,7 @@
 import pytest
 
 from diladiff_jax.training import roofline
-from diladiff_jax.training.hlo import Collective, Cost
+from diladiff_jax.training.hlo_costs import Collective, Cost
 from diladiff_jax.training.roofline import CHIPS, HOP, Slice
 
 POD = Slice("v5e", (16, 16))
