@@ -188,7 +188,7 @@ def default_config() -> ConfigDict:
     c.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # -1: all devices that are left
     c.memory = ConfigDict(
         dict(
-            scan=False,  # one compiled block for all backbone layers: compiles in constant time
+            scan=False,  # one compiled layer for all alike, of every deep network: compiles in constant time
             remat="none",  # what blocks keep for the gradient: "none" keeps all, "matmuls" the linear maps' results, "full" nothing
             param_dtype="float32",  # or "bfloat16": matrices are kept so, rounded stochastically; average and optimizer stay in float32
             loss_positions=128,  # of each row, projected to the vocabulary at a time

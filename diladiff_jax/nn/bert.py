@@ -15,6 +15,7 @@ import numpy as np
 
 from diladiff_jax.nn.layers import Linear, Norm, SelfAttention
 from diladiff_jax.nn.published import ACTIVATIONS, Source, as_it_is, assemble, require, setting, transposed
+from diladiff_jax.nn.stack import as_used, run_layers
 
 Array = jax.Array
 
@@ -66,6 +67,7 @@ class Bert(nn.Module):
     sep_id: int
     activation: str = "gelu"
     epsilon: float = 1e-12
+    scan: bool = False  # as in `TokenDenoiser`
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -78,8 +80,12 @@ class Bert(nn.Module):
         h = jnp.take(table("words", self.vocab_size, "vocab"), ids, axis=0)
         h = h + table("positions_table", self.positions, None)[None, : ids.shape[1]] + table("types_table", self.types, None)[None, :1]
         h = Norm("layernorm", self.epsilon, self.dtype, use_bias=True, name="norm")(h)
-        for i in range(self.num_layers):
-            h = BertLayer(self.width, self.heads, self.hidden, self.activation, self.epsilon, self.dtype, name=f"layer_{i}")(h)
+        layers = [BertLayer(self.width, self.heads, self.hidden, self.activation, self.epsilon, self.dtype, name=f"layer_{i}") for i in range(self.num_layers)]
+        if self.scan and not self.is_initializing():
+            plain, parameters = layers[0].clone(parent=None, name=None), [as_used(layer.variables["params"], self.dtype) for layer in layers]
+            return run_layers(lambda h, own, _: (plain.apply({"params": own}, h), None), h, parameters, scan=True, remat="none")[0]
+        for layer in layers:
+            h = layer(h)
         return h
 
     def features(self, tokens: Array) -> Array:

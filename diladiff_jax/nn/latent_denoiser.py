@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -9,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from diladiff_jax.nn.layers import Linear, Norm, Positions, TimeEmbedding, zeros
-from diladiff_jax.nn.transformer import REMAT, Block
+from diladiff_jax.nn.stack import as_used, run_layers
+from diladiff_jax.nn.transformer import Block
 
 Array = jax.Array
 
@@ -34,7 +36,8 @@ class LatentDenoiser(nn.Module):
     num_latents: int = 0  # above 0: learned positions are added at the entry, for each latent has a role of its own
     interval: bool = False
     plain: bool = False  # whether it is differentiated forwards, which only attention's plain form allows; see `attention.attend`
-    remat: str = "none"  # or one of transformer.REMAT
+    scan: bool = False  # one compiled layer for each half, as in `TokenDenoiser`
+    remat: str = "none"  # or one of stack.REMAT
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -50,22 +53,54 @@ class LatentDenoiser(nn.Module):
             self_condition = jnp.zeros_like(z_t)
         self_condition = self_condition.astype(self.dtype)
 
-        block = Block if self.remat == "none" else nn.remat(Block, policy=REMAT[self.remat])
         h = Linear(self.width, ("latent", "embed"), dtype=self.dtype, name="in")(z_t)
         if self.num_latents:
             h = Positions(self.num_latents, 1.0, name="position")(h)
-        skips: list[Array] = []
+        layers = [
+            {
+                "time": Linear(self.width, (None, "embed"), name=f"time_{i}"),
+                "self": Linear(self.width, ("latent", "embed"), use_bias=False, dtype=self.dtype, name=f"self_{i}"),
+                "block": Block(self.width, self.heads, self.mlp_ratio, "swiglu", qk_norm=True, rotary=True, plain=self.plain, dtype=self.dtype, name=f"block_{i}"),
+            }
+            for i in range(self.num_layers)
+        ]
+
+        def layer(call: Callable[[str, Array], Array], h: Array, skip: Array | None) -> Array:
+            h = h if skip is None else h + skip
+            h = h + call("time", time)[:, None, :].astype(self.dtype)
+            h = h + call("self", self_condition)
+            return call("block", h)
+
         half = self.num_layers // 2
-        for i in range(self.num_layers):
-            if i >= self.num_layers - half:
-                h = h + skips.pop()
-            h = h + Linear(self.width, (None, "embed"), name=f"time_{i}")(time)[:, None, :].astype(self.dtype)
-            h = h + Linear(self.width, ("latent", "embed"), use_bias=False, dtype=self.dtype, name=f"self_{i}")(self_condition)
-            h = block(
-                self.width, self.heads, self.mlp_ratio, "swiglu", qk_norm=True, rotary=True,
-                plain=self.plain, dtype=self.dtype, name=f"block_{i}",
-            )(h)
-            if i < half:
-                skips.append(h)
+        # Whoever asks for intermediates gets those of every layer by its name.
+        if self.is_initializing() or self.is_mutable_collection("intermediates") or not (self.scan or self.remat != "none"):
+            skips: list[Array] = []
+            for i, modules in enumerate(layers):
+                h = layer(lambda name, x, m=modules: m[name](x), h, skips.pop() if i >= self.num_layers - half else None)
+                if i < half:
+                    skips.append(h)
+        else:
+            h = self._halves(layers, layer, h)
         h = Norm(dtype=self.dtype, name="final_norm")(h)
         return Linear(self.latent_dim, ("embed", "latent"), kernel_init=zeros, dtype=self.dtype, out_dtype=jnp.float32, name="out")(h)
+
+    def _halves(self, layers: list[dict[str, nn.Module]], layer: Callable[..., Array], h: Array) -> Array:
+        """The layers as `memory.scan` and `memory.remat` ask: the first half, the one between if their number is odd, the second half."""
+        plain = {name: module.clone(parent=None, name=None) for name, module in layers[0].items()}
+
+        def run(h: Array, own: Any, skip: Array | None) -> tuple[Array, Array]:
+            h = layer(lambda name, x: plain[name].apply({"params": own[name]}, x), h, skip)
+            return h, h
+
+        parameters = [{name: module.variables["params"] for name, module in modules.items()} for modules in layers]
+        if self.scan:  # the time's map stays in float32
+            parameters = [own | as_used({name: own[name] for name in ("self", "block")}, self.dtype) for own in parameters]
+        half, how = len(layers) // 2, {"scan": self.scan, "remat": self.remat}
+        skips = None
+        if half:
+            h, skips = run_layers(run, h, parameters[:half], **how)
+        if len(layers) % 2:
+            h, _ = run_layers(run, h, parameters[half : half + 1], **how)
+        if half:
+            h, _ = run_layers(run, h, parameters[-half:], skips, reverse=True, **how)
+        return h

@@ -44,15 +44,14 @@ def build_networks(settings: Mapping[str, Any], length: int, vocab_size: int, be
     encoder, latent = dict(settings["encoder"]), dict(settings["latent_denoiser"])
     denoiser = TokenDenoiser(vocab_size, length, dtype=dtype, **backbone, **layers)
     latent_dim = encoder["latent_dim"]
-    latent["remat"] = memory["remat"]
     latent["num_latents"] = encoder["num_latents"] if latent.pop("learned_positions", False) else 0
     scorer = backbone | {"causal": True, "adaln": 0} | dict(settings["scorer_network"])
     return Networks(
         denoiser=denoiser,
         encoder=LatentEncoder(length=length, dtype=dtype, **encoder),
         decoder=LatentConditionedDecoder(denoiser.clone(name=None), encoder["num_latents"], tuple(settings["decoder"]["cross_layers"])),
-        teacher=LatentDenoiser(latent_dim, dtype=dtype, **latent),
-        student=LatentDenoiser(latent_dim, dtype=jnp.float32, interval=True, plain=True, **latent),
+        teacher=LatentDenoiser(latent_dim, dtype=dtype, **latent, **layers),
+        student=LatentDenoiser(latent_dim, dtype=jnp.float32, interval=True, plain=True, **latent, **layers),
         scorer=TokenDenoiser(vocab_size, length, dtype=dtype, **scorer, **layers),
-        bert=bert,
+        bert=None if bert is None else bert.clone(scan=memory["scan"]),
     )

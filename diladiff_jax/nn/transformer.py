@@ -6,7 +6,6 @@ and DUO checkpoints (rotary positions, LayerNorm without bias, adaLN with a cons
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -15,15 +14,9 @@ import jax.numpy as jnp
 
 from diladiff_jax.nn.layers import MLP, Linear, Norm, Positions, SelfAttention, TimeEmbedding, default_init, zeros
 from diladiff_jax.nn.placement import spread
+from diladiff_jax.nn.stack import as_used, run_layers
 
 Array = jax.Array
-
-REMAT: dict[str, Callable[..., bool]] = {
-    "matmuls": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
-"""What a rematerialized block keeps for its gradient: the results of its linear maps (attention is made anew), or only what enters it."""
-
 
 class Block(nn.Module):
     """Pre-norm transformer block, `[B, L, D] -> [B, L, D]`; with `condition` its norms and branches are modulated."""
@@ -99,7 +92,7 @@ class TokenDenoiser(nn.Module):
     causal: bool = False
     dropout: float = 0.0
     scan: bool = False  # one compiled block for all layers, whose parameters are stacked when it runs
-    remat: str = "none"  # or one of REMAT
+    remat: str = "none"  # or one of stack.REMAT
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
@@ -143,25 +136,16 @@ class TokenDenoiser(nn.Module):
             for block in blocks:
                 h = block(h, condition, deterministic=deterministic)
             return h
-        # Parameters are a layer's own everywhere else: checkpoints and optimizers know nothing of how the layers are run.
         plain, parameters = blocks[0].clone(parent=None, name=None), [block.variables["params"] for block in blocks]
         dropout = self.dropout > 0 and not deterministic
-        keys = jax.random.split(self.make_rng("dropout"), len(blocks)) if dropout else [None] * len(blocks)
 
-        def run(h: Array, layer: tuple[Any, Array | None]) -> tuple[Array, None]:
-            rngs = {"dropout": layer[1]} if dropout else {}
-            return plain.apply({"params": layer[0]}, h, condition, deterministic=deterministic, rngs=rngs), None
+        def layer(h: Array, own: Any, key: Array | None) -> tuple[Array, None]:
+            return plain.apply({"params": own}, h, condition, deterministic=deterministic, rngs={"dropout": key} if dropout else {}), None
 
-        if self.remat != "none":
-            run = jax.checkpoint(run, policy=REMAT[self.remat], prevent_cse=not self.scan)
         if self.scan:
-            # Matrices in the type they are used in: half the copy, and half of what is gathered over devices.
-            used = lambda leaf: leaf.astype(self.dtype) if leaf.ndim > 1 else leaf  # noqa: E731
-            stacked = jax.tree.map(lambda *leaves: jnp.stack([used(leaf) for leaf in leaves]), *parameters)
-            return jax.lax.scan(run, h, (stacked, keys if dropout else None))[0]
-        for layer in zip(parameters, keys, strict=True):
-            h, _ = run(h, layer)
-        return h
+            parameters = [as_used(own, self.dtype) for own in parameters]
+        keys = jax.random.split(self.make_rng("dropout"), len(blocks)) if dropout else None
+        return run_layers(layer, h, parameters, keys, scan=self.scan, remat=self.remat)[0]
 
     def last_keys_values(self, h: Array) -> tuple[Array, Array]:
         """Keys and values of the last block, from what enters it at all positions, `[B, L, D]`."""

@@ -140,17 +140,31 @@ def test_learned_positions_tell_equal_latents_apart(random_parameters):
         assert (apart > 1e-3).all() if num_latents else (apart < 1e-5).all()
 
 
-@pytest.mark.parametrize("remat", ["matmuls", "full"])
-def test_rematerialized_blocks_change_nothing(random_parameters, remat):
-    """The same parameters, outputs, gradients, and gradients through a forward derivative, as the student's loss takes them (rtol 1e-4)."""
-    plain = LatentDenoiser(6, 16, 3, 2, interval=True, plain=True)
+@pytest.mark.parametrize("layers, scan, remat", [(3, False, "matmuls"), (3, True, "full"), (4, True, "none")])
+def test_how_layers_are_run_changes_nothing(random_parameters, layers, scan, remat):
+    """Scanned or rematerialized or both, with a layer between the halves and without: the same parameters, outputs, gradients, and
+    gradients through a forward derivative, as the student's loss takes them (rtol 1e-3)."""
+    plain = LatentDenoiser(6, 16, layers, 2, interval=True, plain=True)
     z, t = jax.random.normal(jax.random.key(0), (2, 4, 6)), jnp.array([0.3, 0.9])
     params = random_parameters(plain, z, t, z, t)
+    module = plain.clone(scan=scan, remat=remat)
+    assert jax.tree.structure(nn.unbox(jax.eval_shape(module.init, jax.random.key(0), z, t, z, t)["params"])) == jax.tree.structure(params)
 
     def both(module):
         f = lambda p, t: module.apply({"params": p}, z, t, z, t)
         loss = lambda p: jnp.sin(f(p, t)).sum() + jnp.sin(jax.jvp(lambda t: f(p, t), (t,), (jnp.ones(2),))[1]).sum()
         return jax.jit(jax.value_and_grad(loss))(params)
 
-    for ours, expected in zip(jax.tree.leaves(both(plain.clone(remat=remat))), jax.tree.leaves(both(plain)), strict=True):
+    for ours, expected in zip(jax.tree.leaves(both(module)), jax.tree.leaves(both(plain)), strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_scanned_program_does_not_grow_with_depth(random_parameters):
+    """Twelve layers make a program with as many products as four."""
+
+    def products(layers, **kw):
+        module = LatentDenoiser(6, 16, layers, 2, **kw)
+        params = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), Z, T, Z)["params"])
+        return jax.jit(lambda p: module.apply({"params": p}, Z, T, Z)).lower(params).compile().as_text().count(" dot(")
+
+    assert products(12, scan=True) == products(4, scan=True) < products(4)

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import pathlib
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,6 +48,14 @@ def test_bert_agrees_with_transformers(changes):
         with torch.no_grad():
             theirs = model(torch.tensor(ids[:, :length])).last_hidden_state.numpy()
         np.testing.assert_allclose(network.apply({"params": params}, ids[:, :length]), theirs, atol=1e-4)
+
+
+def test_a_scanned_bert_is_the_same_network():
+    network, ids = bert_network(), jnp.arange(24).reshape(2, 12)
+    params = nn.unbox(network.init(jax.random.key(0), ids)["params"])
+    scanned = network.clone(scan=True)
+    assert jax.tree.structure(nn.unbox(scanned.init(jax.random.key(0), ids)["params"])) == jax.tree.structure(params)
+    np.testing.assert_allclose(scanned.apply({"params": params}, ids), network.apply({"params": params}, ids), atol=1e-5)
 
 
 @pytest.mark.parametrize("changes", [{}, {"n_inner": 20, "activation_function": "relu"}])
