@@ -116,7 +116,7 @@ def parse_topology(text: str) -> Slice:
     chip = CHIPS[generation]
     example = "4x4" if chip.axes == 2 else "4x4x4"
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", box) or box.count("x") != chip.axes - 1:
-        raise TopologyError(f"topology {text!r} must have {chip.axes} sides, as in {generation}:{example}")
+        raise TopologyError(f"topology {text!r} must have {chip.axes} whole sides with an x between, as in {generation}:{example}")
     found = Slice(generation, tuple(int(side) for side in box.split("x")))
     if found.chips > chip.pod:
         raise TopologyError(f"topology {text!r} has {found.chips} chips; one slice of {generation} has at most {chip.pod}")

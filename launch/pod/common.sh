@@ -60,6 +60,16 @@ check_arguments() {
   "$found" || refuse "--workdir is missing after --; give a folder that every host sees, e.g. --workdir=$1/run"
 }
 
+# workdir_on FOLDER: refuses a --workdir that is not below FOLDER, where alone it would outlive the hosts.
+workdir_on() {
+  local word before=""
+  for word in "${arguments[@]}"; do
+    [[ "$before" != --workdir ]] || word="--workdir=$word"
+    [[ "$word" != --workdir=* || "${word#*=}" == "${1%/}"/?* ]] || refuse "${word} is not on the claim, which is mounted at $1; give --workdir=${1%/}/run, or another --mount"
+    before="$word"
+  done
+}
+
 # quoted WORDS...: one line that a shell reads as the same words.
 quoted() {
   local line

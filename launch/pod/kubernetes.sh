@@ -34,7 +34,7 @@ need grace '[1-9][0-9]*' "a number of seconds"
 [[ -z "$namespace" ]] || need namespace '[a-z0-9]([a-z0-9-]*[a-z0-9])?' "a namespace"
 [[ -z "$tpu" || -z "$gpus" ]] || refuse "--tpu and --gpus exclude each other"
 if [[ -n "$tpu" ]]; then
-  need tpu '[a-z0-9-]+' "GKE's name of a TPU, such as tpu-v5-lite-podslice"
+  need tpu 'tpu[a-z0-9-]+' "GKE's name of a TPU, such as tpu-v5-lite-podslice"
   need topology '[1-9][0-9]*(x[1-9][0-9]*){1,2}' "the slice's topology, such as 4x4"
   [[ -z "$hosts" ]] || refuse "--hosts follows from --topology and --chips; leave it out"
   chips="${chips:-4}"
@@ -52,6 +52,7 @@ else
   refuse "no accelerator; give --tpu and --topology, or --gpus and --hosts"
 fi
 check_arguments "$mount"
+workdir_on "$mount"
 [[ "${arguments[*]}" != *[[:cntrl:]]* ]] || refuse "an argument has a control character (a line's end, say); leave it out"
 "$dry_run" || [[ -n "$(type -P kubectl)" ]] || refuse "kubectl is not installed; see https://kubernetes.io/docs/tasks/tools"
 

@@ -86,7 +86,13 @@ train() {
     "$dry_run" || ((code == 255)) || run="$(date +%Y%m%d-%H%M%S)"
     code=0
     on all "bash diladiff/launch/pod/worker.sh run $run $(quoted "${arguments[@]}")" || code=$?
-    if "$dry_run"; then echo "# again, as another RUN, for as long as it exits with $PREEMPTED"; return 0; fi
+    if "$dry_run"; then
+      echo "# again, as another RUN, for as long as it exits with $PREEMPTED"
+      "$recreate" || return 0
+      echo "# and each time that the pod was taken away, before that:"
+      delete && create && setup
+      return
+    fi
     ((code)) || return 0
     state="$(gcloud compute tpus tpu-vm describe "$name" "${place[@]}" --format='value(state)')" || state="out of reach"
     echo "exit code $code; $name is $state"

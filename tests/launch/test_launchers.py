@@ -154,7 +154,7 @@ JOBSET = record(
 )
 
 
-@pytest.mark.parametrize("words", [GKE, GPU, [*GPU, "--restarts=3", "--grace=600", "--mount=/mnt/w"]], ids=["tpu", "gpu", "options"])
+@pytest.mark.parametrize("words", [GKE, GPU, [*GPU, "--restarts=3", "--grace=600", "--mount=/shared/"]], ids=["tpu", "gpu", "options"])
 def test_the_manifest_is_a_jobset(words):
     """Against the fields that the JobSet and Job APIs have, and no others."""
     jsonschema.Draft202012Validator.check_schema(JOBSET)
@@ -198,6 +198,9 @@ def test_the_manifest_is_a_jobset(words):
         ("kubernetes.sh", [*GKE, "--hosts=4", *TRAIN], "--hosts follows from --topology"),
         ("kubernetes.sh", [*GKE, "--chips=5", *TRAIN], "--topology=4x8 has 32 chips"),
         ("kubernetes.sh", [*GKE, "--topology=4by8", *TRAIN], "--topology=4by8 cannot be"),
+        ("kubernetes.sh", [*GKE, "--tpu=v5e", *TRAIN], "--tpu=v5e cannot be; give GKE's name"),
+        ("kubernetes.sh", [*GKE, "--mount=/work", *TRAIN], "--workdir=/shared/run is not on the claim, which is mounted at /work"),
+        ("kubernetes.sh", [*GPU, "--", "--workdir", "runs/big"], "--workdir=runs/big is not on the claim"),
         ("kubernetes.sh", [*GPU, *TRAIN, "--x=a\nb"], "control character"),
     ],
 )
@@ -265,6 +268,9 @@ def test_the_commands_for_a_tpu_pod():
     [[*words, remote]] = dry("train", tail=TRAIN)
     assert words == [*machine, "ssh", "pod", *place, "--worker=all"]
     assert as_read(remote.removeprefix("--command=")) == ["bash", "diladiff/launch/pod/worker.sh", "run", "RUN", *TRAIN[1:]]
+    _, again, *rest = launch("tpu.sh", "train", *TPU_CREATE, "--recreate", "--dry-run", *TRAIN).stdout.splitlines()
+    assert "exits with 75" in again and "taken away" in rest[0]
+    assert [word for line in rest[1:] for word in as_read(line) if word in ("delete", "create", "describe", "scp", "ssh")] == ["delete", "create", "describe", "scp", "ssh"]
     assert dry("stop") == [[*machine, "ssh", "pod", *place, "--worker=all", "--command=bash diladiff/launch/pod/worker.sh stop"]]
     assert dry("logs", "--worker=3") == [[*machine, "ssh", "pod", *place, "--worker=3", "--command=bash diladiff/launch/pod/worker.sh logs"]]
     assert dry("delete") == [[*queued, "delete", "pod", *place, "--force", "--quiet"]]
@@ -298,12 +304,12 @@ def test_the_manifest_says_what_was_asked():
     assert pod["containers"][0]["resources"]["limits"] == {"google.com/tpu": 4}
     assert process_sees(pod["containers"][0]["args"]) == ["--distributed=auto", *TRAIN[1:]]
 
-    whole = manifest(*GPU, "--mount=/mnt/w")
+    whole = manifest(*GPU, "--mount=/shared/")
     job = whole["spec"]["replicatedJobs"][0]["template"]["spec"]
     pod = job["template"]["spec"]
     assert job["parallelism"] == job["completions"] == 4 and "nodeSelector" not in pod and "annotations" not in whole["metadata"]
     [container] = pod["containers"]
-    assert container["resources"]["limits"] == {"nvidia.com/gpu": 8} and container["volumeMounts"][0]["mountPath"] == "/mnt/w"
+    assert container["resources"]["limits"] == {"nvidia.com/gpu": 8} and container["volumeMounts"][0]["mountPath"] == "/shared/"
     assert process_sees(container["args"]) == ["--distributed=run1-workers-0-0.run1:8476", "--num_processes=4", *TRAIN[1:], "--process_id=3"]
 
 

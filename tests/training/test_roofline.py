@@ -91,7 +91,7 @@ def test_devices_of_one_chip_share_it():
 def test_topologies_are_read_and_refused_in_one_line():
     """The generation, the number of sides, the size."""
     assert roofline.parse_topology("v5p:4x4x8") == Slice("v5p", (4, 4, 8)) and roofline.parse_topology("v5p:4x4x8").chips == 128
-    for text, words in (("v9:4x4", "one of v4, v5e"), ("v5e", "2 sides, as in v5e:4x4"), ("v5p:4x4", "3 sides"), ("v5e:4xx4", "2 sides"), ("v5e:0x4", "2 sides"), ("v5e:32x32", "at most 256")):
+    for text, words in (("v9:4x4", "one of v4, v5e"), ("v5e", "2 whole sides with an x between, as in v5e:4x4"), ("v5p:4x4", "3 whole sides"), ("v5e:4xx4", "2 whole sides"), ("v5e:4y4", "2 whole sides"), ("v5e:0x4", "2 whole sides"), ("v5e:32x32", "at most 256")):
         with pytest.raises(roofline.TopologyError, match=words):
             roofline.parse_topology(text)
 
