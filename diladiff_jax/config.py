@@ -167,6 +167,7 @@ def default_config() -> ConfigDict:
             decode_steps=64,
             order="random",  # which positions a step unmasks; or "count", "confidence", "threshold" (sampling.pipeline.ORDERS)
             threshold=0.9,  # "threshold": how sure is sure enough
+            refresh_every=1,  # above 1: keys and values of all positions are made anew only so often, else of what was unmasked (orders "random", "count")
             prior_steps=200,
             prior_method="euler",  # or "ddim", "heun", "dpmpp_2m"
             prior_self_conditioning="previous",  # or "current", "none"
@@ -341,6 +342,8 @@ def check(config: ConfigDict) -> None:
         need(s[key] > 0, f"sampling.{key}", "above 0")
     one_of("sampling.order", "random", "count", "confidence", "threshold")
     need(0 <= s.threshold <= 1, "sampling.threshold", "between 0 and 1")
+    need(s.refresh_every > 0, "sampling.refresh_every", "above 0")
+    need(s.refresh_every == 1 or s.order in ("random", "count"), "sampling.refresh_every", f"1 when sampling.order is {s.order}, which looks at all masked positions in every step")
     one_of("sampling.prior_method", "euler", "ddim", "heun", "dpmpp_2m")
     one_of("sampling.prior_self_conditioning", "previous", "current", "none")
     need(0 <= s.gamma < 1, "sampling.gamma", "in [0, 1)")

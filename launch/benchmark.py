@@ -2,13 +2,17 @@
 
     python launch/benchmark.py --suite=sampling --size=tiny --out=bench.json
     python launch/benchmark.py --suite=training --size=tiny --batch=128 --out=bench.json
-    python launch/benchmark.py --suite=sampling --size=paper --batch=8 --decode_steps=64 --timed_steps=2 --out=bench.json
+    python launch/benchmark.py --suite=sampling --size=small --batch=1,8,32 --decode_steps=64 --out=bench.json
+    python launch/benchmark.py --suite=sampling --size=paper --batch=8 --decode_steps=64 --timed_steps=4 --rounds=2 --out=bench.json
 
-Sampling: three ways of decoding from the same latents, timed in turns in one run:
-  naive      all logits in every step, the nucleus by a full sort, the latent read anew each time
-  bisection  the same with the library's nucleus in place of the sort
-  ours       what the library does: the positions of a step alone, the latent read once
-All attend in the library's own way, so that the ratios show the decoding and not the attention.
+Sampling: ways of decoding from the same latents, timed in turns in one run:
+  naive             all logits in every step, the nucleus by a full sort, the latent read anew each time
+  bisection         the same with the library's nucleus in place of the sort
+  ours              what the library does: the positions of a step alone, the latent read once
+  approx_refresh_R  the same with sampling.refresh_every=R: keys and values of all positions are made anew every R steps
+All attend in the library's own way, so that the ratios show the decoding and not the attention. In the same turns are timed the
+linear maps of the backbone's layers for all positions, alone (`linear_maps_seconds` of one step), and the latents: of the student,
+and of the undistilled prior in --prior_steps steps, of which --timed_steps are run.
 
 With --timed_steps=N below --decode_steps=T only N steps are run, on rows in which all but N/T of the tokens are given:
 each step then unmasks as many as one of T does. Times are scaled by T/N, and the row says so (`timed_steps`).
@@ -17,6 +21,7 @@ Training: of every stage, its loss alone, its loss with the gradient, its optimi
 Beside FILE.json a plot FILE.png is written.
 """
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -30,15 +35,16 @@ from absl import flags
 
 _SUITE = flags.DEFINE_enum("suite", "sampling", ["sampling", "training"], "What to time.")
 _SIZE = flags.DEFINE_enum("size", "tiny", ["tiny", "small", "paper"], "tiny: configs/tiny.py; small: 6 layers of 384, 256 tokens; paper: configs' defaults.")
-_BATCH = flags.DEFINE_integer("batch", 8, "Texts at a time.", lower_bound=1)
+_BATCH = flags.DEFINE_list("batch", ["8"], "Texts at a time; of sampling several, as 1,8,32.")
 _DECODE_STEPS = flags.DEFINE_integer("decode_steps", 64, "Decoding steps T.", lower_bound=1)
 _LATENT_STEPS = flags.DEFINE_integer("latent_steps", 5, "Steps of the student.", lower_bound=1)
-_TIMED_STEPS = flags.DEFINE_integer("timed_steps", None, "Decoding steps that are really run; default all.", lower_bound=1)
+_PRIOR_STEPS = flags.DEFINE_integer("prior_steps", 200, "Steps of the undistilled prior.", lower_bound=1)
+_TIMED_STEPS = flags.DEFINE_integer("timed_steps", None, "Steps of decoding and of the prior that are really run; default all.", lower_bound=1)
+_REFRESH = flags.DEFINE_integer("refresh_every", 4, "R of the approximate sampler; --timed_steps has to be a multiple of it.", lower_bound=2)
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Times that every case is run, in turns.", lower_bound=1)
 _TOP_P = flags.DEFINE_float("top_p", 0.9, "Nucleus.", lower_bound=0, upper_bound=1)
 _OUT = flags.DEFINE_string("out", None, "JSON file.", required=True)
 
-CASES = ("naive", "bisection", "ours")
 PIECES = ("loss", "gradient", "optimizer", "update")
 
 
@@ -135,7 +141,7 @@ def matmul_rate(size: int = 2048, rounds: int = 5) -> float:
     return 2 * size**3 / min(seconds_of(product, x)[0] for _ in range(rounds))
 
 
-def decoding_flops(case: str, c: Any, vocab: int, batch: int, steps: int) -> float:
+def decoding_flops(case: str, c: Any, vocab: int, batch: int, steps: int, refresh: int) -> float:
     """Matrix-product FLOPs of `steps` decoding steps (multiply and add count as two), by the network's formulas."""
     d, layers, length, n = c.backbone.width, c.backbone.num_layers, c.data.length, c.encoder.num_latents
     rows, needed, crosses = batch * length, batch * length / steps, len(set(c.decoder.cross_layers))
@@ -143,10 +149,15 @@ def decoding_flops(case: str, c: Any, vocab: int, batch: int, steps: int) -> flo
     block = 2 * rows * (4 * d * d + mlp) + 4 * rows * length * d
     cross = crosses * (2 * rows * 4 * d * d + 4 * rows * n * d)
     reading = crosses * 4 * batch * n * c.encoder.latent_dim * d
-    if case != "ours":
+    if case in ("naive", "bisection"):
         return steps * (layers * block + cross + reading + 2 * rows * d * vocab)
-    last = 2 * rows * 2 * d * d + 2 * needed * (2 * d * d + mlp) + 4 * needed * length * d
-    return steps * ((layers - 1) * block + cross + last + 2 * needed * d * vocab) + reading
+    at_needed = 2 * needed * (2 * d * d + mlp) + 4 * needed * length * d  # of a layer whose keys and values are there
+    whole = (layers - 1) * block + cross + 2 * rows * 2 * d * d  # all layers but the last, and its keys and values
+    if case == "ours":
+        return steps * (whole + at_needed + 2 * needed * d * vocab) + reading
+    some = layers * at_needed + cross * needed / rows
+    changed = some + layers * 2 * needed * 2 * d * d
+    return steps * (whole / refresh + changed * (1 - 1 / refresh) + some + 2 * needed * d * vocab) + reading
 
 
 def random_parameters(module: Any, *inputs: Any) -> Any:
@@ -168,8 +179,34 @@ def random_parameters(module: Any, *inputs: Any) -> Any:
     return tree.unflatten([draw(key, path, leaf) for key, (path, leaf) in zip(keys, leaves, strict=True)])
 
 
+def linear_maps(params: Any, h: Any) -> Any:
+    """The products of a backbone's linear maps, and nothing else but sums: `h [B L, D]` through queries, keys, values, output and MLP of every block."""
+    for name in sorted(name for name in params if name.startswith("block_")):
+        attention, mlp = params[name]["attention"], params[name]["mlp"]
+        h = sum(h @ attention[part]["linear"]["kernel"] for part in ("query", "key", "value")) @ attention["out"]["kernel"]
+        h = (h @ mlp["up"]["kernel"]) @ mlp["down"]["kernel"]
+    return h
+
+
 def sampling_suite() -> dict[str, Any]:
-    """The document of the architecture's "benchmark's JSON", a row for each of `CASES`."""
+    """The document of the architecture's "benchmark's JSON": for each batch a row for each way of decoding, and the latents' times."""
+    batches, steps = whole_numbers("batch", _BATCH.value), _DECODE_STEPS.value
+    timed = min(_TIMED_STEPS.value or steps, steps)
+    if timed % _REFRESH.value and timed < steps:
+        raise common.UsageError(f"--timed_steps is {timed}; it must be a multiple of --refresh_every={_REFRESH.value}, or all {steps} steps")
+    documents = [sampling_rows(batch, steps, timed) for batch in batches]
+    return {"machine": documents[-1]["machine"], "rows": [row for d in documents for row in d["rows"]], "latents": [row for d in documents for row in d["latents"]]}
+
+
+def whole_numbers(name: str, texts: list[str]) -> list[int]:
+    """The numbers of a flag that lists them."""
+    if not texts or not all(text.strip().isdigit() and int(text) > 0 for text in texts):
+        raise common.UsageError(f"--{name} is {','.join(texts)!r}; it must be whole numbers above 0, as 8 or 1,8,32")
+    return [int(text) for text in texts]
+
+
+def sampling_rows(batch: int, steps: int, timed: int) -> dict[str, Any]:
+    """Machine, rows and latents for one batch."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -178,8 +215,7 @@ def sampling_suite() -> dict[str, Any]:
     from diladiff_jax.nn.networks import build_networks
     from diladiff_jax.sampling.pipeline import Controls, Sampler
 
-    batch, steps, top_p = _BATCH.value, _DECODE_STEPS.value, _TOP_P.value
-    timed = min(_TIMED_STEPS.value or steps, steps)
+    top_p, refresh, approximate = _TOP_P.value, _REFRESH.value, f"approx_refresh_{_REFRESH.value}"
     c = settings(_SIZE.value)
     length, vocab = c.data.length, c.tokenizer.vocab_size
     mask_id, sampleable = vocab - 1, np.arange(vocab) < vocab - 1
@@ -190,8 +226,10 @@ def sampling_suite() -> dict[str, Any]:
     prompt = jnp.asarray(np.where(given, np.random.default_rng(1).integers(0, mask_id, (batch, length)), mask_id), jnp.int32)
     z, t = jnp.zeros((batch, *networks.latent_shape)), jnp.zeros((batch,))
     params = {"decoder": random_parameters(networks.decoder, prompt, z), "student": random_parameters(networks.student, z, t, z, t)}
+    params["teacher"] = {name: tree for name, tree in params["student"].items() if name != "interval_time"}
     keys = jax.random.split(jax.random.key(1), batch)
     controls = Controls(jnp.int32(timed), jnp.int32(_LATENT_STEPS.value), jnp.float32(1.0), jnp.float32(top_p), jnp.float32(0.8), jnp.float32(0.9))
+    prior_timed = min(_TIMED_STEPS.value or _PRIOR_STEPS.value, _PRIOR_STEPS.value)
 
     def plain(params: Any, keys: Any, prompt: Any, z: Any, controls: Any, *, sort: bool) -> Any:
         return plain_decode(networks, params, keys, prompt, z, mask_id, jnp.asarray(sampleable), controls.decode_steps, controls.top_p, sort=sort)
@@ -200,39 +238,51 @@ def sampling_suite() -> dict[str, Any]:
         "naive": functools.partial(plain, sort=True),
         "bisection": functools.partial(plain, sort=False),
         "ours": lambda params, keys, prompt, z, controls: sampler.decode(params, keys, prompt, z, controls).tokens,
+        approximate: lambda params, keys, prompt, z, controls: dataclasses.replace(sampler, refresh_every=refresh).decode(params, keys, prompt, z, controls).tokens,
     }
-    latent_program = compiled(sampler.student_latents, params, keys, controls)
-    decode = {case: compiled(functions[case], params, keys, prompt, z, controls) for case in CASES}
+    latent_inputs = {"student": (params, keys, controls), "prior": (params, keys, controls._replace(latent_steps=jnp.int32(prior_timed)))}
+    latent_programs = {"student": compiled(sampler.student_latents, *latent_inputs["student"]), "prior": compiled(sampler.prior_latents, *latent_inputs["prior"], times=1)}
+    h = jnp.ones((batch * length, c.backbone.width))
+    products = compiled(linear_maps, params["decoder"]["backbone"], h, times=1)
+    decode = {case: compiled(functions[case], params, keys, prompt, z, controls) for case in functions}
 
-    times: dict[str, list[float]] = {name: [] for name in ("latent", *CASES)}
+    times: dict[str, list[float]] = {name: [] for name in ("student", "prior", "products", *functions)}
     drawn: dict[str, Any] = {}
     rates = [matmul_rate()]
     for _ in range(_ROUNDS.value):
-        seconds, z = seconds_of(latent_program.run, params, keys, controls)
-        times["latent"].append(seconds)
-        for case in CASES:
+        for name, program in latent_programs.items():
+            seconds, found = seconds_of(program.run, *latent_inputs[name])
+            z = found if name == "student" else z
+            times[name].append(seconds * (_PRIOR_STEPS.value / prior_timed if name == "prior" else 1))
+        times["products"].append(seconds_of(products.run, params["decoder"]["backbone"], h)[0])
+        for case in functions:
             seconds, drawn[case] = seconds_of(decode[case].run, params, keys, prompt, z, controls)
             times[case].append(seconds * steps / timed)
     rates.append(matmul_rate())
 
-    rate, latent = max(rates), statistics.median(times["latent"])
+    rate, middle = max(rates), {name: statistics.median(values) for name, values in times.items()}
+    common_fields = {"suite": "sampling", "size": _SIZE.value, "batch": batch, "length": length, "rounds": _ROUNDS.value}
     rows = []
-    for case in CASES:
-        seconds = statistics.median(times[case])
-        total, cold = latent + seconds, latent_program.cold + decode[case].cold
+    for case in functions:
+        total, cold = middle["student"] + middle[case], latent_programs["student"].cold + decode[case].cold
         free = np.asarray(prompt) == mask_id
-        rows.append({
-            "suite": "sampling", "case": case, "size": _SIZE.value, "batch": batch, "length": length, "vocab": vocab,
-            "decode_steps": steps, "timed_steps": timed, "latent_steps": _LATENT_STEPS.value, "top_p": top_p, "rounds": _ROUNDS.value,
+        rows.append(common_fields | {
+            "case": case, "vocab": vocab, "decode_steps": steps, "timed_steps": timed, "latent_steps": _LATENT_STEPS.value, "top_p": top_p,
             "seconds": total, "tokens_per_second": batch * length / total, "first_result_seconds": cold + total,
-            "latent_seconds": latent, "decode_seconds": seconds, "decode_seconds_low": min(times[case]), "decode_seconds_high": max(times[case]),
-            "peak_memory_bytes": max(latent_program.temporaries, decode[case].temporaries),
-            "compile_seconds_cold": cold, "compile_seconds_cached": latent_program.cached + decode[case].cached,
-            "fraction_of_matmul_rate": decoding_flops(case, c, vocab, batch, steps) / seconds / rate,
+            "latent_seconds": middle["student"], "decode_seconds": middle[case], "decode_seconds_low": min(times[case]), "decode_seconds_high": max(times[case]),
+            "linear_maps_seconds": middle["products"],
+            "peak_memory_bytes": max(latent_programs["student"].temporaries, decode[case].temporaries), "decode_memory_bytes": decode[case].temporaries,
+            "compile_seconds_cold": cold, "compile_seconds_cached": latent_programs["student"].cached + decode[case].cached,
+            "fraction_of_matmul_rate": decoding_flops(case, c, vocab, batch, steps, refresh) / middle[case] / rate,
             "tokens_as_naive": float((np.asarray(drawn[case]) == np.asarray(drawn["naive"]))[free].mean()),
         })  # fmt: skip
+    numbers = {"student": (_LATENT_STEPS.value, _LATENT_STEPS.value), "prior": (_PRIOR_STEPS.value, prior_timed)}
+    latents = [
+        common_fields | {"sampler": name, "steps": numbers[name][0], "timed_steps": numbers[name][1], "seconds": middle[name], "seconds_low": min(times[name]), "seconds_high": max(times[name])}
+        for name in latent_programs
+    ]
     machine = {"device": jax.devices()[0].device_kind, "count": jax.device_count(), "matmul_flops_per_second": rate}
-    return {"machine": machine, "rows": rows}
+    return {"machine": machine, "rows": rows, "latents": latents}
 
 
 def training_suite() -> dict[str, Any]:
@@ -247,7 +297,10 @@ def training_suite() -> dict[str, Any]:
     from diladiff_jax.training.optimizer import make_optimizer
     from diladiff_jax.training.state import init_state, make_train_step
 
-    batch, mesh = _BATCH.value, sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    batch, *others = whole_numbers("batch", _BATCH.value)
+    if others:
+        raise common.UsageError("--batch must be one number with --suite=training")
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     stages = config_lib.STAGES
     given = settings(_SIZE.value).to_dict()
     for stage in stages:
@@ -299,17 +352,20 @@ def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axis = pyplot.subplots(figsize=(6, 3), layout="constrained")
-    name = "decode_seconds" if rows[0]["suite"] == "sampling" else "seconds"
-    middle = [row[name] for row in rows]
-    spread = [[row[name] - row[f"{name}_low"] for row in rows], [row[f"{name}_high"] - row[name] for row in rows]]
-    axis.barh([row["case"] for row in rows], middle, xerr=spread, color="tab:blue")
+    sampling, first = rows[0]["suite"] == "sampling", rows[0]
+    name = "decode_seconds" if sampling else "seconds"
+    labels = [row["case"] + (f", batch {row['batch']}" if sampling else "") for row in rows]
+    # By text, for batches take different times.
+    middle, low, high = ([row[key] / row["batch"] for row in rows] for key in (name, f"{name}_low", f"{name}_high"))
+    figure, axis = pyplot.subplots(figsize=(7, 1 + 0.35 * len(rows)), layout="constrained")
+    spread = [[m - x for m, x in zip(middle, low, strict=True)], [x - m for m, x in zip(middle, high, strict=True)]]
+    bars = axis.barh(labels, middle, xerr=spread, color=[f"C{list(dict.fromkeys(row['batch'] for row in rows)).index(row['batch'])}" for row in rows])
+    axis.bar_label(bars, [f" {m:.3g}" for m in middle])
     axis.set_xscale("log")
+    axis.margins(x=0.15)
     axis.invert_yaxis()
-    first = rows[0]
-    texts = f"{first['batch']} texts of {first['length']} tokens"
-    sampling = first["suite"] == "sampling"
-    axis.set_xlabel(f"seconds to decode {texts} in {first['decode_steps']} steps" if sampling else f"seconds of an update on {texts}")
+    what = f"to decode {first['length']} tokens in {first['decode_steps']} steps" if sampling else f"of an update on {first['length']} tokens"
+    axis.set_xlabel(f"seconds {what}, by text; {_SIZE.value} size")
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
@@ -338,17 +394,32 @@ def main(argv: list[str]) -> None:
                 f"(stored: {row['compile_seconds_cached']:.1f} s), {100 * row['fraction_of_matmul_rate']:.0f}% of the matmul rate"
             )
         return
+    for batch in dict.fromkeys(row["batch"] for row in rows):
+        report([row for row in rows if row["batch"] == batch], [row for row in document["latents"] if row["batch"] == batch])
+
+
+def report(rows: list[dict[str, Any]], latents: list[dict[str, Any]]) -> None:
+    """Prints what was measured at one batch, and the ratios that the library is judged by."""
+    first = rows[0]
+    print(f"batch {first['batch']}, {first['length']} tokens, {first['decode_steps']} steps" + (f", scaled from {first['timed_steps']} timed steps" if first["timed_steps"] < first["decode_steps"] else ""))
     for row in rows:
         print(
-            f"{row['case']:10} {row['decode_seconds']:9.2f} s decoding ({row['decode_seconds_low']:.2f} to {row['decode_seconds_high']:.2f}), "
-            f"{row['latent_seconds']:.2f} s latent, {row['tokens_per_second']:.0f} tokens/s, {row['peak_memory_bytes'] / 2**20:.0f} MiB, "
-            f"compiled in {row['compile_seconds_cold']:.1f} s (stored: {row['compile_seconds_cached']:.1f} s), "
+            f"{row['case']:17} {row['decode_seconds']:9.2f} s decoding ({row['decode_seconds_low']:.2f} to {row['decode_seconds_high']:.2f}), "
+            f"{row['latent_seconds']:.2f} s latent, {row['tokens_per_second']:.0f} tokens/s, {row['decode_memory_bytes'] / 2**20:.0f} MiB, "
+            f"first after {row['first_result_seconds']:.1f} s, compiled in {row['compile_seconds_cold']:.1f} s (stored: {row['compile_seconds_cached']:.1f} s), "
             f"{100 * row['fraction_of_matmul_rate']:.0f}% of the matmul rate, tokens as naive {100 * row['tokens_as_naive']:.2f}%"
         )
-    last = rows[-1]
-    print("decoding time over ours: " + ", ".join(f"{row['case']} {row['decode_seconds'] / last['decode_seconds']:.1f}x" for row in rows[:-1]))
-    if last["timed_steps"] < last["decode_steps"]:
-        print(f"scaled from {last['timed_steps']} timed steps to {last['decode_steps']}")
+    for row in latents:
+        print(f"latents, {row['sampler']}: {row['seconds']:.2f} s for {row['steps']} steps ({row['timed_steps']} timed)")
+    by_case = {row["case"]: row for row in rows}
+    ours, approximate = by_case["ours"], rows[-1]
+    step = ours["decode_seconds"] / ours["decode_steps"]
+    print(
+        f"naive over ours {first['decode_seconds'] / ours['decode_seconds']:.1f}, bisection over ours {by_case['bisection']['decode_seconds'] / ours['decode_seconds']:.2f}, "
+        f"naive over {approximate['case']} {first['decode_seconds'] / approximate['decode_seconds']:.1f}; a step of ours over the backbone's linear maps {step / ours['linear_maps_seconds']:.2f}; "
+        f"student's latents {100 * ours['latent_seconds'] / ours['decode_seconds']:.1f}% of decoding; memory {100 * ours['decode_memory_bytes'] / first['decode_memory_bytes']:.0f}% of naive's; "
+        f"stored compile {100 * ours['compile_seconds_cached'] / ours['compile_seconds_cold']:.0f}% of the first"
+    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from diladiff_jax.nn.attention import attend
 from diladiff_jax.nn.layers import MLP, Heads, Linear, Norm, Positions, zeros
-from diladiff_jax.nn.transformer import TokenDenoiser
+from diladiff_jax.nn.transformer import Cache, TokenDenoiser
 
 Array = jax.Array
 Memory = dict[str, tuple[Array, Array]]
@@ -137,6 +137,17 @@ class LatentConditionedDecoder(nn.Module):
             h = cross.read(self.backbone.layers(h, done, i, deterministic=deterministic), memory[str(i)])
             done = i
         return self.backbone.layers(h, done, self.backbone.num_layers - 1, deterministic=deterministic)
+
+    def states_at(
+        self, tokens: Array, memory: Memory, cache: Cache = (), positions: Array | None = None, *, write: bool = True
+    ) -> tuple[Array, Cache]:
+        """As of `TokenDenoiser`, given what cross-attention reads."""
+        h, done = self.backbone.embed(tokens, positions), 0
+        for i, cross in sorted((int(name), cross) for name, cross in self.cross.items()):
+            h, cache = self.backbone.layers_at(h, done, i, cache, positions, write=write)
+            h, done = cross.read(h, memory[str(i)]), i
+        h, cache = self.backbone.layers_at(h, done, self.backbone.num_layers, cache, positions, write=write)
+        return self.backbone.finish(h), cache
 
     def last_keys_values(self, h: Array) -> tuple[Array, Array]:
         """As of `TokenDenoiser`."""

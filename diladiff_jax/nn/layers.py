@@ -128,10 +128,10 @@ class SelfAttention(nn.Module):
         self.value = Heads(self.width, self.heads, False, self.dtype, self.use_bias)
         self.out = Linear(self.width, ("heads", "embed"), use_bias=self.use_bias, dtype=self.dtype)
 
-    def keys_values(self, x: Array) -> tuple[Array, Array]:
-        """`[B, M, D]` -> keys and values, each `[B, M, H, K]`."""
+    def keys_values(self, x: Array, positions: Array | None = None) -> tuple[Array, Array]:
+        """`[B, M, D]`, standing at `positions [B, M]` (0 to M - 1 if not given) -> keys and values, each `[B, M, H, K]`."""
         k = self.key(x)
-        return rotary(k) if self.rotary else k, self.value(x)
+        return rotary(k, positions) if self.rotary else k, self.value(x)
 
     def read(self, x: Array, memory: tuple[Array, Array], positions: Array | None = None) -> Array:
         """What `x [B, L, D]`, standing at `positions [B, L]` (0 to L - 1 if not given), reads from keys and values: `[B, L, D]`."""
@@ -167,17 +167,18 @@ class MLP(nn.Module):
 
 
 class Positions(nn.Module):
-    """Learned absolute positions added to `[B, L, D]`; `std` at initialization should match what they are added to."""
+    """Learned absolute positions added to `[B, L, D]`, at `positions [B, L]` if not 0 to L - 1; `std` at initialization should match
+    what they are added to."""
 
     length: int
     std: float = 0.02
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, positions: Array | None = None) -> Array:
         table = self.param(
             "table", nn.with_logical_partitioning(nn.initializers.normal(self.std), (None, "embed")), (self.length, x.shape[-1])
         )
-        return x + table[None, : x.shape[1]].astype(x.dtype)
+        return x + (table[None, : x.shape[1]] if positions is None else jnp.take(table, positions, axis=0)).astype(x.dtype)
 
 
 def sinusoid(value: Array, features: int, max_frequency: float = 1.0, max_period: float = 10.0) -> Array:

@@ -17,6 +17,8 @@ from diladiff_jax.nn.placement import spread
 from diladiff_jax.nn.stack import as_used, run_layers
 
 Array = jax.Array
+Cache = tuple[tuple[Array, Array], ...]
+"""Keys and values of every block at all positions, each `[B, L, H, K]`."""
 
 class Block(nn.Module):
     """Pre-norm transformer block, `[B, L, D] -> [B, L, D]`; with `condition` its norms and branches are modulated."""
@@ -47,10 +49,10 @@ class Block(nn.Module):
             return [0.0, 0.0, 1.0, 0.0, 0.0, 1.0]
         return jnp.split(self.modulation(condition)[:, None, :], 6, axis=-1)
 
-    def keys_values(self, h: Array, condition: Array | None = None) -> tuple[Array, Array]:
-        """The keys and values that `at` reads, each `[B, L, H, K]`."""
+    def keys_values(self, h: Array, condition: Array | None = None, positions: Array | None = None) -> tuple[Array, Array]:
+        """The keys and values that `at` reads, each `[B, L, H, K]`; of states at `positions [B, L]` if not at 0 to L - 1."""
         shift, scale, *_ = self._modulations(condition)
-        return self.attention.keys_values(self.attention_norm(h) * (1 + scale) + shift)
+        return self.attention.keys_values(self.attention_norm(h) * (1 + scale) + shift, positions)
 
     def at(
         self, h: Array, memory: tuple[Array, Array], positions: Array | None = None, condition: Array | None = None, *, deterministic: bool = True
@@ -73,7 +75,7 @@ class TokenDenoiser(nn.Module):
 
     The pieces are methods, so that the latent-conditioned decoder can act between layers and a sampler can
     finish only the positions it needs: `embed`, `layers` (a range of blocks), `finish` (or `last_keys_values` and
-    `finish_at`), `project`.
+    `finish_at`), `project`; `layers_at` and `states_at` work at some positions on keys and values that were kept.
     """
 
     vocab_size: int
@@ -118,10 +120,10 @@ class TokenDenoiser(nn.Module):
             init = zeros if self.zero_head else default_init
             self.head = Linear(self.vocab_size, ("embed", "vocab"), use_bias=self.adaln > 0, kernel_init=init, dtype=self.dtype, out_dtype=jnp.float32)
 
-    def embed(self, tokens: Array) -> Array:
-        """`[B, L]` -> `[B, L, D]`, positions added where they are learned."""
+    def embed(self, tokens: Array, positions: Array | None = None) -> Array:
+        """`[B, L]` -> `[B, L, D]`, positions added where they are learned: `positions [B, L]`, or 0 to L - 1."""
         h = jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
-        return spread(self.position(h) if self.positions == "learned" else h, "batch", None, None)
+        return spread(self.position(h, positions) if self.positions == "learned" else h, "batch", None, None)
 
     def _condition(self) -> Array | None:
         # The public checkpoints were trained with the time input held at zero.
@@ -146,6 +148,29 @@ class TokenDenoiser(nn.Module):
             parameters = [as_used(own, self.dtype) for own in parameters]
         keys = jax.random.split(self.make_rng("dropout"), len(blocks)) if dropout else None
         return run_layers(layer, h, parameters, keys, scan=self.scan, remat=self.remat)[0]
+
+    def layers_at(self, h: Array, start: int, stop: int, cache: Cache, positions: Array | None, *, write: bool = True) -> tuple[Array, Cache]:
+        """Runs blocks `start` to `stop - 1` on states `h [B, K, D]` at `positions [B, K]`, which read keys and values from the cache.
+
+        With `write` their own are put there first; positions of L and above are left out of it. Without positions the states are
+        those of all positions, and the cache is made of them (what is given as `cache` is kept in front).
+        """
+        condition, made = self._condition(), list(cache)
+        for i in range(start, stop):
+            block = self.blocks[i]
+            if positions is None:
+                made.append(block.keys_values(h, condition))
+            elif write:
+                rows = jnp.arange(h.shape[0])[:, None]
+                own = block.keys_values(h, condition, positions)
+                made[i] = tuple(kept.at[rows, positions].set(new, mode="drop") for kept, new in zip(made[i], own, strict=True))
+            h = block.at(h, made[i], positions, condition)
+        return h, tuple(made)
+
+    def states_at(self, tokens: Array, cache: Cache = (), positions: Array | None = None, *, write: bool = True) -> tuple[Array, Cache]:
+        """`layers_at` of all blocks, from tokens `[B, K]`: final hidden states `[B, K, D]`, and the cache."""
+        h, cache = self.layers_at(self.embed(tokens, positions), 0, self.num_layers, cache, positions, write=write)
+        return self.finish(h), cache
 
     def last_keys_values(self, h: Array) -> tuple[Array, Array]:
         """Keys and values of the last block, from what enters it at all positions, `[B, L, D]`."""

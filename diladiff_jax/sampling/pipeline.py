@@ -61,6 +61,7 @@ class Sampler:
     prior_self_conditioning: str = "previous"
     gamma_warp: str = "noise_level"
     order: str = "random"  # see ORDERS
+    refresh_every: int = 1  # above 1: keys and values are kept between steps; orders "random" and "count" only
 
     def prior_latents(self, params: Mapping[str, Any], keys: Array, controls: Controls) -> Array:
         """LaDiff: the probability-flow ODE of the prior, `[B, N, D_lat]`."""
@@ -105,9 +106,23 @@ class Sampler:
             h = network.apply(variables, *context, positions, method="finish_at")
             return network.apply(variables, h, method="project")
 
+        def cache_of(x: Array) -> Any:
+            return network.apply(variables, x, *memory, method="states_at")[1]
+
+        def renew(cache: Any, x: Array, positions: Array) -> Any:
+            return network.apply(variables, x, *memory, cache, positions, method="states_at")[1]
+
+        def logits_from(cache: Any, positions: Array) -> Array:
+            masked = jnp.full(positions.shape, self.mask_id, prompt.dtype)
+            h, _ = network.apply(variables, masked, *memory, cache, positions, write=False, method="states_at")
+            return network.apply(variables, h, method="project")
+
+        kept: dict[str, Any] = {}
+        if self.refresh_every > 1:
+            context_of, logits_at, kept = cache_of, logits_from, {"renew": renew, "every": self.refresh_every}
         form = {
-            "random": tokens.ancestral,
-            "count": functools.partial(tokens.ancestral, evenly=True),
+            "random": functools.partial(tokens.ancestral, **kept),
+            "count": functools.partial(tokens.ancestral, evenly=True, **kept),
             "confidence": tokens.by_confidence,
             "threshold": functools.partial(tokens.by_confidence, threshold=controls.threshold),
         }[self.order]

@@ -12,6 +12,9 @@ from diladiff_jax.diffusion.masking import restrict
 
 Array = jax.Array
 
+RENEWED = 32
+"""Positions of each row whose part of the context is made anew at once; see `ancestral`."""
+
 
 def nucleus_threshold(probabilities: Array, top_p: Array | float) -> Array:
     """The probability of the last token of the nucleus, `[..., V] -> [..., 1]`: the largest p with mass {>= p} >= top_p.
@@ -82,6 +85,8 @@ def ancestral(
     temperature: Array | float = 1.0,
     top_p: Array | float = 0.9,
     evenly: bool = False,
+    renew: Callable[[Any, Array, Array], Any] | None = None,
+    every: int = 1,
     rows: int = 256,
 ) -> tuple[Array, Array]:
     """Unmasks every masked position of `tokens [B, L]` in `steps` reverse steps from ratio 1 to 0 on an equal grid.
@@ -100,6 +105,9 @@ def ancestral(
       logits_at: (context, positions `[B, K]`) -> logits `[B, K, V]`.
       keys: `[B]`, one per sample.
       evenly: the order of positions is random as before, but every step unmasks the same number of them (one more or less).
+      renew: (context, tokens `[B, K]`, their positions `[B, K]`) -> context in which these alone are made anew; positions of L and
+        above are nothing. With it `context_of` is called only in the first step of each `every`; between, what the step before
+        unmasked is renewed. No longer the model's law, but close to it, for little of the work.
       rows: positions worked on at once in the whole batch; it bounds the memory and leaves the samples as they are.
 
     Returns:
@@ -122,10 +130,28 @@ def ancestral(
     def next_step(k: Array) -> Array:
         return jnp.min(jnp.where(when > k, when, steps)).astype(jnp.int32)
 
-    def step(carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        k, x = carry
-        context = context_of(x)
-        first, last = (jnp.sum(when < bound, axis=1, keepdims=True) for bound in (k, k + 1))
+    def before(k: Array) -> Array:
+        return jnp.sum(when < k, axis=1, keepdims=True)
+
+    def changed(context: Any, x: Array, first: Array, last: Array) -> Any:
+        # A fixed number at a time, for those that are renewed together see each other: samples must not depend on the batch.
+        some = min(length, RENEWED)
+
+        def renewed(i: Array, context: Any) -> Any:
+            slot = first + i * some + jnp.arange(some)[None, :]
+            positions = jnp.take_along_axis(order, jnp.minimum(slot, length - 1), axis=1)
+            return renew(context, jnp.take_along_axis(x, positions, axis=1), jnp.where(slot < last, positions, length))
+
+        return jax.lax.fori_loop(0, -(-jnp.max(last - first) // some), renewed, context)
+
+    def step(carry: tuple[Array, Array, Array, Any]) -> tuple[Array, Array, Array, Any]:
+        previous, k, x, context = carry
+        first, last = before(k), before(k + 1)
+        if renew is None:
+            context = context_of(x)
+        else:
+            # Steps in which a row has nothing to do may be left out or not, as the batch has it: its tokens are the same.
+            context = jax.lax.cond(k // every > previous // every, lambda: context_of(x), lambda: changed(context, x, before(previous), first))
 
         def some(i: Array, x: Array) -> Array:
             slot = first + i * size + jnp.arange(size)[None, :]
@@ -136,10 +162,12 @@ def ancestral(
             goal = jnp.where(slot < last, positions, length)
             return jax.vmap(lambda row, at, value: row.at[at].set(value, mode="drop"))(x, goal, drawn.astype(x.dtype))
 
-        return next_step(k), jax.lax.fori_loop(0, -(-jnp.max(last - first) // size), some, x)
+        x = jax.lax.fori_loop(0, -(-jnp.max(last - first) // size), some, x)
+        return k, next_step(k), x, None if renew is None else context
 
-    start = (next_step(jnp.int32(-1)), tokens)
-    return jax.lax.while_loop(lambda carry: carry[0] < steps, step, start)[1], when
+    nothing = None if renew is None else jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(context_of, tokens))
+    start = (jnp.int32(-1), next_step(jnp.int32(-1)), tokens, nothing)
+    return jax.lax.while_loop(lambda carry: carry[1] < steps, step, start)[2], when
 
 
 def by_confidence(

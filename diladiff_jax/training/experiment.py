@@ -54,6 +54,7 @@ class Experiment:
             prior_method=s.prior_method,
             prior_self_conditioning=s.prior_self_conditioning,
             gamma_warp=s.gamma_warp,
+            refresh_every=s.refresh_every,
             order=s.order,
         )
 

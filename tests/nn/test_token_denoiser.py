@@ -43,6 +43,29 @@ def test_project_after_hidden_is_the_whole(build, name):
     np.testing.assert_allclose(nn.apply(pieces, module)({"params": params}), h, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+def test_states_on_kept_keys_and_values(build, name):
+    """On a cache of the same tokens, some positions have the states of a whole pass; written after tokens changed, the first layer's keys
+    and values are those of a cache made anew, and a position outside the text writes nothing."""
+    module, params = build(name)
+    run = lambda *given, **kw: module.apply({"params": params}, *given, method="states_at", **kw)
+    h, cache = run(TOKENS)
+    np.testing.assert_allclose(h, module.apply({"params": params}, TOKENS, method="hidden"), rtol=1e-4, atol=1e-4)
+    positions = jnp.array([[6, 1], [0, 7]])
+    chosen = jnp.take_along_axis(TOKENS, positions, axis=1)
+    some, same = run(chosen, cache, positions, write=False)
+    np.testing.assert_allclose(some, jnp.take_along_axis(h, positions[:, :, None], axis=1), rtol=1e-4, atol=1e-4)
+    assert same is not None and all(a is b for kept, old in zip(same, cache, strict=True) for a, b in zip(kept, old, strict=True))
+
+    changed = TOKENS.at[0, 6].set((TOKENS[0, 6] + 1) % 12)
+    _, anew = run(changed)
+    _, written = run(jnp.take_along_axis(changed, positions, axis=1), cache, positions.at[1].set(8))
+    for made, expected in zip(written[0], anew[0], strict=True):
+        np.testing.assert_allclose(made, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(written[1][0][1], cache[1][0][1])
+    assert np.abs(written[1][0][0] - cache[1][0][0])[6].max() > 0
+
+
 @pytest.mark.parametrize("name, scan, remat", [("paper", True, "none"), ("paper", True, "matmuls"), ("dit", True, "full"), ("dit", False, "full")])
 def test_how_layers_are_run_changes_nothing(build, name, scan, remat):
     """Scanned or rematerialized or both: the same parameters, the same logits and gradients (rtol 1e-4), layers in pieces too."""

@@ -66,6 +66,32 @@ def test_other_orders_fill_everything_and_depend_on_the_index_alone(made, order)
     np.testing.assert_array_equal(generate("diladiff", params, jax.random.key(3), turned, PROMPT[turned], CONTROLS).tokens, whole.tokens[turned])
 
 
+@pytest.mark.parametrize("order", ["random", "count"])
+def test_kept_keys_and_values_depend_on_the_index_alone(made, order):
+    """Made anew every third step: everything is filled, and a sample is the same in another batch and alone."""
+    sampler, params, _ = made
+    generate = jax.jit(dataclasses.replace(sampler, refresh_every=3, order=order).generate, static_argnums=0)
+    draw = lambda chosen: generate("diladiff", params, jax.random.key(3), jnp.array(chosen), PROMPT[jnp.array(chosen)], CONTROLS._replace(decode_steps=7))
+    whole = draw([0, 1, 2, 3])
+    assert (whole.tokens < MASK).all() and len(np.unique(whole.tokens, axis=0)) == 4
+    np.testing.assert_array_equal(whole.unmasked_at == -1, PROMPT != MASK)
+    for chosen in ([3, 1, 0, 2], [2], [1, 3]):
+        np.testing.assert_array_equal(draw(chosen).tokens, whole.tokens[jnp.array(chosen)])
+
+
+def test_one_layers_keys_and_values_lose_nothing_by_being_kept(networks, sampleable, random_parameters):
+    """They are made of a position's own token: never made anew, they give the very samples of the plain sampler. With two layers they do not."""
+    prompt, z = jnp.full((16, LENGTH), MASK), jax.random.normal(jax.random.key(5), (16, 4, 6))
+    controls = CONTROLS._replace(decode_steps=8)
+    for layers in (1, 2):
+        backbone = networks.decoder.backbone.clone(num_layers=layers, name=None)
+        changed = dataclasses.replace(networks, decoder=networks.decoder.clone(backbone=backbone, cross_layers=(0,)))
+        params = {"decoder": random_parameters(changed.decoder, prompt, z)}
+        make = lambda every, networks=changed: pipeline.Sampler(networks, TangentSchedule(3.0), MASK, sampleable, refresh_every=every)
+        exact, kept = (jax.jit(make(every).decode_latents)(params, jax.random.key(0), jnp.arange(16), prompt, z, controls).tokens for every in (1, 1_000))
+        assert bool((exact == kept).all()) == (layers == 1)
+
+
 def test_logits_of_all_positions_never_exist(made, networks, sampleable):
     """No array of B L V elements or more in the whole traced program, whose loop bodies are searched too."""
     sampler, params, _ = made

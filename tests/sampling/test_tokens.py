@@ -202,6 +202,36 @@ def test_steps_that_unmask_nothing_are_left_out():
     np.testing.assert_array_equal(x, given)
 
 
+# A context that is kept.
+
+
+@pytest.mark.parametrize("every, renewed", [(2, 32), (4, 1), (100, 2)])
+def test_a_context_renewed_where_it_changed_has_the_law_of_one_made_anew(every, renewed, monkeypatch, chi_square):
+    """Where the context is the tokens themselves nothing is lost: the enumerated law (chi-square, false alarm 1e-4), whatever is renewed at
+    once; it is made as a whole once in `every` steps. Never renewed, a context of 100 steps gives the product of marginals."""
+    monkeypatch.setattr(tokens, "RENEWED", renewed)
+    calls = []
+
+    def whole(x):
+        jax.debug.callback(lambda: calls.append(1))
+        return x + 0
+
+    put = lambda context, x, positions: context.at[jnp.arange(len(x))[:, None], positions].set(x, mode="drop")
+    look = lambda context, positions: logits_at(denoiser(context), positions)
+
+    def draws(renew):
+        run = lambda keys: tokens.ancestral(whole, look, keys, prompts(), MASK, jnp.asarray(SAMPLEABLE), 8, top_p=1.0, renew=renew, every=every)
+        return counts_of(jax.jit(run)(jax.random.split(jax.random.key(every), N))[0])
+
+    assert chi_square(draws(put), law(8)) > 1e-4
+    jax.effects_barrier()
+    assert len(calls) == -(-8 // every)
+    stale = draws(lambda context, x, positions: context)
+    assert chi_square(stale, law(8)) < 1e-6
+    if every > 8:
+        assert chi_square(stale, law(1)) > 1e-4
+
+
 # Other orders.
 
 
