@@ -97,6 +97,7 @@ def analyse(model: Analysed, prepared: Prepared, results: Mapping[str, Any], say
     step("latent steps", ("autoencoder", "diladiff"), lambda: varied("latent_steps", sorted({1, 2, few, 2 * few})))
     step("temperature", ("autoencoder", "diladiff"), lambda: varied("temperature", (0.5, 0.7, 1.0)))
     step("nucleus", ("autoencoder", "diladiff"), lambda: varied("top_p", (0.8, 0.9, 1.0)))
+    step("latent samplers", ("autoencoder", "ladiff", "diladiff"), lambda: ([], [generation.latent_samplers(model, samples, seed=seed)]))
     step("latent overhead", ("autoencoder",), lambda: ([], [generation.latent_overhead(model, sorted({steps[len(steps) // 2], steps[-1]}), seed=seed)]))
     step("likelihood of the prior", ("autoencoder", "ladiff"), lambda: ([], [generation.prior_likelihood(model, held_out[:quarter], latents[:quarter], seed=seed)]))
     step("MAUVE", ("scorer",), lambda: ([], [generation.mauve_table(model, held_out, seed=seed)]))

@@ -18,6 +18,7 @@ from diladiff_jax.evaluation import intervals, likelihood, mauve, ode, published
 from diladiff_jax.evaluation.forms import NAMES, Figure, Table, cells, figure, series, table
 from diladiff_jax.evaluation.intervals import Estimate
 from diladiff_jax.evaluation.likelihood import is_text
+from diladiff_jax.evaluation.row_analyses import QUALITY
 from diladiff_jax.evaluation.sweep import Trained, measures_of
 
 
@@ -111,6 +112,35 @@ def sampled_rows(model: Analysed, name: str, settings: Sequence[Mapping[str, Any
             "samples": samples, "seconds": None, "tokens_per_second": None, "metrics": measure(tokens),
         })
     return rows
+
+
+# Few calls: the prior's samplers and the student
+
+
+def latent_samplers(model: Analysed, samples: int, calls: Sequence[int] = (5, 10, 20), *, many: int = 200, student: Sequence[int] = (1, 2, 4, 5, 8), seed: int = 0) -> Table:
+    """What each way of drawing a latent reaches, at numbers of network calls; `many` Euler steps are what they approach.
+
+    A step is one call of the network, Heun's two but for its last, the student's two. Decoding is the config's.
+    """
+    measure, size = measures_of(model, model.config.data.corpus), -(-model.config.sampling.batch // model.devices) * model.devices
+    prompt = jnp.full((size, model.length), model.tokenizer.mask_id, jnp.int32)
+
+    def row(name: str, program: str, network: str, steps: int, made: int) -> list[Any]:
+        controls = model.controls(network, latent_steps=steps)
+        draw = lambda first: model.compiled(program)(model.parameters(network), jax.random.key(seed), jnp.arange(first, first + size), prompt, controls)  # noqa: E731
+        found = measure(np.concatenate([np.asarray(draw(first).tokens) for first in range(0, samples, size)])[:samples])
+        return [name, steps, made, *(c for metric in QUALITY for c in cells(found.get(metric)))]
+
+    rows = [row("Euler", "prior_euler", "ladiff", many, many)]
+    for name, method in (("Euler", "euler"), ("DDIM", "ddim"), ("Heun", "heun"), ("DPM-Solver++(2M)", "dpmpp_2m")):
+        for n in calls:
+            steps = (n + 1) // 2 if method == "heun" else n
+            rows.append(row(name, f"prior_{method}", "ladiff", steps, 2 * steps - 1 if method == "heun" else steps))
+    rows += [row("student", "diladiff", "diladiff", n, 2 * n) for n in student]
+    kept = [i for i in range(len(rows[0])) if i < 3 or any(r[i] is not None for r in rows)]
+    columns = ["latents by", "steps", "network calls", *(c for metric in QUALITY for c in (metric, "low", "high"))]
+    note = f"{samples} samples each, {int(model.controls('diladiff').decode_steps)} decoding steps; the same noise for all of the prior's"
+    return table("latent_samplers", "", "Latents in few network calls", [columns[i] for i in kept], [[r[i] for i in kept] for r in rows], note)
 
 
 # What the latent costs, and what LaDiff's likelihood is: table 2; METHOD section 6

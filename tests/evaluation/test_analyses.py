@@ -201,7 +201,7 @@ def test_all_of_it_on_a_trained_workdir(trained):
     ids = [f["id"] for f in found["figures"] + found["tables"]]
     assert {
         "speed_gen_ppl", "gen_ppl_by_decode_steps", "schedule_alpha", "loss_by_ratio", "recovery_by_ratio", "attention_share", "robustness", "decoding_error",
-        "reparameterization", "equal_positions", "ngram_overlap", "valid_by_latent_steps", "valid_by_temperature", "main", "published_main", "omega", "latent_overhead", "ladiff_likelihood",
+        "reparameterization", "equal_positions", "ngram_overlap", "valid_by_latent_steps", "valid_by_temperature", "main", "published_main", "omega", "latent_overhead", "latent_samplers", "ladiff_likelihood",
     } <= set(ids)
     section = (pathlib.Path(__file__).parents[2] / "README.md").read_text().split("## Every figure and table of the paper")[1].split("\n## ")[0]
     named = {name for line in section.splitlines() if line.startswith("| ") for name in re.findall(r"`([\w*]+)`", line.split("|")[3])}
@@ -212,6 +212,8 @@ def test_all_of_it_on_a_trained_workdir(trained):
         for s in figure["series"]:
             if s["low"] is not None:
                 assert all(low <= y + 1e-9 and y <= high + 1e-9 for low, y, high in zip(s["low"], s["y"], s["high"], strict=True)), figure["id"]
+    samplers = next(t for t in found["tables"] if t["id"] == "latent_samplers")
+    assert {(r[0], r[1], r[2]) for r in samplers["rows"]} >= {("Euler", 200, 200), ("Heun", 3, 5), ("Heun", 10, 19), ("DPM-Solver++(2M)", 20, 20), ("student", 4, 8)}
     likelihood = next(t for t in found["tables"] if t["id"] == "ladiff_likelihood")
     for r in likelihood["rows"]:
         assert r[4] == pytest.approx(r[7] + r[8] - r[9], rel=1e-6) and r[1] == pytest.approx(np.exp(r[4]), rel=1e-6)
