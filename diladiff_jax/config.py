@@ -48,6 +48,7 @@ def _training(**changes: Any) -> ConfigDict:
         schedule="cosine",  # after the warm-up: "constant", "linear" or "cosine" down to final_ratio
         final_ratio=0.0,
         warmup=1_000,
+        max_skips=10,  # updates in a row that may be skipped because loss or gradient is not finite; one more ends the training
         ema=0.9999,  # 0 keeps no average; what follows then uses the parameters themselves
     )
     return ConfigDict(block | changes)
@@ -377,7 +378,7 @@ def _check_training(config: ConfigDict, stage: str, need: Any, one_of: Any) -> N
     for key in ("b1", "b2", "ema"):
         need(0 <= c[key] < 1, f"{stage}.{key}", "in [0, 1)")
     need(0 <= c.final_ratio <= 1, f"{stage}.final_ratio", "between 0 and 1")
-    for key in ("weight_decay", "clip", "warmup"):
+    for key in ("weight_decay", "clip", "warmup", "max_skips"):
         need(c[key] >= 0, f"{stage}.{key}", "0 or more")
 
 

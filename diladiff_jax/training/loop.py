@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -29,12 +28,9 @@ from diladiff_jax.training.optimizer import make_optimizer
 from diladiff_jax.training.preview import make_preview
 from diladiff_jax.training.state import TrainState, compile_steps, init_state, state_shardings
 from diladiff_jax.training.throughput import Throughput, local_peak
+from diladiff_jax.training.watch import TrainingError, Watch
 
 Array = jax.Array
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on: one line that says why."""
 
 
 def train(
@@ -140,11 +136,12 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, stop_sig
     # 3. The loop: dispatch a step, then look at the one before it, so that the device never waits.
     train_step, validate = compile_steps(objective, tx, shardings, context, mesh, ema=settings.ema, accumulate=settings.accumulate)
     main = jax.process_index() == 0
-    writer = MetricsWriter(experiment.workdir / stage / "metrics") if main else None
     progress = Progress(stage, start, settings.steps, out=main)
+    writer = MetricsWriter(experiment.workdir / stage / "metrics", progress.say) if main else None
     validation = _validation_batches(prepared, config, settings.batch, mesh)
     preview = make_preview(experiment, stage, prepared) if config.logging.samples and stage != "scorer" else None
     log, window, pending, profiling = config.logging, [], None, False
+    watch = Watch(stage, experiment.workdir / stage / "skipped", settings.max_skips, progress.say)
     throughput = _throughput(objective, settings, context, abstract, prepared.length, mesh)
     whole = sharding.whole_parameters(abstract.params, shardings.params, mesh)
     if whole:
@@ -162,18 +159,19 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, stop_sig
                 jax.profiler.stop_trace()
                 profiling = False
             if pending is not None:
-                window.append(_fetch(*pending, stage))
-            pending, done = (step, metrics), step + 1
+                window.append(watch.look(*pending))
+            pending, done = (step, metrics, tokens), step + 1
             told = stop_signal.reached()
             last = done == stop
             if last or told or done % log.checkpoint_every == 0:  # nothing is saved before it was looked at
-                window.append(_fetch(*pending, stage))
+                window.append(watch.look(*pending))
                 pending = None
+            window = [m for m in window if m is not None]
             if (done % log.metrics_every == 0 or last or told) and window:
                 means = {name: float(np.mean([m[name] for m in window])) for name in window[0]}
                 window = []
                 if writer:
-                    writer.write(done, means | throughput.lap(), "train")
+                    writer.write(done, means | {"skipped": watch.skipped} | throughput.lap(), "train")
                 progress.advance(done, means)
             else:
                 progress.advance(done, {})
@@ -232,14 +230,6 @@ def _throughput(objective: Objective, settings: ConfigDict, context: Context, ab
 
 def _stage_number(stage: str) -> int:
     return (config_lib.STAGES + config_lib.BASELINES).index(stage)
-
-
-def _fetch(step: int, metrics: dict[str, Array], stage: str) -> dict[str, float]:
-    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    for name in ("loss", "gradient_norm"):
-        if not math.isfinite(values[name]):
-            raise TrainingError(f"{name} of stage {stage} is {values[name]} at step {step}; the last checkpoint is intact (a lower learning rate may help)")
-    return values
 
 
 def _validation_batches(prepared: Prepared, config: ConfigDict, batch: int, mesh: jax.sharding.Mesh) -> Callable[[], Iterator[Array]]:

@@ -6,33 +6,54 @@ import json
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import tqdm
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.summary import scalar
 
 
 class MetricsWriter:
-    """Appends to `DIRECTORY/metrics.jsonl` and to a TensorBoard event file beside it. Only process 0 should hold one."""
+    """Appends to `DIRECTORY/metrics.jsonl` and to a TensorBoard event file beside it. Only process 0 should hold one.
 
-    def __init__(self, directory: str | pathlib.Path) -> None:
-        directory = pathlib.Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        self._lines = (directory / "metrics.jsonl").open("a")
-        self._board = SummaryWriter(str(directory))
+    Where they cannot be written (a full disk, say) that is said once for each time it begins, and training goes on.
+    """
+
+    def __init__(self, directory: str | pathlib.Path, say: Callable[[str], None]) -> None:
+        self._directory, self._say, self._failed = pathlib.Path(directory), say, False
+        self._board: EventsWriter | None = None  # not a SummaryWriter: its thread dies of a full disk, and whoever writes then waits for ever
+        self._try(lambda: self._directory.mkdir(parents=True, exist_ok=True))
 
     def write(self, step: int, values: Mapping[str, float], prefix: str) -> None:
         """One record: `{"step", "prefix/name": value, ...}`."""
         named = {f"{prefix}/{name}": float(value) for name, value in values.items()}
-        self._lines.write(json.dumps({"step": step, **named}) + "\n")
-        self._lines.flush()
-        for name, value in named.items():
-            self._board.add_scalar(name, value, step)
+
+        def written() -> None:
+            with (self._directory / "metrics.jsonl").open("a") as lines:
+                lines.write(json.dumps({"step": step, **named}) + "\n")
+            if self._board is None:
+                self._board = EventsWriter(str(self._directory / "events"))
+            for name, value in named.items():
+                self._board.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+            self._board.flush()
+
+        self._try(written)
 
     def close(self) -> None:
-        """Flushes and closes both files."""
-        self._lines.close()
-        self._board.close()
+        """Flushes and closes the event file."""
+        if self._board is not None:
+            self._try(self._board.close)
+
+    def _try(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except OSError as error:
+            if not self._failed:
+                self._say(f"metrics cannot be written to {self._directory} ({error.strerror or error}); training goes on without them")
+            self._failed = True
+        else:
+            self._failed = False
 
 
 class Progress:

@@ -94,7 +94,8 @@ def make_train_step(
     An objective with statistics of its own keeps them in the state; the others read the context's.
 
     With `accumulate` > 1 the batch is cut into that many microbatches, each with draws of its own; gradients
-    and metrics are their means. `gradient_norm` is that of what is trained, before clipping.
+    and metrics are their means. `gradient_norm` is that of what is trained, before clipping. An update whose loss or gradient
+    is not finite leaves everything as it was but the step (`skipped` is 1 then, else 0).
     """
 
     def train_step(state: TrainState, context: Context, tokens: Array) -> tuple[TrainState, Metrics]:
@@ -141,7 +142,10 @@ def make_train_step(
         if state.ema is not None:
             decay = average_decay(state.step, ema)
             average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state.ema, exact)
-        return TrainState(state.step + 1, params, average, optimizer, statistics, state.key), metrics
+        new = TrainState(state.step, params, average, optimizer, statistics, state.key)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
+        metrics["skipped"] = 1.0 - finite
+        return jax.tree.map(lambda ours, old: jnp.where(finite, ours, old), new, state).replace(step=state.step + 1), metrics
 
     return train_step
 
