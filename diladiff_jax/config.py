@@ -48,7 +48,6 @@ def _training(**changes: Any) -> ConfigDict:
         schedule="cosine",  # after the warm-up: "constant", "linear" or "cosine" down to final_ratio
         final_ratio=0.0,
         warmup=1_000,
-        max_skips=10,  # updates in a row that may be skipped because loss or gradient is not finite; one more ends the training
         ema=0.9999,  # 0 keeps no average; what follows then uses the parameters themselves
     )
     return ConfigDict(block | changes)
@@ -199,6 +198,7 @@ def default_config() -> ConfigDict:
     c.logging = ConfigDict(
         dict(
             metrics_every=100, validate_every=5_000, validation_batches=8, checkpoint_every=5_000, keep_checkpoints=2, samples=2,
+            max_skips=10,  # updates in a row that may be skipped because loss or gradient is not finite; one more ends the training
             profile_at=10, profile_steps=0,  # a trace of so many updates from that one on, in STAGE/profile; 0: none
         )
     )
@@ -362,7 +362,7 @@ def check(config: ConfigDict) -> None:
     need(config.memory.loss_positions > 0, "memory.loss_positions", "above 0")
     for key in ("metrics_every", "validate_every", "validation_batches", "checkpoint_every", "keep_checkpoints"):
         need(config.logging[key] > 0, f"logging.{key}", "above 0")
-    for key in ("samples", "profile_at", "profile_steps"):
+    for key in ("samples", "max_skips", "profile_at", "profile_steps"):
         need(config.logging[key] >= 0, f"logging.{key}", "0 or more")
 
 
@@ -378,7 +378,7 @@ def _check_training(config: ConfigDict, stage: str, need: Any, one_of: Any) -> N
     for key in ("b1", "b2", "ema"):
         need(0 <= c[key] < 1, f"{stage}.{key}", "in [0, 1)")
     need(0 <= c.final_ratio <= 1, f"{stage}.final_ratio", "between 0 and 1")
-    for key in ("weight_decay", "clip", "warmup", "max_skips"):
+    for key in ("weight_decay", "clip", "warmup"):
         need(c[key] >= 0, f"{stage}.{key}", "0 or more")
 
 

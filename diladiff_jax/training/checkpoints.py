@@ -5,12 +5,15 @@ Parameters, average and statistics are items of their own, so that a sampler res
 
 from __future__ import annotations
 
+import os
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
+from diladiff_jax.training import checksums
 from diladiff_jax.training.state import TrainState
 
 
@@ -29,6 +32,7 @@ class Checkpoints:
         self.directory = pathlib.Path(directory).absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True, create=True)
         self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._sealer = checksums.Sealer(self.directory) if jax.process_index() == 0 else None
 
     def latest_step(self) -> int | None:
         """The last committed step, or None."""
@@ -45,7 +49,10 @@ class Checkpoints:
             items["ema"] = ocp.args.StandardSave(state.ema)
         if state.statistics:
             items["statistics"] = ocp.args.StandardSave(state.statistics)
-        self._manager.save(int(state.step), args=ocp.args.Composite(**items))
+        step = int(state.step)
+        self._manager.save(step, args=ocp.args.Composite(**items))
+        if self._sealer is not None:
+            self._sealer.expect(step)
 
     def restore(self, abstract: TrainState, shardings: TrainState) -> tuple[TrainState, dict[str, int]]:
         """The latest state, laid out by `shardings`, and the data position.
@@ -96,6 +103,10 @@ class Checkpoints:
         step = self.latest_step()
         if step is None:
             raise CheckpointError(f"{self.directory} holds no checkpoint; train that stage first")
+        # Of several processes the first has looked before (`set_damaged_aside`, `require_whole`): one that stops alone leaves the others waiting.
+        why = checksums.damage(self.directory / str(step), items) if jax.process_count() == 1 else None
+        if why is not None:
+            raise CheckpointError(f"checkpoint {self.directory / str(step)} is damaged: {why}; launch/train.py on its workdir and stage goes on from the one before")
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax raises bare exceptions for damaged files
@@ -112,9 +123,53 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for the save under way and ends the background threads."""
         self._manager.close()
+        if self._sealer is not None:
+            self._sealer.close()
 
     def __enter__(self) -> Checkpoints:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def set_damaged_aside(checkpoints: pathlib.Path, say: Callable[[str], None]) -> None:
+    """Moves damaged checkpoints that are newer than the last whole one to `STAGE/damaged/STEP`, so that training goes on from that one.
+
+    Raises:
+      CheckpointError: none is whole. Nothing is moved then: training must not begin anew unasked.
+    """
+    if not checkpoints.is_dir():
+        return
+    steps = sorted((int(entry.name) for entry in checkpoints.iterdir() if entry.is_dir() and entry.name.isdigit()), reverse=True)
+    found: list[tuple[int, str]] = []
+    for step in steps:
+        why = checksums.damage(checkpoints / str(step))
+        if why is None:
+            break
+        found.append((step, why))
+    if not found:
+        return
+    if len(found) == len(steps):
+        raise CheckpointError(f"no checkpoint in {checkpoints} is whole: " + "; ".join(f"{step}: {why}" for step, why in found) + "; bring one back, or remove that folder to begin anew")
+    good = steps[len(found)]
+    for step, why in found:
+        goal = _free(checkpoints.parent / "damaged" / str(step))
+        goal.parent.mkdir(exist_ok=True)
+        os.replace(checkpoints / str(step), goal)
+        checksums.sums_of(checkpoints / str(step)).unlink(missing_ok=True)
+        say(f"checkpoint {checkpoints / str(step)} is damaged ({why}); it is now {goal}, and training goes on from step {good}")
+
+
+def require_whole(step_folder: pathlib.Path) -> None:
+    """Raises CheckpointError where a checkpoint is damaged."""
+    why = checksums.damage(step_folder)
+    if why is not None:
+        raise CheckpointError(f"checkpoint {step_folder} is damaged: {why}; launch/train.py on its workdir and stage goes on from the one before")
+
+
+def _free(path: pathlib.Path) -> pathlib.Path:
+    number, free = 1, path
+    while free.exists():
+        number, free = number + 1, path.with_name(f"{path.name}.{number}")
+    return free

@@ -174,6 +174,11 @@ def trained_steps(workdir: str | pathlib.Path, stage: str) -> int:
     return _last_step(_checkpoint_directory(pathlib.Path(workdir), stage))
 
 
+def last_checkpoint(workdir: str | pathlib.Path, stage: str) -> pathlib.Path:
+    """The folder of the stage's last checkpoint, in a workdir or in the one it was started from; of step 0, which is not there, if there is none."""
+    return _checkpoint_directory(pathlib.Path(workdir), stage) / str(trained_steps(workdir, stage))
+
+
 def not_trained(workdir: str | pathlib.Path, stage: str) -> CheckpointError:
     """What is raised for a stage without a checkpoint."""
     return CheckpointError(f"stage {stage} is not trained in {workdir}; run launch/train.py --workdir={workdir} --stage={stage} first")

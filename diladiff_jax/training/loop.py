@@ -19,9 +19,9 @@ from diladiff_jax.data.prepare import Prepared, load_prepared, prepare
 from diladiff_jax.objectives.base import Context, Objective
 from diladiff_jax.objectives.diladiff import student_from_teacher
 from diladiff_jax.training import sharding
-from diladiff_jax.training.checkpoints import Checkpoints
+from diladiff_jax.training.checkpoints import Checkpoints, require_whole, set_damaged_aside
 from diladiff_jax.training.distributed import Preempted, StopSignal, by_the_first
-from diladiff_jax.training.experiment import Experiment, not_trained, remember_source, trained_steps
+from diladiff_jax.training.experiment import Experiment, last_checkpoint, not_trained, remember_source, trained_steps
 from diladiff_jax.training.flops import model_flops
 from diladiff_jax.training.metrics import MetricsWriter, Progress
 from diladiff_jax.training.optimizer import make_optimizer
@@ -55,11 +55,16 @@ def train(
 
     def prepare_all() -> None:
         config_lib.save(config, workdir)
+        for stage in stages:
+            set_damaged_aside(pathlib.Path(workdir) / stage / "checkpoints", lambda text: print(text, flush=True))
         if init_from is not None:
             remember_source(workdir, init_from)
         first = config_lib.PREDECESSOR[stages[0]] if stages else None
         if first is not None and not trained_steps(workdir, first):  # before text is prepared, which may take hours
             raise not_trained(workdir, first)
+        while first is not None:
+            require_whole(last_checkpoint(workdir, first))
+            first = config_lib.PREDECESSOR[first]
         prepare(config.data, config.tokenizer, workdir)
         if config.features.source == "bert":
             pretrained.adopt(config.features.path, pathlib.Path(workdir) / "features")
@@ -141,7 +146,7 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, stop_sig
     validation = _validation_batches(prepared, config, settings.batch, mesh)
     preview = make_preview(experiment, stage, prepared) if config.logging.samples and stage != "scorer" else None
     log, window, pending, profiling = config.logging, [], None, False
-    watch = Watch(stage, experiment.workdir / stage / "skipped", settings.max_skips, progress.say)
+    watch = Watch(stage, experiment.workdir / stage / "skipped", config.logging.max_skips, progress.say)
     throughput = _throughput(objective, settings, context, abstract, prepared.length, mesh)
     whole = sharding.whole_parameters(abstract.params, shardings.params, mesh)
     if whole:

@@ -1,0 +1,146 @@
+"""Damaged checkpoints: found, named, moved aside, and never taken for whole or for nothing."""
+
+import json
+import os
+import random
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from test_watch import Root
+
+from diladiff_jax.training import checksums
+from diladiff_jax.training.checkpoints import CheckpointError, Checkpoints, set_damaged_aside
+from diladiff_jax.training.state import init_state
+
+STEPS = (3, 5, 8)
+
+
+def state_at(step):
+    state = init_state(Root(), optax.adam(0.1), jax.random.key(0), ema=True)
+    return state.replace(step=jnp.int32(step), params={"w": jnp.float32(step)})
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A stage with three checkpoints."""
+    stage = tmp_path_factory.mktemp("run") / "mdlm"
+    with Checkpoints(stage / "checkpoints", keep=3) as checkpoints:
+        for step in STEPS:
+            checkpoints.save(state_at(step), {"position": step})
+    return stage
+
+
+@pytest.fixture
+def stage(written, tmp_path):
+    shutil.copytree(written, tmp_path / "mdlm")
+    return tmp_path / "mdlm"
+
+
+def restored(stage):
+    abstract = jax.eval_shape(lambda: state_at(0))
+    whole = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with Checkpoints(stage / "checkpoints") as checkpoints:
+        state, position = checkpoints.restore(abstract, jax.tree.map(lambda _: whole, abstract))
+    assert position == {"position": int(state.step)} and float(state.params["w"]) == int(state.step)
+    return int(state.step)
+
+
+def files(stage, step):
+    return [path for item in ("params", "ema", "training", "data", "statistics") for path in (stage / "checkpoints" / str(step) / item).rglob("*") if path.is_file()]
+
+
+def test_every_committed_checkpoint_has_its_checksums_and_no_other(written):
+    """Of all that were kept, all files of their items; those of a checkpoint that retention removed are gone."""
+    assert {int(path.stem) for path in (written / "checksums").iterdir()} == set(STEPS)
+    for step in STEPS:
+        recorded = json.loads((written / "checksums" / f"{step}.json").read_text())["files"]
+        assert {written / "checkpoints" / str(step) / name for name in recorded} == set(files(written, step)) and len(recorded) > 10
+        assert checksums.damage(written / "checkpoints" / str(step)) is None
+    assert restored(written) == 8
+
+
+def test_retention_takes_the_checksums_along(tmp_path):
+    with Checkpoints(tmp_path / "mdlm" / "checkpoints", keep=2) as checkpoints:
+        for step in range(1, 6):
+            checkpoints.save(state_at(step), {"position": step})
+    assert {path.stem for path in (tmp_path / "mdlm" / "checksums").iterdir()} == {path.name for path in (tmp_path / "mdlm" / "checkpoints").iterdir() if path.name.isdigit()} == {"4", "5"}
+
+
+def flip(path, rng):
+    data = bytearray(path.read_bytes())
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    path.write_bytes(data)
+
+
+def truncate(path, rng):
+    os.truncate(path, rng.randrange(path.stat().st_size))
+
+
+@pytest.mark.parametrize("spoil", [flip, truncate, lambda path, rng: path.unlink()], ids=["flip", "truncate", "remove"])
+def test_any_damage_of_any_file_is_found(stage, spoil):
+    """One bit of each file, each file cut short, each file gone: 100% found, and told from the other items."""
+    rng, step = random.Random(0), stage / "checkpoints" / "8"
+    for path in files(stage, 8):
+        if not path.stat().st_size:
+            continue
+        before, item = path.read_bytes(), path.relative_to(step).parts[0]
+        spoil(path, rng)
+        assert str(path.relative_to(step)) in checksums.damage(step)
+        assert checksums.damage(step, [item]) and not checksums.damage(step, {"params", "ema", "training", "data"} - {item})
+        path.write_bytes(before)
+    assert checksums.damage(step) is None
+
+
+def test_training_goes_on_from_the_last_whole_checkpoint(stage):
+    """The damaged ones are named and moved, nothing is deleted; what was whole is as it was."""
+    rng, said = random.Random(1), []
+    for step in (8, 5):
+        flip(rng.choice([p for p in files(stage, step) if p.stat().st_size]), rng)
+    with pytest.raises(CheckpointError, match="8 is damaged: .* was changed"):
+        restored(stage)
+    set_damaged_aside(stage / "checkpoints", said.append)
+    assert restored(stage) == 3
+    assert len(said) == 2 and all("goes on from step 3" in line and str(stage / "damaged") in line for line in said)
+    assert sorted(path.name for path in (stage / "damaged").iterdir()) == ["5", "8"]
+    set_damaged_aside(stage / "checkpoints", said.append)
+    assert len(said) == 2
+    with Checkpoints(stage / "checkpoints") as checkpoints:  # the same steps can be reached and saved again
+        checkpoints.save(state_at(5), {"position": 5})
+    assert restored(stage) == 5
+
+
+def test_where_none_is_whole_nothing_is_begun_anew(stage):
+    """One line that names all; every file stays where it is."""
+    rng = random.Random(2)
+    for step in STEPS:
+        flip(rng.choice([p for p in files(stage, step) if p.stat().st_size]), rng)
+    before = {path: path.read_bytes() for path in stage.rglob("*") if path.is_file()}
+    with pytest.raises(CheckpointError, match="no checkpoint in .* is whole: 8: .*; 5: .*; 3: ") as stopped:
+        set_damaged_aside(stage / "checkpoints", print)
+    assert "\n" not in str(stopped.value)
+    assert {path: path.read_bytes() for path in stage.rglob("*") if path.is_file()} == before
+
+
+def test_checkpoints_without_checksums_are_read_as_they_are(stage):
+    """An older run, or one that was killed before they were written."""
+    shutil.rmtree(stage / "checksums")
+    set_damaged_aside(stage / "checkpoints", print)
+    assert restored(stage) == 8
+    (stage / "checksums").mkdir()
+    (stage / "checksums" / "8.json").write_text("{")
+    assert "cannot be read" in checksums.damage(stage / "checkpoints" / "8")
+
+
+def test_the_checksum_is_the_standard_one(tmp_path):
+    """CRC-32 of "123456789" is cbf43926, and of any cut of a large file the same."""
+    (tmp_path / "check").write_bytes(b"123456789")
+    assert checksums.crc32(tmp_path / "check") == 0xCBF43926
+    data = np.random.default_rng(0).bytes((5 << 20) + 17)
+    (tmp_path / "large").write_bytes(data)
+    import binascii
+
+    assert checksums.crc32(tmp_path / "large") == binascii.crc32(data)
