@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import pathlib
@@ -18,6 +19,7 @@ except ImportError as missing:
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PREEMPTED = 75  # exit code "run the same command again" (EX_TEMPFAIL), which the launchers do
+_OUT_OF_OUR_HANDS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO))
 sys.path.insert(0, str(ROOT))  # the commands run from a checkout as well as from an installed package
 
 
@@ -35,7 +37,7 @@ def experiment(config_flag: flags.FlagHolder) -> ConfigDict:
     try:
         return config.resolve(config_flag.value)
     except OSError:  # the flag holder reports a file that it could not load only when it is read
-        path = _given(sys.argv, "config")
+        path = given(sys.argv, "config")
         raise UsageError(f"--config={path} cannot be read; give an experiment file such as configs/tiny.py, with :ARGUMENT if it takes one") from None
 
 
@@ -74,6 +76,10 @@ def run(main: Callable[[Sequence[str]], None], usage: str) -> None:
             main(argv)
         except (ConfigError, DataError, PretrainedError, CheckpointError, TrainingError, DistributedError, UsageError) as error:
             return _refuse(str(error))
+        except OSError as error:
+            if error.errno not in _OUT_OF_OUR_HANDS:
+                raise
+            return _refuse(f"{error.filename or 'a file'} cannot be written or read ({error.strerror}); make room or give another place, and the same command goes on")
         except Preempted as stopped:
             print(stopped, file=sys.stderr)
             return 130 if stopped.by_hand else PREEMPTED
@@ -105,8 +111,8 @@ def writable_folder(flag: str, path: str) -> None:
 
 def _parse(argv: Sequence[str]) -> Sequence[str]:
     argv = list(argv)
-    workdir = _given(argv, "workdir")
-    if _given(argv, "config") is None and workdir is not None and "config" in flags.FLAGS:
+    workdir = given(argv, "workdir")
+    if given(argv, "config") is None and workdir is not None and "config" in flags.FLAGS:
         # Before the overrides, which are laid over what it loads.
         argv.insert(1, f"--config={pathlib.Path(__file__).with_name('workdir_config.py')}:{workdir}")
     try:
@@ -120,16 +126,16 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
     except (AttributeError, KeyError) as error:  # an override of a setting that is not there
         reason = str(error.args[0]).replace("\\n", " ").replace("\\'", "'").strip("\"")
         if "get_config" in reason:
-            raise SystemExit(_refuse(f"--config={_given(argv, 'config')} is no experiment file: it has no get_config()")) from None
+            raise SystemExit(_refuse(f"--config={given(argv, 'config')} is no experiment file: it has no get_config()")) from None
         raise SystemExit(_refuse(f"--config has no such setting: {reason}")) from None
     except (OSError, ImportError, SyntaxError, TypeError, ValueError) as error:
         reason = str(error) or type(error).__name__
         if isinstance(error, TypeError) and "get_config" in reason:
             reason = f"this experiment takes no :ARGUMENT ({reason})"
-        raise SystemExit(_refuse(reason if _given(argv, "config") is None or "config" in reason else f"--config={_given(argv, 'config')}: {reason}")) from None
+        raise SystemExit(_refuse(reason if given(argv, "config") is None or "config" in reason else f"--config={given(argv, 'config')}: {reason}")) from None
 
 
-def _given(argv: Sequence[str], name: str) -> str | None:
+def given(argv: Sequence[str], name: str) -> str | None:
     """The value of --NAME=VALUE or --NAME VALUE on the command line."""
     for i, word in enumerate(argv[1:], 1):
         key, equals, value = word.lstrip("-").partition("=")

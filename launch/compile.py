@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
     from diladiff_jax import config as config_lib
     from diladiff_jax.training import roofline
 
-    if common._given(sys.argv, "config") is None:
+    if common.given(sys.argv, "config") is None:
         raise common.UsageError("--config is missing; give an experiment file such as configs/owt.py")
     config = common.experiment(_CONFIG)
     if (_STAGE.value is None) == (_SAMPLER.value is None):
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> None:
 
     rows: list[dict[str, Any]] = []
     for where in slices:
-        rows.append(compiled(config, where, slices[0], stage=_STAGE.value, sampler=_SAMPLER.value, source=common._given(sys.argv, "config")))
+        rows.append(compiled(config, where, slices[0], stage=_STAGE.value, sampler=_SAMPLER.value, source=common.given(sys.argv, "config")))
         print(table(rows[-1]) if _SCALING.value is None else scaling_line(rows[-1], rows[0], header=len(rows) == 1), flush=True)
     document: dict[str, Any] = rows[0]
     if _SCALING.value is not None:

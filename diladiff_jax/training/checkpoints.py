@@ -5,9 +5,10 @@ Parameters, average and statistics are items of their own, so that a sampler res
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -39,7 +40,11 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, state: TrainState, data_position: dict[str, int]) -> None:
-        """Starts a save and returns once the device arrays are copied; an unfinished earlier save is waited for."""
+        """Starts a save and returns once the device arrays are copied; an unfinished earlier save is waited for.
+
+        Raises:
+          CheckpointError: this or the earlier one cannot be written.
+        """
         items: dict[str, Any] = {
             "params": ocp.args.StandardSave(state.params),
             "training": ocp.args.StandardSave({"optimizer": state.optimizer, "step": state.step, "key": state.key}),
@@ -50,7 +55,8 @@ class Checkpoints:
         if state.statistics:
             items["statistics"] = ocp.args.StandardSave(state.statistics)
         step = int(state.step)
-        self._manager.save(step, args=ocp.args.Composite(**items))
+        with self._written():
+            self._manager.save(step, args=ocp.args.Composite(**items))
         if self._sealer is not None:
             self._sealer.expect(step)
 
@@ -121,10 +127,21 @@ class Checkpoints:
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for the save under way and ends the background threads."""
-        self._manager.close()
+        """Waits for the save under way and ends the background threads. Raises CheckpointError where it cannot be written."""
+        with self._written():
+            self._manager.close()
         if self._sealer is not None:
             self._sealer.close()
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Orbax's background threads hand on bare ones: no space, no permission
+            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            there = [entry.name for entry in self.directory.glob("[0-9]*") if entry.name.isdigit()] if self.directory.is_dir() else []
+            last = f"the last one there is step {max(map(int, there))}" if there else "there is none before"
+            raise CheckpointError(f"a checkpoint cannot be written to {self.directory} ({reason}); {last}") from error
 
     def __enter__(self) -> Checkpoints:
         return self

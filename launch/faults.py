@@ -1,0 +1,326 @@
+"""Breaks training runs in every way at hand and shows that nothing is lost: a table of faults, times tried, times survived.
+
+    python launch/faults.py --out=faults.json                                          # all of it, a quarter of an hour or more on two cores
+    python launch/faults.py --kills=2 --terms=1 --damages=1 --several=0 --out=f.json   # a short form
+
+A small experiment (the first stage, a network of width 16) is trained once undisturbed. Then it is trained again and again under
+a fault, each time restarted by the same command until it ends. Survived means: it ended, its parameters, average, optimizer state
+and data position are those of the undisturbed run bit for bit, at no moment after the first checkpoint was there none to go on from,
+and no command ended in a traceback.
+
+  SIGKILL            at a random moment, the start included
+  SIGKILL, saving    while a checkpoint is being written
+  SIGTERM            at a random moment: exit code 75 and a checkpoint, where it was training
+  one of two         SIGKILL to one of two processes on loopback; compared with two undisturbed ones
+  damage             of the last checkpoint: a flipped bit, a file cut short, a file gone; training goes on from the one before
+  damage of all      one line, exit code 1, no file changed
+  file size limit    no file may grow past a random size: a disk that is full at a random moment
+  metrics            on a device that is full: training ends as if nothing had been
+  not a number       a learning rate of 1e30: one line, exit code 1, the batch kept
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import common
+from absl import flags
+
+_OUT = flags.DEFINE_string("out", None, "JSON file.", required=True)
+_KILLS = flags.DEFINE_integer("kills", 50, "SIGKILLs, every fifth of them while a checkpoint is written.", lower_bound=0)
+_TERMS = flags.DEFINE_integer("terms", 6, "SIGTERMs.", lower_bound=0)
+_SEVERAL = flags.DEFINE_integer("several", 3, "SIGKILLs to one of two processes.", lower_bound=0)
+_DAMAGES = flags.DEFINE_integer("damages", 4, "Of each kind of damage, and of limits.", lower_bound=0)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the moments and places.")
+
+STEPS, EVERY = 1500, 25
+SETTINGS = [
+    "--config=" + str(common.ROOT / "configs" / "tiny.py"), "--stage=mdlm", "--config.data.documents=300", "--config.data.validation_documents=40",
+    "--config.data.scorer_documents=60", "--config.backbone.width=16", "--config.backbone.num_layers=1", "--config.backbone.heads=2",
+    "--config.decoder.cross_layers=(0,)", "--config.mdlm.batch=8", "--config.mdlm.optimizer=adamw", f"--config.mdlm.steps={STEPS}",
+    f"--config.logging.checkpoint_every={EVERY}", "--config.logging.validate_every=100000", "--config.logging.metrics_every=100", "--config.logging.samples=0",
+]  # fmt: skip
+
+
+class Lost(Exception):
+    """A fault that was not survived: what was wrong."""
+
+
+def start(workdir: pathlib.Path, *words: str, limit: int | None = None) -> subprocess.Popen[str]:
+    """One process of launch/train.py, on one device; with `limit` no file of its grows past so many KiB."""
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, str(common.ROOT / "launch" / "train.py"), f"--workdir={workdir}", *SETTINGS, *words]
+    if limit is not None:
+        command = ["bash", "-c", f'ulimit -f {limit}; exec "$@"', "-", *command]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def ended(process: subprocess.Popen[str], *allowed: int) -> str:
+    """What a process printed, once it has ended with one of these exit codes and no traceback."""
+    out = process.communicate(timeout=600)[0]
+    if process.returncode not in allowed or "Traceback" in out:
+        raise Lost(f"exit code {process.returncode}: {out[-600:]}")
+    if process.returncode == 1 and len([line for line in out.splitlines() if line.startswith("error: ")]) != 1:
+        raise Lost(f"not one line of error: {out[-600:]}")
+    return out
+
+
+def steps_of(workdir: pathlib.Path) -> list[int]:
+    """Committed checkpoints, in order."""
+    folder = workdir / "mdlm" / "checkpoints"
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+
+
+@functools.cache
+def arrays_of(workdir: pathlib.Path) -> dict[str, bytes]:
+    """Every array of the last checkpoint, and the data position, as bytes."""
+    import jax
+    import numpy as np
+    import orbax.checkpoint as ocp
+
+    folder = (workdir / "mdlm" / "checkpoints").absolute() / str(steps_of(workdir)[-1])
+    found = {"step": folder.name.encode(), "data": next((folder / "data").rglob("metadata")).read_bytes()}
+    anywhere = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    for item in ("params", "ema", "training"):
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+            tree = reader.restore(folder / item, args=ocp.args.StandardRestore(fallback_sharding=anywhere))
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+            found[item + jax.tree_util.keystr(path)] = np.asarray(leaf).tobytes()
+    return found
+
+
+def same(workdir: pathlib.Path, reference: pathlib.Path) -> None:
+    """Raises Lost where the last checkpoints differ in a bit."""
+    ours, theirs = arrays_of(workdir), arrays_of(reference)
+    different = [name for name in theirs if ours.get(name) != theirs[name]]
+    if different or ours.keys() != theirs.keys():
+        raise Lost(f"{len(different)} of {len(theirs)} arrays differ from the undisturbed run's, {different[:1]} first")
+
+
+class Table:
+    """Times tried and survived by fault."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, dict[str, Any]] = {}
+
+    def count(self, fault: str, survived: bool, why: str = "") -> None:
+        """One trial."""
+        row = self.rows.setdefault(fault, {"fault": fault, "tried": 0, "survived": 0, "lost": []})
+        row["tried"] += 1
+        row["survived"] += survived
+        if why:
+            row["lost"].append(why)
+            print(f"{fault}: LOST: {why}", flush=True)
+
+    def trial(self, fault: str, run: Callable[[], None]) -> None:
+        """Runs one trial and counts it."""
+        try:
+            run()
+        except (Lost, subprocess.TimeoutExpired) as error:
+            return self.count(fault, False, str(error))
+        self.count(fault, True)
+        print(f"{fault}: survived", flush=True)
+
+
+def there(workdir: pathlib.Path, before: int) -> int:
+    """The last committed step, which may not fall, and whose checksums, where it has them already, hold."""
+    from diladiff_jax.training import checksums
+
+    steps = steps_of(workdir)
+    if before and (not steps or steps[-1] < before):
+        raise Lost(f"checkpoint {before} was there and is not any more; there are {steps}")
+    if steps and (why := checksums.damage(workdir / "mdlm" / "checkpoints" / str(steps[-1]))):
+        raise Lost(f"checkpoint {steps[-1]}: {why}")
+    return steps[-1] if steps else 0
+
+
+def until_saving(process: subprocess.Popen[str], workdir: pathlib.Path, skip: int) -> None:
+    """Waits until the temporary folder of a checkpoint is there, the `skip`-th new one."""
+    folder, seen = workdir / "mdlm" / "checkpoints", set()
+    while process.poll() is None and len(seen) <= skip:
+        try:
+            seen |= {p.name for p in folder.iterdir() if "tmp" in p.name}
+        except FileNotFoundError:
+            pass
+        time.sleep(0.0005)
+
+
+def stopped_runs(table: Table, rng: random.Random, folder: pathlib.Path, reference: pathlib.Path, moments: list[str]) -> None:
+    """SIGKILL and SIGTERM: runs that are stopped until all `moments` are used up, each run to its end."""
+    run = 0
+    while moments:
+        workdir, last, used = folder / f"stopped_{run}", 0, []
+        run += 1
+        try:
+            while True:
+                process = start(workdir)
+                if not moments:
+                    ended(process, 0)
+                    break
+                kind = moments[-1]
+                if kind == "SIGKILL, saving":
+                    until_saving(process, workdir, rng.randrange(6))
+                else:
+                    # Some moments are before the first step, some long after.
+                    try:
+                        process.wait(rng.uniform(1.0, 16.0))
+                    except subprocess.TimeoutExpired:
+                        pass
+                if process.poll() is not None:  # it was faster
+                    ended(process, 0)
+                    break
+                used.append(moments.pop())
+                process.send_signal(signal.SIGTERM if kind == "SIGTERM" else signal.SIGKILL)
+                # Before training begins SIGTERM ends a process as it does any other.
+                ended(process, *((75, -signal.SIGTERM, 0) if kind == "SIGTERM" else (-signal.SIGKILL, 0)))
+                last = there(workdir, last)
+                print(f"{kind}: step {last} is saved; {len(moments)} to come", flush=True)
+            same(workdir, reference)
+        except (Lost, subprocess.TimeoutExpired) as error:
+            for kind in used or [moments.pop()]:
+                table.count(kind, False, str(error))
+        else:
+            for kind in used:
+                table.count(kind, True)
+        shutil.rmtree(workdir, ignore_errors=True)
+
+
+def pair(workdir: pathlib.Path) -> list[subprocess.Popen[str]]:
+    """Two processes that train together."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return [start(workdir, f"--distributed=127.0.0.1:{port}", "--num_processes=2", f"--process_id={i}", "--stop_at=500") for i in range(2)]
+
+
+def one_of_two(rng: random.Random, workdir: pathlib.Path, reference: pathlib.Path) -> None:
+    """One process dies; the other, which would wait for it until JAX's heartbeats run out, is ended as a launcher does."""
+    both, victim = pair(workdir), rng.randrange(2)
+    until_saving(both[victim], workdir, rng.randrange(3))
+    time.sleep(rng.uniform(0, 0.5))
+    for process in (both[victim], both[1 - victim]):
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    there(workdir, 0)
+    for process in pair(workdir):
+        ended(process, 0)
+    same(workdir, reference)
+
+
+def spoil(rng: random.Random, step_folder: pathlib.Path, how: str) -> None:
+    """Damages one file of a checkpoint."""
+    files = [p for item in step_folder.iterdir() if item.is_dir() for p in item.rglob("*") if p.is_file() and p.stat().st_size]
+    path = rng.choice(sorted(files))
+    data = bytearray(path.read_bytes())
+    if how == "a file gone":
+        path.unlink()
+    elif how == "a file cut short":
+        path.write_bytes(data[: rng.randrange(len(data))])
+    else:
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        path.write_bytes(data)
+
+
+def damaged(rng: random.Random, half: pathlib.Path, workdir: pathlib.Path, reference: pathlib.Path, how: str) -> None:
+    """The last checkpoint is spoiled; training names it and goes on from the one before."""
+    shutil.copytree(half, workdir)
+    before, last = steps_of(workdir)[-2:]
+    spoil(rng, workdir / "mdlm" / "checkpoints" / str(last), how)
+    out = ended(start(workdir), 0)
+    if f"{last} is damaged" not in out or f"goes on from step {before}" not in out:
+        raise Lost(f"the damage was not said: {out[-600:]}")
+    same(workdir, reference)
+
+
+def all_damaged(rng: random.Random, half: pathlib.Path, workdir: pathlib.Path) -> None:
+    """No checkpoint is whole: one line, and every file as it was."""
+    shutil.copytree(half, workdir)
+    for step in steps_of(workdir):
+        spoil(rng, workdir / "mdlm" / "checkpoints" / str(step), rng.choice(("a flipped bit", "a file cut short")))
+    contents = lambda: {p: p.read_bytes() for p in (workdir / "mdlm" / "checkpoints").rglob("*") if p.is_file()}  # noqa: E731
+    before = contents()
+    out = ended(start(workdir), 1)
+    if "is whole" not in out or contents() != before:
+        raise Lost(f"files changed, or it was not said: {out[-600:]}")
+
+
+def limited(rng: random.Random, half: pathlib.Path, workdir: pathlib.Path, reference: pathlib.Path) -> None:
+    """Files may not grow past a size: the run ends with one line (or does not notice), and without the limit goes on to its end."""
+    shutil.copytree(half, workdir)
+    last = there(workdir, 0)
+    ended(start(workdir, limit=int(2 ** rng.uniform(0, 7))), 0, 1)
+    there(workdir, last)
+    ended(start(workdir), 0)
+    same(workdir, reference)
+
+
+def without_metrics(half: pathlib.Path, workdir: pathlib.Path, reference: pathlib.Path) -> None:
+    """metrics.jsonl is a device that is full."""
+    shutil.copytree(half, workdir)
+    path = workdir / "mdlm" / "metrics" / "metrics.jsonl"
+    path.unlink()
+    path.symlink_to("/dev/full")
+    if "metrics cannot be written" not in ended(start(workdir), 0):
+        raise Lost("it was not said")
+    same(workdir, reference)
+
+
+def not_a_number(workdir: pathlib.Path) -> None:
+    """Training that diverges at once."""
+    out = ended(start(workdir, "--config.mdlm.learning_rate=1e30", "--config.mdlm.clip=0.0", "--config.mdlm.warmup=0"), 1)
+    if "updates in a row were skipped" not in out or not list((workdir / "mdlm" / "skipped").iterdir()):
+        raise Lost(f"it was not said, or the batch is not there: {out[-600:]}")
+
+
+def main(argv: list[str]) -> None:
+    rng, table, began = random.Random(_SEED.value), Table(), time.monotonic()
+    out = pathlib.Path(_OUT.value).absolute()
+    common.writable_folder("out", str(out.parent))
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        reference, half = folder / "reference", folder / "half"
+        try:
+            ended(start(half, f"--stop_at={STEPS // 2}"), 0)
+            ended(start(reference), 0)
+        except Lost as error:
+            raise common.UsageError(f"the undisturbed run did not end well: {error}") from None
+        moments = ["SIGKILL, saving" if i % 5 == 4 else "SIGKILL" for i in range(_KILLS.value)] + ["SIGTERM"] * _TERMS.value
+        rng.shuffle(moments)
+        stopped_runs(table, rng, folder, reference, moments)
+        if _SEVERAL.value:
+            for process in pair(folder / "pair"):
+                ended(process, 0)
+        for i in range(_SEVERAL.value):
+            table.trial("one of two", lambda: one_of_two(rng, folder / f"pair_{i}", folder / "pair"))  # noqa: B023
+        for how in ("a flipped bit", "a file cut short", "a file gone"):
+            for i in range(_DAMAGES.value):
+                table.trial(f"damage: {how}", lambda: damaged(rng, half, folder / f"{how}_{i}", reference, how))  # noqa: B023
+        for i in range(_DAMAGES.value):
+            table.trial("damage of all", lambda: all_damaged(rng, half, folder / f"all_{i}"))  # noqa: B023
+            table.trial("file size limit", lambda: limited(rng, half, folder / f"limit_{i}", reference))  # noqa: B023
+        table.trial("metrics on a full device", lambda: without_metrics(half, folder / "metrics", reference))
+        table.trial("not a number", lambda: not_a_number(folder / "nan"))
+    rows = list(table.rows.values())
+    out.write_text(json.dumps({"seconds": time.monotonic() - began, "rows": rows}, indent=2) + "\n")
+    print(f"\n{'fault':28} {'tried':>6} {'survived':>9}")
+    for row in sorted(rows, key=lambda row: row["fault"]):
+        print(f"{row['fault']:28} {row['tried']:6} {row['survived']:9}")
+    if any(row["survived"] < row["tried"] for row in rows):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    common.run(main, __doc__)
