@@ -156,8 +156,9 @@ def decoding_flops(case: str, c: Any, vocab: int, batch: int, steps: int, refres
     if case == "ours":
         return steps * (whole + at_needed + 2 * needed * d * vocab) + reading
     some = layers * at_needed + cross * needed / rows
-    changed = some + layers * 2 * needed * 2 * d * d
-    return steps * (whole / refresh + changed * (1 - 1 / refresh) + some + 2 * needed * d * vocab) + reading
+    changed = (layers - 1) * at_needed + cross * needed / rows + layers * 2 * needed * 2 * d * d  # of the last layer, keys and values alone
+    anew = -(-steps // refresh)
+    return anew * whole + (steps - anew) * changed + steps * (some + 2 * needed * d * vocab) + reading
 
 
 def random_parameters(module: Any, *inputs: Any) -> Any:

@@ -152,6 +152,8 @@ def _refuse(message: str, code: int = 1) -> int:
 def _quiet_logs() -> None:
     """The library's own notes are shown; its dependencies' only from warnings on."""
     absl.logging.set_verbosity(absl.logging.WARNING)
+    # What fails in a thread of Orbax's is raised where it is waited for, and becomes one line there.
+    absl.logging.get_absl_handler().addFilter(lambda record: not {"orbax", "asyncio"} & set(pathlib.Path(record.pathname).parts))
     ours, handler = logging.getLogger("diladiff_jax"), logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     ours.addHandler(handler)

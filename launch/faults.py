@@ -1,7 +1,7 @@
 """Breaks training runs in every way at hand and shows that nothing is lost: a table of faults, times tried, times survived.
 
     python launch/faults.py --out=faults.json                                          # all of it, a quarter of an hour or more on two cores
-    python launch/faults.py --kills=2 --terms=1 --damages=1 --several=0 --out=f.json   # a short form
+    python launch/faults.py --steps=200 --kills=2 --terms=0 --several=0 --damages=0 --out=f.json   # the short form that the tests run
 
 A small experiment (the first stage, a network of width 16) is trained once undisturbed. Then it is trained again and again under
 a fault, each time restarted by the same command until it ends. Survived means: it ended, its parameters, average, optimizer state
@@ -11,16 +11,17 @@ and no command ended in a traceback.
   SIGKILL            at a random moment, the start included
   SIGKILL, saving    while a checkpoint is being written
   SIGTERM            at a random moment: exit code 75 and a checkpoint, where it was training
-  one of two         SIGKILL to one of two processes on loopback; compared with two undisturbed ones
+  one of two         SIGKILL to one of two processes on loopback, while a checkpoint is being written; compared with two undisturbed ones
   damage             of the last checkpoint: a flipped bit, a file cut short, a file gone; training goes on from the one before
   damage of all      one line, exit code 1, no file changed
-  file size limit    no file may grow past a random size: a disk that is full at a random moment
+  file size limit    no file may grow past a random size below what a checkpoint needs: one line, exit code 1, nothing saved is lost
   metrics            on a device that is full: training ends as if nothing had been
   not a number       a learning rate of 1e30: one line, exit code 1, the batch kept
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -43,14 +44,15 @@ _OUT = flags.DEFINE_string("out", None, "JSON file.", required=True)
 _KILLS = flags.DEFINE_integer("kills", 50, "SIGKILLs, every fifth of them while a checkpoint is written.", lower_bound=0)
 _TERMS = flags.DEFINE_integer("terms", 6, "SIGTERMs.", lower_bound=0)
 _SEVERAL = flags.DEFINE_integer("several", 3, "SIGKILLs to one of two processes.", lower_bound=0)
+_STEPS = flags.DEFINE_integer("steps", 1500, "Of the training; the damaged and limited runs begin at half of it.", lower_bound=200)
 _DAMAGES = flags.DEFINE_integer("damages", 4, "Of each kind of damage, and of limits.", lower_bound=0)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the moments and places.")
 
-STEPS, EVERY = 1500, 25
+EVERY = 25  # steps from checkpoint to checkpoint
 SETTINGS = [
     "--config=" + str(common.ROOT / "configs" / "tiny.py"), "--stage=mdlm", "--config.data.documents=300", "--config.data.validation_documents=40",
     "--config.data.scorer_documents=60", "--config.backbone.width=16", "--config.backbone.num_layers=1", "--config.backbone.heads=2",
-    "--config.decoder.cross_layers=(0,)", "--config.mdlm.batch=8", "--config.mdlm.optimizer=adamw", f"--config.mdlm.steps={STEPS}",
+    "--config.decoder.cross_layers=(0,)", "--config.mdlm.batch=8", "--config.mdlm.optimizer=adamw",
     f"--config.logging.checkpoint_every={EVERY}", "--config.logging.validate_every=100000", "--config.logging.metrics_every=100", "--config.logging.samples=0",
 ]  # fmt: skip
 
@@ -62,16 +64,20 @@ class Lost(Exception):
 def start(workdir: pathlib.Path, *words: str, limit: int | None = None) -> subprocess.Popen[str]:
     """One process of launch/train.py, on one device; with `limit` no file of its grows past so many KiB."""
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, str(common.ROOT / "launch" / "train.py"), f"--workdir={workdir}", *SETTINGS, *words]
+    command = [sys.executable, str(common.ROOT / "launch" / "train.py"), f"--workdir={workdir}", *SETTINGS, f"--config.mdlm.steps={_STEPS.value}", *words]
     if limit is not None:
         command = ["bash", "-c", f'ulimit -f {limit}; exec "$@"', "-", *command]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def ended(process: subprocess.Popen[str], *allowed: int) -> str:
-    """What a process printed, once it has ended with one of these exit codes and no traceback."""
-    out = process.communicate(timeout=600)[0]
-    if process.returncode not in allowed or "Traceback" in out:
+def ended(process: subprocess.Popen[str], *allowed: int, traceback: bool = False) -> str:
+    """What a process printed, once it has ended with one of these exit codes and no traceback, unless one may be."""
+    try:
+        out = process.communicate(timeout=600)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise Lost(f"it hangs: {process.communicate()[0][-600:]}") from None
+    if process.returncode not in allowed or "Traceback" in out and not traceback:
         raise Lost(f"exit code {process.returncode}: {out[-600:]}")
     if process.returncode == 1 and len([line for line in out.splitlines() if line.startswith("error: ")]) != 1:
         raise Lost(f"not one line of error: {out[-600:]}")
@@ -147,15 +153,25 @@ def there(workdir: pathlib.Path, before: int) -> int:
     return steps[-1] if steps else 0
 
 
-def until_saving(process: subprocess.Popen[str], workdir: pathlib.Path, skip: int) -> None:
-    """Waits until the temporary folder of a checkpoint is there, the `skip`-th new one."""
-    folder, seen = workdir / "mdlm" / "checkpoints", set()
-    while process.poll() is None and len(seen) <= skip:
-        try:
-            seen |= {p.name for p in folder.iterdir() if "tmp" in p.name}
-        except FileNotFoundError:
-            pass
+def being_written(workdir: pathlib.Path) -> set[tuple[str, int]]:
+    """Temporary folders of checkpoints, by name and inode: those of killed processes stay until their step is saved again."""
+    found = set()
+    for path in (workdir / "mdlm" / "checkpoints").glob("*tmp*"):
+        with contextlib.suppress(FileNotFoundError):
+            found.add((path.name, path.stat().st_ino))
+    return found
+
+
+def until_saving(process: subprocess.Popen[str], workdir: pathlib.Path, skip: int, before: set[tuple[str, int]]) -> bool:
+    """Waits until a checkpoint is being written that was not `before`, the `skip`-th such; whether it still was, and the process there."""
+    seen: set[tuple[str, int]] = set()
+    while process.poll() is None:
+        now = being_written(workdir) - before
+        if now - seen and len(seen | now) > skip:
+            return True
+        seen |= now
         time.sleep(0.0005)
+    return False
 
 
 def stopped_runs(table: Table, rng: random.Random, folder: pathlib.Path, reference: pathlib.Path, moments: list[str]) -> None:
@@ -166,27 +182,29 @@ def stopped_runs(table: Table, rng: random.Random, folder: pathlib.Path, referen
         run += 1
         try:
             while True:
+                remains = being_written(workdir)
                 process = start(workdir)
                 if not moments:
                     ended(process, 0)
                     break
                 kind = moments[-1]
                 if kind == "SIGKILL, saving":
-                    until_saving(process, workdir, rng.randrange(6))
+                    until_saving(process, workdir, rng.randrange(6), remains)
                 else:
                     # Some moments are before the first step, some long after.
-                    try:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
                         process.wait(rng.uniform(1.0, 16.0))
-                    except subprocess.TimeoutExpired:
-                        pass
-                if process.poll() is not None:  # it was faster
-                    ended(process, 0)
-                    break
-                used.append(moments.pop())
                 process.send_signal(signal.SIGTERM if kind == "SIGTERM" else signal.SIGKILL)
                 # Before training begins SIGTERM ends a process as it does any other.
-                ended(process, *((75, -signal.SIGTERM, 0) if kind == "SIGTERM" else (-signal.SIGKILL, 0)))
-                last = there(workdir, last)
+                out = ended(process, 0, 75, -signal.SIGTERM) if kind == "SIGTERM" else ended(process, 0, -signal.SIGKILL)
+                if process.returncode == 0:  # it was faster
+                    break
+                used.append(moments.pop())
+                before, last = last, there(workdir, last)
+                if process.returncode == 75 and f"after step {last}, which is saved" not in out:
+                    raise Lost(f"SIGTERM, and the last checkpoint is {last}: {out[-600:]}")
+                if process.returncode == -signal.SIGTERM and last > before:
+                    raise Lost(f"SIGTERM killed it while it was training; {before} was saved before, now {last}")
                 print(f"{kind}: step {last} is saved; {len(moments)} to come", flush=True)
             same(workdir, reference)
         except (Lost, subprocess.TimeoutExpired) as error:
@@ -203,17 +221,21 @@ def pair(workdir: pathlib.Path) -> list[subprocess.Popen[str]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    return [start(workdir, f"--distributed=127.0.0.1:{port}", "--num_processes=2", f"--process_id={i}", "--stop_at=500") for i in range(2)]
+    return [start(workdir, f"--distributed=127.0.0.1:{port}", "--num_processes=2", f"--process_id={i}", f"--stop_at={_STEPS.value // 2}") for i in range(2)]
 
 
 def one_of_two(rng: random.Random, workdir: pathlib.Path, reference: pathlib.Path) -> None:
-    """One process dies; the other, which would wait for it until JAX's heartbeats run out, is ended as a launcher does."""
+    """One process dies; the other, which would wait for it until JAX's heartbeats run out, is ended a second later as a launcher does."""
     both, victim = pair(workdir), rng.randrange(2)
-    until_saving(both[victim], workdir, rng.randrange(3))
-    time.sleep(rng.uniform(0, 0.5))
-    for process in (both[victim], both[1 - victim]):
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+    if not until_saving(both[victim], workdir, rng.randrange(3), set()):
+        raise Lost(f"no checkpoint was ever written: {ended(both[victim], 0)[-600:]}")
+    both[victim].send_signal(signal.SIGKILL)
+    ended(both[victim], -signal.SIGKILL)
+    time.sleep(1)
+    if both[1 - victim].poll() == 0:
+        raise Lost("the other process ended as if nothing had been")
+    both[1 - victim].kill()
+    both[1 - victim].communicate()
     there(workdir, 0)
     for process in pair(workdir):
         ended(process, 0)
@@ -258,11 +280,14 @@ def all_damaged(rng: random.Random, half: pathlib.Path, workdir: pathlib.Path) -
 
 
 def limited(rng: random.Random, half: pathlib.Path, workdir: pathlib.Path, reference: pathlib.Path) -> None:
-    """Files may not grow past a size: the run ends with one line (or does not notice), and without the limit goes on to its end."""
+    """Files may not grow past a size below what a checkpoint needs: the run ends with one line, and without the limit goes on to its end."""
     shutil.copytree(half, workdir)
     last = there(workdir, 0)
-    ended(start(workdir, limit=int(2 ** rng.uniform(0, 7))), 0, 1)
-    there(workdir, last)
+    largest = max(p.stat().st_size for p in (workdir / "mdlm" / "checkpoints").rglob("*") if p.is_file())
+    # TensorStore's threads print tracebacks of their own beside our line, which nothing in Python can keep back.
+    out = ended(start(workdir, limit=max(1, int(rng.uniform(0, 0.9) * largest / 1024))), 1, traceback=True)
+    if "cannot be written" not in out or there(workdir, last) != last:
+        raise Lost(f"it was not said, or something was saved: {out[-600:]}")
     ended(start(workdir), 0)
     same(workdir, reference)
 
@@ -293,7 +318,7 @@ def main(argv: list[str]) -> None:
         folder = pathlib.Path(name)
         reference, half = folder / "reference", folder / "half"
         try:
-            ended(start(half, f"--stop_at={STEPS // 2}"), 0)
+            ended(start(half, f"--stop_at={_STEPS.value // 2}"), 0)
             ended(start(reference), 0)
         except Lost as error:
             raise common.UsageError(f"the undisturbed run did not end well: {error}") from None

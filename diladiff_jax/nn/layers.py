@@ -178,7 +178,7 @@ class Positions(nn.Module):
         table = self.param(
             "table", nn.with_logical_partitioning(nn.initializers.normal(self.std), (None, "embed")), (self.length, x.shape[-1])
         )
-        return x + (table[None, : x.shape[1]] if positions is None else jnp.take(table, positions, axis=0)).astype(x.dtype)
+        return x + (table[None, : x.shape[1]] if positions is None else jnp.take(table, positions, axis=0, mode="clip")).astype(x.dtype)
 
 
 def sinusoid(value: Array, features: int, max_frequency: float = 1.0, max_period: float = 10.0) -> Array:

@@ -20,6 +20,7 @@ Array = jax.Array
 Cache = tuple[tuple[Array, Array], ...]
 """Keys and values of every block at all positions, each `[B, L, H, K]`."""
 
+
 class Block(nn.Module):
     """Pre-norm transformer block, `[B, L, D] -> [B, L, D]`; with `condition` its norms and branches are modulated."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -55,6 +55,8 @@ class Checkpoints:
         if state.statistics:
             items["statistics"] = ocp.args.StandardSave(state.statistics)
         step = int(state.step)
+        if self._sealer is not None:  # of a checkpoint that was removed by hand
+            checksums.sums_of(self.directory / str(step)).unlink(missing_ok=True)
         with self._written():
             self._manager.save(step, args=ocp.args.Composite(**items))
         if self._sealer is not None:
@@ -86,6 +88,8 @@ class Checkpoints:
             statistics=found.get("statistics", {}),
             key=training["key"],
         )
+        if self._sealer is not None and not checksums.sums_of(self.directory / str(self.latest_step())).exists():
+            self._sealer.expect(self.latest_step())  # its process was killed before it could
         return state, found["data"]
 
     def restore_averaged(self, abstract_params: Any, shardings: Any, *, ema: bool) -> Any:
@@ -128,17 +132,20 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for the save under way and ends the background threads. Raises CheckpointError where it cannot be written."""
-        with self._written():
-            self._manager.close()
-        if self._sealer is not None:
-            self._sealer.close()
+        try:
+            with self._written():
+                self._manager.close()
+        finally:
+            if self._sealer is not None:
+                self._sealer.close()
 
     @contextlib.contextmanager
     def _written(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # Orbax's background threads hand on bare ones: no space, no permission
-            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            reason = text if len(text) <= 200 else f"... {text[-200:]}"  # what the system said stands last
             there = [entry.name for entry in self.directory.glob("[0-9]*") if entry.name.isdigit()] if self.directory.is_dir() else []
             last = f"the last one there is step {max(map(int, there))}" if there else "there is none before"
             raise CheckpointError(f"a checkpoint cannot be written to {self.directory} ({reason}); {last}") from error
@@ -174,13 +181,14 @@ def set_damaged_aside(checkpoints: pathlib.Path, say: Callable[[str], None]) -> 
         goal = _free(checkpoints.parent / "damaged" / str(step))
         goal.parent.mkdir(exist_ok=True)
         os.replace(checkpoints / str(step), goal)
-        checksums.sums_of(checkpoints / str(step)).unlink(missing_ok=True)
+        if checksums.sums_of(checkpoints / str(step)).exists():
+            os.replace(checksums.sums_of(checkpoints / str(step)), goal.with_name(f"{goal.name}.json"))
         say(f"checkpoint {checkpoints / str(step)} is damaged ({why}); it is now {goal}, and training goes on from step {good}")
 
 
-def require_whole(step_folder: pathlib.Path) -> None:
-    """Raises CheckpointError where a checkpoint is damaged."""
-    why = checksums.damage(step_folder)
+def require_whole(step_folder: pathlib.Path, items: Iterable[str]) -> None:
+    """Raises CheckpointError where these items of a checkpoint are damaged."""
+    why = checksums.damage(step_folder, items)
     if why is not None:
         raise CheckpointError(f"checkpoint {step_folder} is damaged: {why}; launch/train.py on its workdir and stage goes on from the one before")
 

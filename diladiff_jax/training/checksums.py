@@ -6,6 +6,7 @@ a flipped bit comes back as another parameter. Here a checkpoint is held against
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -46,22 +47,24 @@ def seal(step_folder: pathlib.Path) -> None:
     target = sums_of(step_folder)
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_suffix(".tmp")
-    aside.write_text(json.dumps({"files": files}))
+    with aside.open("w") as out:
+        out.write(json.dumps({"files": files}))
+        out.flush()
+        os.fsync(out.fileno())
     os.replace(aside, target)
 
 
 def damage(step_folder: pathlib.Path, items: Iterable[str] | None = None) -> str | None:
     """What is not as it was written, in these items or in all: "FILE is missing", "FILE has 10 bytes of 20", "FILE was changed".
 
-    None where all is well, and where there are no checksums (an older checkpoint, or one whose process was killed before they were written).
+    None where all is well, and where there are no checksums to hold it against: of an older checkpoint, of one whose process was killed
+    before they were written, or where they themselves cannot be read.
     """
     try:
         files = json.loads(sums_of(step_folder).read_text())["files"]
         wanted = {name: (int(size), int(total)) for name, (size, total) in files.items() if items is None or name.split("/")[0] in items}
-    except FileNotFoundError:
-        return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return f"{sums_of(step_folder)} cannot be read"
+        return None
     for name, (size, total) in wanted.items():
         path = step_folder / name
         try:
@@ -100,14 +103,12 @@ class Sealer:
 
     def _run(self) -> None:
         while (step := self._steps.get()) is not None:
-            folder = self._checkpoints / str(step)
-            while not folder.is_dir() and not self._closing.wait(0.1):
-                pass
-            try:
+            # Retention may be faster, or the disk full: a checkpoint without checksums is read as it is.
+            with contextlib.suppress(OSError):
+                folder = self._checkpoints / str(step)
+                while not folder.is_dir() and not self._closing.wait(0.1):
+                    pass
                 seal(folder)
                 for old in sums_of(folder).parent.glob("*.json"):
                     if not (self._checkpoints / old.stem).is_dir():
                         old.unlink(missing_ok=True)
-            except OSError:
-                # Retention was faster, or the disk is full: a checkpoint without checksums is read as it is.
-                sums_of(folder).unlink(missing_ok=True)

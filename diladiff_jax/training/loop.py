@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -62,9 +63,11 @@ def train(
         first = config_lib.PREDECESSOR[stages[0]] if stages else None
         if first is not None and not trained_steps(workdir, first):  # before text is prepared, which may take hours
             raise not_trained(workdir, first)
+        read = list(stages)  # what is trained already, here or where the workdir starts from, and what comes before
         while first is not None:
-            require_whole(last_checkpoint(workdir, first))
-            first = config_lib.PREDECESSOR[first]
+            read, first = [*read, first], config_lib.PREDECESSOR[first]
+        for stage in read:
+            require_whole(last_checkpoint(workdir, stage), ("params", "ema", "statistics"))
         prepare(config.data, config.tokenizer, workdir)
         if config.features.source == "bert":
             pretrained.adopt(config.features.path, pathlib.Path(workdir) / "features")
@@ -189,7 +192,8 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, stop_sig
                     if preview is not None:
                         for text in preview(state, preview_key):
                             progress.say(f"  | {text}")
-            if done % log.checkpoint_every == 0 or last or told:
+            # While updates are skipped what they start from may be what is wrong: it must not push out the checkpoints of before.
+            if last or told or done % log.checkpoint_every == 0 and not watch.in_a_row:
                 checkpoints.save(state, batches.get_state())
             if told and not last:
                 raise Preempted(f"stage {stage} was stopped by {stop_signal.name} after step {done}, which is saved; the same command goes on", by_hand=stop_signal.by_hand)
@@ -197,11 +201,10 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, stop_sig
     finally:
         if profiling:
             jax.profiler.stop_trace()
-        checkpoints.close()
-        batches.close()
-        progress.close()
-        if writer:
-            writer.close()
+        with contextlib.ExitStack() as closing:  # all of them, whichever fails; the checkpoints first
+            for opened in (writer, progress, batches, checkpoints):
+                if opened is not None:
+                    closing.callback(opened.close)
 
 
 def start_from_predecessor(state: TrainState, stage: str, context: Context) -> TrainState:

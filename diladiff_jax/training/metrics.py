@@ -31,7 +31,8 @@ class MetricsWriter:
 
         def written() -> None:
             with (self._directory / "metrics.jsonl").open("a") as lines:
-                lines.write(json.dumps({"step": step, **named}) + "\n")
+                # After a failure the file may end in half a line.
+                lines.write(("\n" if self._failed else "") + json.dumps({"step": step, **named}) + "\n")
             if self._board is None:
                 self._board = EventsWriter(str(self._directory / "events"))
             for name, value in named.items():

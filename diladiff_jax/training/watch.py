@@ -28,7 +28,7 @@ class Watch:
 
     def __init__(self, stage: str, folder: pathlib.Path, most: int, say: Callable[[str], None]) -> None:
         self._stage, self._folder, self._most, self._say = stage, folder, most, say
-        self._in_a_row = self._count = 0
+        self.in_a_row = self._count = 0
         self._mean = self._variance = 0.0
         self.skipped = 0
 
@@ -40,16 +40,16 @@ class Watch:
         """
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if values.pop("skipped"):
-            self.skipped, self._in_a_row = self.skipped + 1, self._in_a_row + 1
+            self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
             what = " and ".join(f"{name} {values[name]}" for name in ("loss", "gradient_norm"))
-            if self._in_a_row > self._most:
+            if self.in_a_row > self._most:
                 raise TrainingError(
-                    f"{what} at step {step} of stage {self._stage}, and {self._in_a_row} updates in a row were skipped for the like; "
-                    f"the last checkpoint is intact{self._kept(step, tokens)} (a lower learning rate may help)"
+                    f"{what} at step {step} of stage {self._stage}, and {self.in_a_row} updates in a row were skipped for the like; none of them "
+                    f"was saved{self._kept(step, tokens)} (a lower learning rate or clipping may help: in a workdir of its own, the stages before by --init_from)"
                 )
             self._say(f"{self._stage} {step}: {what}, update skipped ({self.skipped} so far)")
             return None
-        self._in_a_row = 0
+        self.in_a_row = 0
         self._spike(step, values["loss"])
         return values
 

@@ -105,7 +105,7 @@ def test_training_goes_on_from_the_last_whole_checkpoint(stage):
     set_damaged_aside(stage / "checkpoints", said.append)
     assert restored(stage) == 3
     assert len(said) == 2 and all("goes on from step 3" in line and str(stage / "damaged") in line for line in said)
-    assert sorted(path.name for path in (stage / "damaged").iterdir()) == ["5", "8"]
+    assert sorted(path.name for path in (stage / "damaged").iterdir()) == ["5", "5.json", "8", "8.json"]
     set_damaged_aside(stage / "checkpoints", said.append)
     assert len(said) == 2
     with Checkpoints(stage / "checkpoints") as checkpoints:  # the same steps can be reached and saved again
@@ -130,9 +130,21 @@ def test_checkpoints_without_checksums_are_read_as_they_are(stage):
     shutil.rmtree(stage / "checksums")
     set_damaged_aside(stage / "checkpoints", print)
     assert restored(stage) == 8
-    (stage / "checksums").mkdir()
     (stage / "checksums" / "8.json").write_text("{")
-    assert "cannot be read" in checksums.damage(stage / "checkpoints" / "8")
+    assert checksums.damage(stage / "checkpoints" / "8") is None
+    (stage / "checksums" / "8.json").unlink()
+    assert restored(stage) == 8  # which writes them anew
+    assert "8.json" in os.listdir(stage / "checksums")
+
+
+def test_checksums_that_outlived_their_checkpoint_condemn_no_other(stage):
+    """A checkpoint folder removed by hand; the same step saved again, its process killed before it was sealed."""
+    shutil.rmtree(stage / "checkpoints" / "8")
+    checkpoints = Checkpoints(stage / "checkpoints", keep=3)
+    checkpoints._sealer.expect = lambda step: None
+    with checkpoints:
+        checkpoints.save(state_at(8), {"position": 8})
+    assert checksums.damage(stage / "checkpoints" / "8") is None and restored(stage) == 8
 
 
 def test_the_checksum_is_the_standard_one(tmp_path):

@@ -110,7 +110,7 @@ def test_metrics_on_a_full_disk_do_not_stop_training(tmp_path):
     (tmp_path / "kept").rename(lines)
     writer.write(4, {"loss": 0.5}, "train")
     writer.close()
-    assert [json.loads(line) for line in lines.read_text().splitlines()] == [{"step": 1, "train/loss": 2.0}, {"step": 4, "train/loss": 0.5}]
+    assert [json.loads(line) for line in lines.read_text().splitlines() if line] == [{"step": 1, "train/loss": 2.0}, {"step": 4, "train/loss": 0.5}]
     (tmp_path / "blocked").write_text("")
     MetricsWriter(tmp_path / "blocked" / "m", said.append).write(1, {"loss": 1.0}, "train")
     assert len(said) == 2

@@ -1,0 +1,32 @@
+"""The fault suite, in its short form and (marked slow) in a longer one."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SHORT = {"SIGKILL": 2, "metrics on a full device": 1, "not a number": 1}
+LONGER = {
+    "SIGKILL": 4, "SIGKILL, saving": 1, "SIGTERM": 2, "one of two": 1, "damage: a flipped bit": 1, "damage: a file cut short": 1, "damage: a file gone": 1,
+    "damage of all": 1, "file size limit": 1, "metrics on a full device": 1, "not a number": 1,
+}
+
+
+@pytest.mark.parametrize(
+    "numbers, expected",
+    [(["--kills=2", "--terms=0", "--several=0", "--damages=0"], SHORT), pytest.param(["--kills=5", "--terms=2", "--several=1", "--damages=1"], LONGER, marks=pytest.mark.slow)],
+    ids=["short", "longer"],
+)
+def test_faults_are_survived(tmp_path, numbers, expected):
+    """Killed runs end with the parameters, average, optimizer and data position of the undisturbed one, bit for bit; what cannot go on ends in one line."""
+    out = tmp_path / "faults.json"
+    words = [sys.executable, "launch/faults.py", "--steps=200", *numbers, f"--out={out}"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=1500, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = {row["fault"]: row for row in json.loads(out.read_text())["rows"]}
+    assert {name: row["tried"] for name, row in rows.items()} == expected
+    assert all(row["survived"] == row["tried"] and not row["lost"] for row in rows.values())
+    assert "survived" in done.stdout
