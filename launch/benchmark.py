@@ -250,7 +250,7 @@ def sampling_rows(batch: int, steps: int, timed: int) -> dict[str, Any]:
     times: dict[str, list[float]] = {name: [] for name in ("student", "prior", "products", *functions)}
     drawn: dict[str, Any] = {}
     rates = [matmul_rate()]
-    for _ in range(_ROUNDS.value):
+    for turn in range(_ROUNDS.value):
         for name, program in latent_programs.items():
             seconds, found = seconds_of(program.run, *latent_inputs[name])
             z = found if name == "student" else z
@@ -259,6 +259,7 @@ def sampling_rows(batch: int, steps: int, timed: int) -> dict[str, Any]:
         for case in functions:
             seconds, drawn[case] = seconds_of(decode[case].run, params, keys, prompt, z, controls)
             times[case].append(seconds * steps / timed)
+        print(f"batch {batch}, round {turn + 1} of {_ROUNDS.value}: " + ", ".join(f"{name} {values[-1]:.2f} s" for name, values in times.items()), flush=True)
     rates.append(matmul_rate())
 
     rate, middle = max(rates), {name: statistics.median(values) for name, values in times.items()}

@@ -64,7 +64,9 @@ def _used(model: Any, name: str | None, given: dict[str, Any]) -> dict[str, Any]
     """The settings of the draw as they end up; steps of a latent only where there is one."""
     controls = model.controls(name, **given)._asdict()
     names = ("decode_steps", "temperature", "top_p", *(("latent_steps", "gamma") if name in ("ladiff", "diladiff") else ()))
-    return {key: controls[key].item() for key in names}
+    how = model.config.sampling
+    words = {"order": how.order, "refresh_every": how.refresh_every} | ({"threshold": how.threshold} if how.order == "threshold" else {})
+    return {key: controls[key].item() for key in names} | words | ({"prompt": _PROMPT.value} if _PROMPT.value is not None else {})
 
 
 def _write(path: pathlib.Path, batches: Callable[[int], Iterator[Any]], used: dict[str, Any], origin: dict[str, Any]) -> None:

@@ -175,7 +175,7 @@ def set_damaged_aside(checkpoints: pathlib.Path, say: Callable[[str], None]) -> 
     if not found:
         return
     if len(found) == len(steps):
-        raise CheckpointError(f"no checkpoint in {checkpoints} is whole: " + "; ".join(f"{step}: {why}" for step, why in found) + "; bring one back, or remove that folder to begin anew")
+        raise CheckpointError(f"no checkpoint in {checkpoints} is whole: " + "; ".join(f"{step}: {why}" for step, why in found) + "; put a copy back, or remove that folder to train this stage anew")
     good = steps[len(found)]
     for step, why in found:
         goal = _free(checkpoints.parent / "damaged" / str(step))

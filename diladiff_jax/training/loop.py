@@ -67,7 +67,9 @@ def train(
         while first is not None:
             read, first = [*read, first], config_lib.PREDECESSOR[first]
         for stage in read:
-            require_whole(last_checkpoint(workdir, stage), ("params", "ema", "statistics"))
+            folder = last_checkpoint(workdir, stage)
+            if stage not in stages or folder.parents[2] != pathlib.Path(workdir):  # its own have been looked at
+                require_whole(folder, ("params", "ema", "statistics"))
         prepare(config.data, config.tokenizer, workdir)
         if config.features.source == "bert":
             pretrained.adopt(config.features.path, pathlib.Path(workdir) / "features")

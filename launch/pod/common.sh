@@ -65,7 +65,7 @@ workdir_on() {
   local word before=""
   for word in "${arguments[@]}"; do
     [[ "$before" != --workdir ]] || word="--workdir=$word"
-    [[ "$word" != --workdir=* || "${word#*=}" == "${1%/}"/?* ]] || refuse "${word} is not on the claim, which is mounted at $1; give --workdir=${1%/}/run, or another --mount"
+    [[ "$word" != --workdir=* || "${word#*=}" == "${1%/}"/?* && "${word#*=}/" != */../* ]] || refuse "${word} is no folder on the claim, which is mounted at $1; give --workdir=${1%/}/run, or another --mount"
     before="$word"
   done
 }

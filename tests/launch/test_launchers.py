@@ -199,8 +199,9 @@ def test_the_manifest_is_a_jobset(words):
         ("kubernetes.sh", [*GKE, "--chips=5", *TRAIN], "--topology=4x8 has 32 chips"),
         ("kubernetes.sh", [*GKE, "--topology=4by8", *TRAIN], "--topology=4by8 cannot be"),
         ("kubernetes.sh", [*GKE, "--tpu=v5e", *TRAIN], "--tpu=v5e cannot be; give GKE's name"),
-        ("kubernetes.sh", [*GKE, "--mount=/work", *TRAIN], "--workdir=/shared/run is not on the claim, which is mounted at /work"),
-        ("kubernetes.sh", [*GPU, "--", "--workdir", "runs/big"], "--workdir=runs/big is not on the claim"),
+        ("kubernetes.sh", [*GKE, "--mount=/work", *TRAIN], "--workdir=/shared/run is no folder on the claim, which is mounted at /work"),
+        ("kubernetes.sh", [*GPU, "--", "--workdir=/shared/../run"], "--workdir=/shared/../run is no folder on the claim"),
+        ("kubernetes.sh", [*GPU, "--", "--workdir", "runs/big"], "--workdir=runs/big is no folder on the claim"),
         ("kubernetes.sh", [*GPU, *TRAIN, "--x=a\nb"], "control character"),
     ],
 )
