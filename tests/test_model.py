@@ -164,7 +164,7 @@ def test_the_ten_lines_of_the_readme_run(trained, monkeypatch):
     monkeypatch.setattr(dl, "load", lambda _: real(trained))
     found: dict = {}
     exec(compile(example, "README.md", "exec"), found)
-    assert len(found["texts"]) == 8 and found["z"].shape == (1, 4, 8) and len(found["filled"].texts) == 1
+    assert len(found["texts"]) == 8 and found["z"].shape == (1, 4, 8) and len(found["again"]) == len(found["filled"]) == 1
 
 
 def test_pure_pieces_under_jit_and_vmap(model):
