@@ -66,7 +66,7 @@ def test_other_orders_fill_everything_and_depend_on_the_index_alone(made, order)
     np.testing.assert_array_equal(generate("diladiff", params, jax.random.key(3), turned, PROMPT[turned], CONTROLS).tokens, whole.tokens[turned])
 
 
-@pytest.mark.parametrize("order", ["random", "count"])
+@pytest.mark.parametrize("order", ["random", pytest.param("count", marks=pytest.mark.slow)])
 def test_kept_keys_and_values_depend_on_the_index_alone(made, order):
     """Made anew every third step: everything is filled, and a sample is the same in another batch and alone."""
     sampler, params, _ = made
