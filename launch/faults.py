@@ -135,7 +135,7 @@ class Table:
         """Runs one trial and counts it."""
         try:
             run()
-        except (Lost, subprocess.TimeoutExpired) as error:
+        except Lost as error:
             return self.count(fault, False, str(error))
         self.count(fault, True)
         print(f"{fault}: survived", flush=True)
@@ -207,7 +207,7 @@ def stopped_runs(table: Table, rng: random.Random, folder: pathlib.Path, referen
                     raise Lost(f"SIGTERM killed it while it was training; {before} was saved before, now {last}")
                 print(f"{kind}: step {last} is saved; {len(moments)} to come", flush=True)
             same(workdir, reference)
-        except (Lost, subprocess.TimeoutExpired) as error:
+        except Lost as error:
             for kind in used or [moments.pop()]:
                 table.count(kind, False, str(error))
         else:

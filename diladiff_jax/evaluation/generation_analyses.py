@@ -19,7 +19,7 @@ from diladiff_jax.evaluation.forms import NAMES, Figure, Table, cells, figure, s
 from diladiff_jax.evaluation.intervals import Estimate
 from diladiff_jax.evaluation.likelihood import is_text
 from diladiff_jax.evaluation.row_analyses import QUALITY
-from diladiff_jax.evaluation.sweep import Trained, measures_of
+from diladiff_jax.evaluation.sweep import Draw, Trained, measures_of
 
 
 class Analysed(Trained, Protocol):
@@ -122,7 +122,7 @@ def latent_samplers(model: Analysed, samples: int, calls: Sequence[int] = (5, 10
 
     A step is one call of the network, Heun's two but for its last, the student's two. Decoding is the config's.
     """
-    measure, size = measures_of(model, model.config.data.corpus), -(-model.config.sampling.batch // model.devices) * model.devices
+    measure, size = measures_of(model, model.config.data.corpus), Draw.batch_of(model)
     prompt = jnp.full((size, model.length), model.tokenizer.mask_id, jnp.int32)
 
     def row(name: str, program: str, network: str, steps: int, made: int) -> list[Any]:

@@ -62,8 +62,8 @@ class Checkpoints:
         if self._sealer is not None:
             self._sealer.expect(step)
 
-    def restore(self, abstract: TrainState, shardings: TrainState) -> tuple[TrainState, dict[str, int]]:
-        """The latest state, laid out by `shardings`, and the data position.
+    def restore(self, abstract: TrainState, shardings: TrainState, *, verify: bool = True) -> tuple[TrainState, dict[str, int]]:
+        """The latest state, laid out by `shardings`, and the data position; `verify` holds it against its checksums first.
 
         Raises:
           CheckpointError: it cannot be read, or has other shapes.
@@ -78,7 +78,7 @@ class Checkpoints:
             items["ema"] = ocp.args.StandardRestore(a.ema)
         if a.statistics:
             items["statistics"] = ocp.args.StandardRestore(a.statistics)
-        found = self._read(items)
+        found = self._read(items, verify=verify)
         training = found["training"]
         state = TrainState(
             step=training["step"],
@@ -109,12 +109,12 @@ class Checkpoints:
         """
         return self._read({"statistics": ocp.args.StandardRestore(_abstract(abstract, shardings))})["statistics"]
 
-    def _read(self, items: dict[str, Any]) -> Any:
+    def _read(self, items: dict[str, Any], *, verify: bool = True) -> Any:
         step = self.latest_step()
         if step is None:
             raise CheckpointError(f"{self.directory} holds no checkpoint; train that stage first")
         # Of several processes the first has looked before (`set_damaged_aside`, `require_whole`): one that stops alone leaves the others waiting.
-        why = checksums.damage(self.directory / str(step), items) if jax.process_count() == 1 else None
+        why = checksums.damage(self.directory / str(step), items) if verify and jax.process_count() == 1 else None
         if why is not None:
             raise CheckpointError(f"checkpoint {self.directory / str(step)} is damaged: {why}; launch/train.py on its workdir and stage goes on from the one before")
         try:

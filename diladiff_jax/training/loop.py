@@ -63,13 +63,14 @@ def train(
         first = config_lib.PREDECESSOR[stages[0]] if stages else None
         if first is not None and not trained_steps(workdir, first):  # before text is prepared, which may take hours
             raise not_trained(workdir, first)
-        read = list(stages)  # what is trained already, here or where the workdir starts from, and what comes before
-        while first is not None:
-            read, first = [*read, first], config_lib.PREDECESSOR[first]
-        for stage in read:
-            folder = last_checkpoint(workdir, stage)
-            if stage not in stages or folder.parents[2] != pathlib.Path(workdir):  # its own have been looked at
-                require_whole(folder, ("params", "ema", "statistics"))
+        if jax.process_count() > 1:  # alone, a process looks when it restores; one of several that stopped there would leave the others waiting
+            read = list(stages)
+            while first is not None:
+                read, first = [*read, first], config_lib.PREDECESSOR[first]
+            for stage in read:
+                folder = last_checkpoint(workdir, stage)
+                if stage not in stages or folder.parents[2] != pathlib.Path(workdir):  # its own have been looked at
+                    require_whole(folder, ("params", "ema", "statistics"))
         prepare(config.data, config.tokenizer, workdir)
         if config.features.source == "bert":
             pretrained.adopt(config.features.path, pathlib.Path(workdir) / "features")
@@ -135,7 +136,7 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, stop_sig
     batches = Batches(rows, settings.batch, config.seed + _stage_number(stage), sharding.local_places(mesh, settings.batch))
     checkpoints = Checkpoints(experiment.own_directory(stage), keep=config.logging.keep_checkpoints)
     if checkpoints.latest_step() is not None:
-        state, position = checkpoints.restore(abstract, shardings)
+        state, position = checkpoints.restore(abstract, shardings, verify=False)  # `set_damaged_aside` has looked
         batches.set_state(position)
     else:
         state = jax.jit(lambda key: nn.unbox(fresh(key)), out_shardings=shardings)(key)
@@ -156,6 +157,11 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, stop_sig
     whole = sharding.whole_parameters(abstract.params, shardings.params, mesh)
     if whole:
         progress.say(f"{stage}: on every device whole, though fsdp x tensor could cut them: " + ", ".join(f"{name} ({size / 2**20:.0f} MiB)" for name, size in whole))
+
+    def look() -> None:
+        if (found := watch.look(*pending)) is not None:
+            window.append(found)
+
     try:
         for step in range(start, stop):
             tokens = sharding.batch_array(mesh, next(batches), settings.batch)
@@ -169,17 +175,16 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, stop_sig
                 jax.profiler.stop_trace()
                 profiling = False
             if pending is not None:
-                window.append(watch.look(*pending))
+                look()
             pending, done = (step, metrics, tokens), step + 1
             told = stop_signal.reached()
             last = done == stop
             if last or told or done % log.checkpoint_every == 0:  # nothing is saved before it was looked at
-                window.append(watch.look(*pending))
+                look()
                 pending = None
-            window = [m for m in window if m is not None]
             if (done % log.metrics_every == 0 or last or told) and window:
                 means = {name: float(np.mean([m[name] for m in window])) for name in window[0]}
-                window = []
+                window.clear()
                 if writer:
                     writer.write(done, means | {"skipped": watch.skipped} | throughput.lap(), "train")
                 progress.advance(done, means)

@@ -55,7 +55,7 @@ def test_states_on_kept_keys_and_values(build, name):
     chosen = jnp.take_along_axis(TOKENS, positions, axis=1)
     some, same = run(chosen, cache, positions, write=False)
     np.testing.assert_allclose(some, jnp.take_along_axis(h, positions[:, :, None], axis=1), rtol=1e-4, atol=1e-4)
-    assert same is not None and all(a is b for kept, old in zip(same, cache, strict=True) for a, b in zip(kept, old, strict=True))
+    assert len(same) == len(cache) and all(a is b for kept, old in zip(same, cache, strict=True) for a, b in zip(kept, old, strict=True))
 
     changed = TOKENS.at[0, 6].set((TOKENS[0, 6] + 1) % 12)
     _, anew = run(changed)
