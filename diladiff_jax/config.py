@@ -28,6 +28,9 @@ MAY_CHANGE = ("mesh", "memory", "sampling", "evaluation", "logging")
 """Blocks that a later command on the same workdir may give differently (as it may every `steps`)."""
 
 
+_CONFIG_BYTES = 1 << 20  # of a config.json, which may be a stranger's
+
+
 class ConfigError(ValueError):
     """A setting that cannot be: one line with the key, the value and what would be valid."""
 
@@ -403,10 +406,12 @@ def save(config: ConfigDict, workdir: str | pathlib.Path) -> None:
     """Writes `WORKDIR/config.json`; where something was made from an earlier one, the experiment must be the same.
 
     Raises:
-      ConfigError: as `require_same`; or the workdir cannot be written.
+      ConfigError: as `require_same`; the workdir is a bundle, or cannot be written.
     """
     workdir = pathlib.Path(workdir)
     path = workdir / "config.json"
+    if (workdir / "bundle.json").exists():
+        raise ConfigError(f"{workdir} is a bundle, which stays as it is; train in another --workdir, with --init_from={workdir} to start from it")
     try:
         made = (workdir / "prepared.json").exists() or any(workdir.glob("*/checkpoints/*"))
         if path.exists() and made:
@@ -427,10 +432,14 @@ def load(workdir: str | pathlib.Path) -> ConfigDict:
     """
     path = pathlib.Path(workdir) / "config.json"
     try:
-        given = json.loads(path.read_text())
+        with path.open("rb") as data:
+            text = data.read(_CONFIG_BYTES + 1)
+        if len(text) > _CONFIG_BYTES:
+            raise ConfigError(f"{path} has more than {_CONFIG_BYTES} bytes; it must be one JSON object of settings")
+        given = json.loads(text)
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; a workdir is made by launch/train.py or launch/prepare.py") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not JSON ({error}); restore it or start a new workdir") from None
     if not isinstance(given, dict):
         raise ConfigError(f"{path} holds {type(given).__name__}; it must be one JSON object")

@@ -22,7 +22,7 @@ from diladiff_jax.evaluation.scorer import Scorer, load_tokenizer
 from diladiff_jax.nn import gpt2
 from diladiff_jax.objectives.build import features_source, text_encoder
 from diladiff_jax.sampling.pipeline import MODELS, Controls, Sample, Sampler
-from diladiff_jax.training import sharding
+from diladiff_jax.training import bundles, sharding
 from diladiff_jax.training.checkpoints import CheckpointError
 from diladiff_jax.training.experiment import Experiment
 
@@ -358,15 +358,17 @@ class Model:
 
 
 def load(workdir: str | pathlib.Path, *, config: ConfigDict | None = None, mesh: Mesh | None = None) -> Model:
-    """Opens a workdir that `launch/train.py` made; networks are restored when first needed, straight onto the mesh.
+    """Opens a workdir that `launch/train.py` made, or a bundle by `launch/export.py`; networks are restored when first needed, straight onto the mesh.
 
     Args:
       config: the workdir's own experiment with other settings of sampling, evaluation or logging; default as it is.
       mesh: with axes (data, fsdp, tensor); default all devices along data.
 
     Raises:
-      ConfigError, DataError, PretrainedError: not a workdir, or a damaged one.
+      ConfigError, DataError, PretrainedError, CheckpointError: neither, or a damaged one.
     """
+    if bundles.is_bundle(workdir):
+        bundles.Bundle(workdir).check()
     if config is None:
         config = config_lib.load(workdir)
     else:

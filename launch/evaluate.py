@@ -28,8 +28,11 @@ def main(argv: list[str]) -> None:
     import diladiff_jax as dl
     from diladiff_jax.data.prepare import load_prepared
     from diladiff_jax.evaluation import analyses, report, row_analyses, samples, sweep
+    from diladiff_jax.training import bundles
 
     workdir = flags.FLAGS.workdir
+    if bundles.is_bundle(workdir):
+        raise common.UsageError(f"--workdir={workdir} is a bundle, which holds no text to measure with; give the workdir that it was made from")
     out = _OUT.value or f"{workdir}/report"
     model = dl.load(workdir, config=common.experiment(_CONFIG))
     prepared = load_prepared(model.config.data, workdir)

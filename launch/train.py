@@ -15,7 +15,7 @@ from absl import flags
 
 _CONFIG = common.experiment_flags()
 _STAGE = flags.DEFINE_string("stage", "all", "mdlm, autoencoder, ladiff, diladiff, mdlm_long, scorer, or all.")
-_INIT_FROM = flags.DEFINE_string("init_from", None, "Workdir whose earlier stages this one starts from, where its own lacks them.")
+_INIT_FROM = flags.DEFINE_string("init_from", None, "Workdir or bundle whose earlier stages this one starts from, where its own lacks them.")
 common.distributed_flags()
 _STOP_AT = flags.DEFINE_integer("stop_at", None, "End after this many steps of a stage, with a checkpoint.", lower_bound=1)
 

@@ -304,8 +304,10 @@ def load(directory: str | os.PathLike[str]) -> Tokenizer:
                 raise DataError(f"{directory}: {name} is {getattr(tokenizer, name)}, saved as {record[name]}")
     except FileNotFoundError as error:
         raise DataError(f"{error.filename}: missing; expected a tokenizer saved in {directory}") from error
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise DataError(f"{directory / 'tokenizer.json'}: not a tokenizer's record ({error!r})") from error
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror}); expected a tokenizer saved in {directory}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, KeyError, TypeError) as error:
+        raise DataError(f"{directory / 'tokenizer.json'}: not a tokenizer's record ({type(error).__name__}: {str(error)[:100]})") from error
     return tokenizer
 
 

@@ -22,7 +22,7 @@ from diladiff_jax.nn.networks import build_networks
 from diladiff_jax.objectives.base import Context, Objective
 from diladiff_jax.objectives.build import FROZEN, build_objective, features_source, frozen_sources
 from diladiff_jax.sampling.pipeline import Sampler
-from diladiff_jax.training import sharding
+from diladiff_jax.training import bundles, sharding
 from diladiff_jax.training.checkpoints import CheckpointError, Checkpoints
 
 
@@ -62,10 +62,6 @@ class Experiment:
         """`WORKDIR/STAGE/checkpoints`, where this workdir's own training of the stage is saved."""
         return self.workdir / stage / "checkpoints"
 
-    def checkpoint_directory(self, stage: str) -> pathlib.Path:
-        """Where the stage is read from: `own_directory`, or that of the workdir which this one was started from, where only it has the stage."""
-        return _checkpoint_directory(self.workdir, stage)
-
     def trained_steps(self, stage: str, *, own: bool = False) -> int:
         """The step of the stage's last checkpoint; 0 if there is none. With `own`, in this workdir alone."""
         return _last_step(self.own_directory(stage)) if own else trained_steps(self.workdir, stage)
@@ -81,10 +77,13 @@ class Experiment:
             network = self.networks.bert
             shardings = sharding.parameter_shardings(bert.abstract_parameters(network), self.mesh)
             return sharding.place(pretrained.encoder_parameters(self.features_directory, network), shardings)
-        with self._open(stage) as checkpoints:
-            boxed = jax.eval_shape(self.objective(stage).init, jax.random.key(0))
-            shardings = sharding.parameter_shardings(boxed, self.mesh)
-            return checkpoints.restore_averaged(nn.unbox(boxed), shardings, ema=self.config[stage].ema > 0)
+        home = self._home(stage)
+        boxed = jax.eval_shape(self.objective(stage).init, jax.random.key(0))
+        abstract, shardings = nn.unbox(boxed), sharding.parameter_shardings(boxed, self.mesh)
+        if bundles.is_bundle(home):
+            return bundles.Bundle(home).read(stage, abstract, shardings)
+        with Checkpoints(home / stage / "checkpoints") as checkpoints:
+            return checkpoints.restore_averaged(abstract, shardings, ema=self.config[stage].ema > 0)
 
     def restore_statistics(self) -> dict[str, Any]:
         """The statistics frozen at the end of the autoencoder stage.
@@ -92,9 +91,13 @@ class Experiment:
         Raises:
           CheckpointError: that stage has no checkpoint, or one that cannot be read.
         """
-        with self._open("autoencoder") as checkpoints:
-            abstract = jax.eval_shape(self.objective("autoencoder").init_statistics)  # type: ignore[attr-defined]
-            return checkpoints.restore_statistics(abstract, jax.tree.map(lambda _: sharding.replicated(self.mesh), abstract))
+        home = self._home("autoencoder")
+        abstract = jax.eval_shape(self.objective("autoencoder").init_statistics)  # type: ignore[attr-defined]
+        shardings = jax.tree.map(lambda _: sharding.replicated(self.mesh), abstract)
+        if bundles.is_bundle(home):
+            return bundles.Bundle(home).read_statistics(abstract, shardings)
+        with Checkpoints(home / "autoencoder" / "checkpoints") as checkpoints:
+            return checkpoints.restore_statistics(abstract, shardings)
 
     def context(self, stage: str) -> Context:
         """The frozen networks and statistics that a stage's loss reads, from its predecessors' checkpoints.
@@ -114,6 +117,11 @@ class Experiment:
         return self.restore(features_source(self.settings))
 
     @property
+    def tokenizer_directory(self) -> pathlib.Path:
+        """`WORKDIR/tokenizer`."""
+        return self.workdir / "tokenizer"
+
+    @property
     def features_directory(self) -> pathlib.Path:
         """`WORKDIR/features`, the published encoder's files: a workdir needs neither the network nor the folder they came from."""
         return self.workdir / "features"
@@ -126,7 +134,7 @@ class Experiment:
         """
         if features_source(self.settings) != "bert":
             return None
-        ours, theirs = (pretrained.read_vocabulary(folder) for folder in (self.workdir / "tokenizer", self.features_directory))
+        ours, theirs = (pretrained.read_vocabulary(folder) for folder in (self.tokenizer_directory, self.features_directory))
         if ours != theirs:
             raise pretrained.PretrainedError(
                 f"{self.features_directory / 'vocab.txt'} has {len(theirs)} pieces and differs from the tokenizer's {len(ours)}; "
@@ -134,25 +142,27 @@ class Experiment:
             )
         return pretrained.load_encoder(self.features_directory, jnp.dtype(self.config.features.compute_dtype))
 
-    def _open(self, stage: str) -> Checkpoints:
+    def _home(self, stage: str) -> pathlib.Path:
         if not self.trained_steps(stage):
             raise not_trained(self.workdir, stage)
-        return Checkpoints(self.checkpoint_directory(stage))
+        return _home(self.workdir, stage)
 
 
 _SOURCE = "init_from.json"
 
 
 def remember_source(workdir: str | pathlib.Path, source: str | pathlib.Path) -> None:
-    """Notes in `workdir` that stages it lacks are those of the workdir `source`, and takes over its tokenizer.
+    """Notes in `workdir` that stages it lacks are those of the workdir or bundle `source`, and takes over its tokenizer.
 
     Raises:
-      CheckpointError: `source` is not a workdir, or has another tokenizer than `workdir`.
+      CheckpointError: `source` is neither, or has another tokenizer than `workdir`.
     """
     workdir, source = pathlib.Path(workdir), pathlib.Path(source).absolute()
+    if bundles.is_bundle(source):
+        bundles.Bundle(source).check()
     theirs, ours = source / "tokenizer" / "tokenizer.json", workdir / "tokenizer" / "tokenizer.json"
     if not theirs.is_file():
-        raise CheckpointError(f"{source} has no tokenizer; it must be the workdir of a trained experiment")
+        raise CheckpointError(f"{source} has no tokenizer; it must be the workdir of a trained experiment, or a bundle")
     if not ours.exists():
         shutil.copytree(theirs.parent, ours.parent)
     elif json.loads(ours.read_text())["sha256"] != json.loads(theirs.read_text())["sha256"]:
@@ -160,28 +170,36 @@ def remember_source(workdir: str | pathlib.Path, source: str | pathlib.Path) -> 
     (workdir / _SOURCE).write_text(json.dumps({"workdir": str(source)}) + "\n")
 
 
-def _checkpoint_directory(workdir: pathlib.Path, stage: str) -> pathlib.Path:
-    own = workdir / stage / "checkpoints"
-    if not _last_step(own) and (workdir / _SOURCE).exists():
-        theirs = pathlib.Path(json.loads((workdir / _SOURCE).read_text())["workdir"]) / stage / "checkpoints"
-        if _last_step(theirs):
+def _home(workdir: pathlib.Path, stage: str) -> pathlib.Path:
+    """The workdir or bundle that a stage is read from: this one, or where only it has the stage, the one it was started from."""
+    if not _steps(workdir, stage) and (workdir / _SOURCE).exists():
+        theirs = pathlib.Path(json.loads((workdir / _SOURCE).read_text())["workdir"])
+        if _steps(theirs, stage):
             return theirs
-    return own
+    return workdir
 
 
 def trained_steps(workdir: str | pathlib.Path, stage: str) -> int:
-    """The step of the stage's last checkpoint in a workdir, or in the one it was started from; 0 if there is none."""
-    return _last_step(_checkpoint_directory(pathlib.Path(workdir), stage))
+    """The step of the stage's last checkpoint in a workdir or bundle, or in the one it was started from; 0 if there is none.
+
+    Raises:
+      CheckpointError: a bundle that cannot be read.
+    """
+    return _steps(_home(pathlib.Path(workdir), stage), stage)
 
 
 def last_checkpoint(workdir: str | pathlib.Path, stage: str) -> pathlib.Path:
-    """The folder of the stage's last checkpoint, in a workdir or in the one it was started from; of step 0, which is not there, if there is none."""
-    return _checkpoint_directory(pathlib.Path(workdir), stage) / str(trained_steps(workdir, stage))
+    """The folder of the stage's last checkpoint, in a workdir or in the one it was started from; one that is not there, if it has none."""
+    return _home(pathlib.Path(workdir), stage) / stage / "checkpoints" / str(trained_steps(workdir, stage))
 
 
 def not_trained(workdir: str | pathlib.Path, stage: str) -> CheckpointError:
     """What is raised for a stage without a checkpoint."""
     return CheckpointError(f"stage {stage} is not trained in {workdir}; run launch/train.py --workdir={workdir} --stage={stage} first")
+
+
+def _steps(home: pathlib.Path, stage: str) -> int:
+    return bundles.Bundle(home).steps(stage) if bundles.is_bundle(home) else _last_step(home / stage / "checkpoints")
 
 
 def _last_step(directory: pathlib.Path) -> int:

@@ -59,6 +59,23 @@ def test_a_stopped_sample_goes_on_after_what_it_has_written(trained, tmp_path):
         assert "kept" not in out.read_text() and out.read_text().count("\n") == 5
 
 
+def test_export_writes_what_sample_reads(trained, tmp_path):
+    """A bundle of one model: only its stages; the samples are the workdir's; a second export into it is refused and changes nothing."""
+    bundle = tmp_path / "bundle"
+    done = run("export.py", f"--workdir={trained}", f"--out={bundle}", "--model=diladiff")
+    assert done.returncode == 0 and str(bundle) in done.stdout, done.stderr
+    names = {path.name for path in bundle.iterdir()}
+    stages = {f"{name}.safetensors" for name in ("mdlm", "autoencoder", "diladiff", "statistics")}
+    assert names == stages | {"bundle.json", "config.json", "tokenizer"}
+    drawn = [run("sample.py", f"--workdir={folder}", "--num=3", "--decode_steps=2") for folder in (trained, bundle)]
+    assert drawn[0].returncode == 0 and drawn[0].stdout == drawn[1].stdout
+    before = {path: path.stat().st_mtime_ns for path in bundle.rglob("*")}
+    for script, flags, words in (("export.py", [f"--out={bundle}"], "exists already"), ("evaluate.py", [], "is a bundle"), ("train.py", [], "is a bundle")):
+        done = run(script, f"--workdir={bundle}", *flags)
+        assert done.returncode == 1 and words in done.stderr and len(done.stderr.splitlines()) == 1
+    assert {path: path.stat().st_mtime_ns for path in bundle.rglob("*")} == before
+
+
 def test_evaluate_writes_one_folder(trained, tmp_path):
     """The files, the figures of the rows, and the page with samples of every model; and another workdir's compression beside it."""
     import diladiff_jax as dl
@@ -90,7 +107,7 @@ def test_evaluate_writes_one_folder(trained, tmp_path):
         assert all(isinstance(s["valid"], bool) for s in d["samples"])
 
 
-@pytest.mark.parametrize("script", ["prepare.py", "train.py", "sample.py", "evaluate.py"])
+@pytest.mark.parametrize("script", ["prepare.py", "train.py", "sample.py", "evaluate.py", "export.py"])
 def test_help_shows_how(script):
     """--help begins with what the command does and a command line to copy."""
     done = run(script, "--help")
@@ -109,6 +126,8 @@ def test_help_shows_how(script):
         ("evaluate.py", ["--workdir=WORKDIR", "--config.evaluation.samples=0"], "evaluation.samples is 0"),
         ("evaluate.py", ["--workdir=WORKDIR", "stray"], "unexpected argument 'stray'"),
         ("evaluate.py", ["--workdir=WORKDIR", "--compare=/nowhere"], "--compare: /nowhere/config.json does not exist"),
+        ("export.py", ["--workdir=WORKDIR"], "--out is missing"),
+        ("export.py", ["--workdir=WORKDIR", "--out=/tmp/b", "--model=gpt"], "--model is 'gpt'"),
         ("evaluate.py", ["--workdir=WORKDIR", "--out=/dev/null/x"], "--out=/dev/null/x cannot be written"),
     ],
 )
