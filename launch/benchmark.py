@@ -10,9 +10,10 @@ Sampling: ways of decoding from the same latents, timed in turns in one run:
   bisection         the same with the library's nucleus in place of the sort
   ours              what the library does: the positions of a step alone, the latent read once
   approx_refresh_R  the same with sampling.refresh_every=R: keys and values of all positions are made anew every R steps
-All attend in the library's own way, so that the ratios show the decoding and not the attention. In the same turns are timed the
-linear maps of the backbone's layers for all positions, alone (`linear_maps_seconds` of one step), and the latents: of the student,
-and of the undistilled prior in --prior_steps steps, of which --timed_steps are run.
+All attend in the library's own way, so that the ratios show the decoding and not the attention. In the same turns are timed, for all
+positions and layers of the backbone in one step, the products alone: those of its linear maps (`linear_maps_seconds`) and the two of
+attention, scores and mixture (`attention_products_seconds`); and the latents: of the student, and of the undistilled prior in
+--prior_steps steps, of which --timed_steps are run.
 
 With --timed_steps=N below --decode_steps=T only N steps are run, on rows in which all but N/T of the tokens are given:
 each step then unmasks as many as one of T does. Times are scaled by T/N, and the row says so (`timed_steps`).
@@ -189,6 +190,25 @@ def linear_maps(params: Any, h: Any) -> Any:
     return h
 
 
+def attention_products(q: Any, k: Any, v: Any) -> Any:
+    """The two products of one layer's attention, `[B, L, H, K]` each, in the blocks that the library cuts them into, and no softmax between."""
+    import jax
+    import jax.numpy as jnp
+
+    from diladiff_jax.nn.attention import BLOCK_SCORES
+
+    batch, length, heads, width = q.shape
+    size = max(1, min(length, BLOCK_SCORES // (batch * length)))
+    while length % size:
+        size -= 1
+
+    def head(qkv: Any) -> Any:
+        q, k, v = qkv
+        return jax.lax.map(lambda q: jnp.einsum("blm,bmk->blk", jnp.einsum("blk,bmk->blm", q, k), v), jnp.moveaxis(q.reshape(batch, -1, size, width), 1, 0))
+
+    return jax.lax.map(head, tuple(jnp.moveaxis(x, 2, 0) for x in (q, k, v)))
+
+
 def sampling_suite() -> dict[str, Any]:
     """The document of the architecture's "benchmark's JSON": for each batch a row for each way of decoding, and the latents' times."""
     batches, steps = whole_numbers("batch", _BATCH.value), _DECODE_STEPS.value
@@ -245,9 +265,11 @@ def sampling_rows(batch: int, steps: int, timed: int) -> dict[str, Any]:
     latent_programs = {"student": compiled(sampler.student_latents, *latent_inputs["student"]), "prior": compiled(sampler.prior_latents, *latent_inputs["prior"], times=1)}
     h = jnp.ones((batch * length, c.backbone.width))
     products = compiled(linear_maps, params["decoder"]["backbone"], h, times=1)
+    qkv = (jnp.ones((batch, length, c.backbone.heads, c.backbone.width // c.backbone.heads)),) * 3
+    attention = compiled(attention_products, *qkv, times=1)
     decode = {case: compiled(functions[case], params, keys, prompt, z, controls) for case in functions}
 
-    times: dict[str, list[float]] = {name: [] for name in ("student", "prior", "products", *functions)}
+    times: dict[str, list[float]] = {name: [] for name in ("student", "prior", "linear maps", "attention products", *functions)}
     drawn: dict[str, Any] = {}
     rates = [matmul_rate()]
     for turn in range(_ROUNDS.value):
@@ -255,7 +277,8 @@ def sampling_rows(batch: int, steps: int, timed: int) -> dict[str, Any]:
             seconds, found = seconds_of(program.run, *latent_inputs[name])
             z = found if name == "student" else z
             times[name].append(seconds * (_PRIOR_STEPS.value / prior_timed if name == "prior" else 1))
-        times["products"].append(seconds_of(products.run, params["decoder"]["backbone"], h)[0])
+        times["linear maps"].append(seconds_of(products.run, params["decoder"]["backbone"], h)[0])
+        times["attention products"].append(c.backbone.num_layers * seconds_of(attention.run, *qkv)[0])
         for case in functions:
             seconds, drawn[case] = seconds_of(decode[case].run, params, keys, prompt, z, controls)
             times[case].append(seconds * steps / timed)
@@ -272,7 +295,7 @@ def sampling_rows(batch: int, steps: int, timed: int) -> dict[str, Any]:
             "case": case, "vocab": vocab, "decode_steps": steps, "timed_steps": timed, "latent_steps": _LATENT_STEPS.value, "top_p": top_p,
             "seconds": total, "tokens_per_second": batch * length / total, "first_result_seconds": cold + total,
             "latent_seconds": middle["student"], "decode_seconds": middle[case], "decode_seconds_low": min(times[case]), "decode_seconds_high": max(times[case]),
-            "linear_maps_seconds": middle["products"],
+            "linear_maps_seconds": middle["linear maps"], "attention_products_seconds": middle["attention products"],
             "peak_memory_bytes": max(latent_programs["student"].temporaries, decode[case].temporaries), "decode_memory_bytes": decode[case].temporaries,
             "compile_seconds_cold": cold, "compile_seconds_cached": latent_programs["student"].cached + decode[case].cached,
             "fraction_of_matmul_rate": decoding_flops(case, c, vocab, batch, steps, refresh) / middle[case] / rate,
@@ -415,10 +438,11 @@ def report(rows: list[dict[str, Any]], latents: list[dict[str, Any]]) -> None:
         print(f"latents, {row['sampler']}: {row['seconds']:.2f} s for {row['steps']} steps ({row['timed_steps']} timed)")
     by_case = {row["case"]: row for row in rows}
     ours, approximate = by_case["ours"], rows[-1]
-    step = ours["decode_seconds"] / ours["decode_steps"]
+    step, products = ours["decode_seconds"] / ours["decode_steps"], ours["linear_maps_seconds"] + ours["attention_products_seconds"]
     print(
         f"naive over ours {first['decode_seconds'] / ours['decode_seconds']:.1f}, bisection over ours {by_case['bisection']['decode_seconds'] / ours['decode_seconds']:.2f}, "
-        f"naive over {approximate['case']} {first['decode_seconds'] / approximate['decode_seconds']:.1f}; a step of ours over the backbone's linear maps {step / ours['linear_maps_seconds']:.2f}; "
+        f"naive over {approximate['case']} {first['decode_seconds'] / approximate['decode_seconds']:.1f}; "
+        f"a step of ours over the backbone's products {step / products:.2f}, over its linear maps alone {step / ours['linear_maps_seconds']:.2f}; "
         f"student's latents {100 * ours['latent_seconds'] / ours['decode_seconds']:.1f}% of decoding; memory {100 * ours['decode_memory_bytes'] / first['decode_memory_bytes']:.0f}% of naive's; "
         f"stored compile {100 * ours['compile_seconds_cached'] / ours['compile_seconds_cold']:.0f}% of the first"
     )

@@ -81,12 +81,14 @@ class Bert(nn.Module):
         h = h + table("positions_table", self.positions, None)[None, : ids.shape[1]] + table("types_table", self.types, None)[None, :1]
         h = Norm("layernorm", self.epsilon, self.dtype, use_bias=True, name="norm")(h)
         layers = [BertLayer(self.width, self.heads, self.hidden, self.activation, self.epsilon, self.dtype, name=f"layer_{i}") for i in range(self.num_layers)]
-        if self.scan and not self.is_initializing():
-            plain, parameters = layers[0].clone(parent=None, name=None), [as_used(layer.variables["params"], self.dtype) for layer in layers]
-            return run_layers(lambda h, own, _: (plain.apply({"params": own}, h), None), h, parameters, scan=True, remat="none")[0]
-        for layer in layers:
-            h = layer(h)
-        return h
+        if self.is_initializing():
+            for layer in layers:
+                h = layer(h)
+            return h
+        plain, parameters = layers[0].clone(parent=None, name=None), [layer.variables["params"] for layer in layers]
+        if self.scan:
+            parameters = [as_used(own, self.dtype) for own in parameters]
+        return run_layers(lambda h, own, _: (plain.apply({"params": own}, h), None), h, parameters, scan=self.scan, remat="none")[0]
 
     def features(self, tokens: Array) -> Array:
         """Contextual features of rows of text, int `[B, L]` with L of any size -> float32 `[B, L, D]`.

@@ -73,7 +73,7 @@ class LatentDenoiser(nn.Module):
 
         half = self.num_layers // 2
         # Whoever asks for intermediates gets those of every layer by its name.
-        if self.is_initializing() or self.is_mutable_collection("intermediates") or not (self.scan or self.remat != "none"):
+        if self.is_initializing() or self.is_mutable_collection("intermediates"):
             skips: list[Array] = []
             for i, modules in enumerate(layers):
                 h = layer(lambda name, x, m=modules: m[name](x), h, skips.pop() if i >= self.num_layers - half else None)

@@ -1,4 +1,4 @@
-"""Layers of one kind run one after the other: written out, rematerialized, or as one compiled layer under a scan.
+"""Layers of one kind run one after the other: traced once and called for each, rematerialized, or as one compiled layer under a scan.
 
 Parameters are a layer's own everywhere else, under its own name: checkpoints, optimizers and published weights know nothing of how
 the layers are run.
@@ -47,9 +47,11 @@ def run_layers(layer: Layer, h: Array, parameters: Sequence[Any], inputs: Any = 
         inputs = jax.tree.map(lambda x: x[::-1], inputs)
     if scan:
         return jax.lax.scan(run, h, (jax.tree.map(lambda *leaves: jnp.stack(leaves), *parameters), inputs))
-    out = []
+    # Traced for the first layer and called for all: half of a start from stored programs was tracing. The compiler puts each call's layer
+    # in its place, so that what runs is as if they were written out.
+    called, out = jax.jit(run), []
     for i, own in enumerate(parameters):
-        h, y = run(h, (own, jax.tree.map(lambda x, i=i: x[i], inputs)))
+        h, y = called(h, (own, jax.tree.map(lambda x, i=i: x[i], inputs)))
         out.append(y)
     return h, jax.tree.map(lambda *ys: jnp.stack(ys), *out)
 

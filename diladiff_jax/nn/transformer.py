@@ -134,8 +134,7 @@ class TokenDenoiser(nn.Module):
         """Runs blocks `start` to `stop - 1`."""
         condition, blocks = self._condition(), self.blocks[start:stop]
         # Whoever asks for intermediates gets those of every layer by its name.
-        as_written = self.is_initializing() or self.is_mutable_collection("intermediates")
-        if as_written or not (self.scan or self.remat != "none") or not blocks:
+        if self.is_initializing() or self.is_mutable_collection("intermediates") or not blocks:
             for block in blocks:
                 h = block(h, condition, deterministic=deterministic)
             return h
