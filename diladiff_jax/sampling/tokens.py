@@ -50,6 +50,15 @@ def token_distribution(logits: Array, temperature: Array | float, top_p: Array |
     return jax.lax.cond(jnp.asarray(top_p) < 1.0, lambda: jnp.where(p >= nucleus_threshold(p, top_p), p, 0.0), lambda: p)
 
 
+def of_text(logits: Array, sampleable: Array) -> Array:
+    """Logits `[..., V]` as float32, -inf where `sampleable [V]` says that an id is not text, whatever a network gone wrong has given: what is not
+    a number counts as -inf, and a row that has nothing left is uniform over text. Otherwise `masking.restrict`."""
+    logits = logits.astype(jnp.float32)
+    logits = restrict(jnp.where(jnp.isnan(logits), -jnp.inf, logits), sampleable)
+    nothing = jnp.max(logits, axis=-1, keepdims=True) == -jnp.inf
+    return restrict(jnp.where(nothing, 0.0, logits), sampleable)
+
+
 def draw(probabilities: Array, uniform: Array) -> Array:
     """Index drawn from unnormalized `probabilities [..., V]` by inverting their cumulative sum at `uniform [...]` in [0, 1).
 
@@ -156,7 +165,7 @@ def ancestral(
         def some(i: Array, x: Array) -> Array:
             slot = first + i * size + jnp.arange(size)[None, :]
             positions = jnp.take_along_axis(order, jnp.minimum(slot, length - 1), axis=1)
-            p = token_distribution(restrict(logits_at(context, positions), sampleable), temperature, top_p)
+            p = token_distribution(of_text(logits_at(context, positions), sampleable), temperature, top_p)
             drawn = draw(p, jnp.take_along_axis(uniform, positions, axis=1))
             # Slots past the row's last are sent outside, where nothing is written.
             goal = jnp.where(slot < last, positions, length)
@@ -207,7 +216,7 @@ def by_confidence(
         def some(i: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
             slot = i * size + jnp.arange(size)[None, :]
             positions = jnp.take_along_axis(order, jnp.minimum(slot, length - 1), axis=1)
-            logits = restrict(logits_at(context, positions).astype(jnp.float32), sampleable)
+            logits = of_text(logits_at(context, positions), sampleable)
             drawn = draw(token_distribution(logits, temperature, top_p), jnp.take_along_axis(uniform, positions, axis=1))
             sure = jnp.take_along_axis(jax.nn.softmax(logits, axis=-1), drawn[..., None], axis=-1)[..., 0]
             goal = jnp.where(slot < left, positions, length)

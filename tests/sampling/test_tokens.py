@@ -116,6 +116,29 @@ def test_mask_and_padding_are_never_drawn(top_p):
         assert (np.asarray(x) < V).all()
 
 
+@pytest.mark.parametrize("form", [tokens.ancestral, tokens.by_confidence, functools.partial(tokens.by_confidence, threshold=0.9)], ids=["random", "confidence", "threshold"])
+@pytest.mark.parametrize("temperature, top_p", [(0.0, 0.9), (1.0, 0.0), (1.0, 0.9), (1.0, 1.0)])
+def test_a_network_gone_wrong_still_gives_text(form, temperature, top_p):
+    """Rows of -inf, of NaN, of both, of +inf: every position is filled with text, and decoding ends; +inf is certain."""
+    wrong = jnp.array([[-jnp.inf] * 5, [jnp.nan] * 5, [-jnp.inf, jnp.nan, -jnp.inf, 8.0, 9.0], [0.0, jnp.inf, 0.0, jnp.inf, jnp.nan]])
+    logits = jnp.tile(wrong[None, :, :], (200, 1, 1))
+    filled, when = form(
+        lambda x: logits, logits_at, jax.random.split(jax.random.key(0), 200), jnp.full((200, 4), MASK), MASK, SAMPLEABLE, 3, temperature=temperature, top_p=top_p
+    )
+    assert SAMPLEABLE[np.asarray(filled)].all() and (np.asarray(when) >= 0).all()
+    assert (filled[:, 3] == 1).all()
+
+
+def test_a_row_with_nothing_left_is_uniform_over_text(chi_square):
+    """Of -inf or NaN alone: each id of text as often as any other (chi-square, false alarm 1e-4); a row that has something is as `restrict` makes it."""
+    rows = jnp.array([[-jnp.inf] * 5, [jnp.nan] * 5, [0.3, -jnp.inf, 1.0, 8.0, 9.0]])
+    logits = tokens.of_text(rows, SAMPLEABLE)
+    for row in logits[:2]:
+        drawn = tokens.draw(jnp.broadcast_to(jax.nn.softmax(row), (3000, 5)), jax.random.uniform(jax.random.key(1), (3000,)))
+        assert chi_square(np.bincount(drawn, minlength=5)[:3], np.ones(3)) > 1e-4
+    np.testing.assert_array_equal(logits[2], jnp.array([0.3, -jnp.inf, 1.0, -jnp.inf, -jnp.inf]))
+
+
 def test_each_sample_depends_on_its_own_key_alone():
     """The same keys in a batch of 64, in another order, and one by one give the same samples."""
     keys = jax.random.split(jax.random.key(8), 64)
