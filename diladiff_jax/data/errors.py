@@ -1,4 +1,4 @@
-"""The one error this room raises for bad input."""
+"""The errors this room raises: for bad input, and for a read that failed."""
 
 
 class DataError(ValueError):
@@ -6,3 +6,7 @@ class DataError(ValueError):
 
     def __init__(self, message: object):
         super().__init__(" ".join(str(message).split()))
+
+
+class ReadError(DataError, OSError):
+    """Data that is there and was not read this time; another read may succeed."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +15,27 @@ from diladiff_jax.data.errors import DataError
 
 if TYPE_CHECKING:
     import grain
+
+_PAUSES = (0.2, 1.0, 5.0, 15.0)  # seconds before a read that failed is tried again: shorter together than a scheduler waits after SIGTERM
+_log = logging.getLogger(__name__)
+
+
+def _patiently(read: Callable[[], np.ndarray]) -> np.ndarray:
+    """What `read` gives, tried again after each pause where it raises OSError; any other error is a bug and raised as it is.
+
+    Raises:
+      DataError: it failed every time.
+    """
+    for pause in _PAUSES:
+        try:
+            return read()
+        except OSError as error:
+            _log.warning("%s; read again in %g s", error, pause)
+            time.sleep(pause)
+    try:
+        return read()
+    except OSError as error:
+        raise DataError(f"{error}; {len(_PAUSES) + 1} reads within {sum(_PAUSES):.0f} s failed. Mend it, and the same command goes on from the last checkpoint") from error
 
 
 def _take(rows: Any, indices: Sequence[int]) -> np.ndarray:
@@ -49,6 +72,9 @@ class Batches:
     and each epoch holds every row once. Of each, the rows at `places` are read and no others: which process holds
     which place changes nothing in the global batch. The position is the number of global batches taken, whatever
     the places, threads and prefetch.
+
+    The threads are Grain's, within this process; there are no worker processes. A source that raises OSError is read
+    again a few times, with a warning, and none of its batches is left out or given twice.
     """
 
     def __init__(self, rows: Any, batch_size: int, seed: int, places: Sequence[int] | None = None, *,
@@ -87,9 +113,17 @@ class Batches:
         return self
 
     def __next__(self) -> np.ndarray:
+        """The next batch. Raises DataError where it cannot be read, for good; asked again, it is the same batch."""
         if self._iterator is None:
             raise ValueError("these batches are closed")
-        return next(self._iterator)
+        return _patiently(self._read)
+
+    def _read(self) -> np.ndarray:
+        try:
+            return next(self._iterator)
+        except BaseException:
+            self._iterator.set_state(self._iterator.get_state())  # Grain's buffer is past the batch that failed, its position is not
+            raise
 
     def get_state(self) -> dict[str, int]:
         """The position and what it is a position in, as plain integers; batches in flight are not counted."""
@@ -143,4 +177,4 @@ class Batches:
         if available < batch_size:
             raise DataError(f"{available} rows do not fill one batch of {batch_size}: use a smaller batch or more rows")
         return grain.MapDataset.range(available // batch_size).map(
-            lambda k: _take(rows, [k * batch_size + place for place in places]))
+            lambda k: _patiently(lambda: _take(rows, [k * batch_size + place for place in places])))

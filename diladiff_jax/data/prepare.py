@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from diladiff_jax.data import corpora, packing, tokenizers
-from diladiff_jax.data.errors import DataError
+from diladiff_jax.data.errors import DataError, ReadError
 
 _ROWS_PER_SHARD = 131_072
 _ENCODED = 512  # documents encoded at a time
@@ -33,16 +33,24 @@ _log = logging.getLogger(__name__)
 
 
 class Rows:
-    """The packed rows of one split, by index: `rows[i]` is int32 [L], `rows.__getitems__([i, j])` a list of such."""
+    """The packed rows of one split, by index: `rows[i]` is int32 [L], `rows.__getitems__([i, j])` a list of such.
 
-    def __init__(self, paths: Sequence[Path], dtype: str):
-        from array_record.python import array_record_data_source
+    A read that fails raises ReadError, and the next one opens the files anew.
 
-        self._source = array_record_data_source.ArrayRecordDataSource([str(p) for p in paths])
-        self._dtype = np.dtype(dtype)
+    Raises:
+      DataError: the files cannot be opened.
+    """
+
+    def __init__(self, paths: Sequence[Path], dtype: str, length: int):
+        self._paths, self._dtype, self._length = list(paths), np.dtype(dtype), length
+        try:
+            self._source = self._open()
+        except (OSError, RuntimeError) as error:  # ArrayRecord's own are RuntimeErrors
+            raise DataError(f"{self._paths[0].parent}: the rows cannot be opened ({error}); mend that, or remove that folder and prepare again") from error
+        self._count = len(self._source)
 
     def __len__(self) -> int:
-        return len(self._source)
+        return self._count
 
     def __getitem__(self, index: int) -> np.ndarray:
         if not -len(self) <= index < len(self):
@@ -50,7 +58,29 @@ class Rows:
         return self.__getitems__([index % len(self)])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[np.ndarray]:
-        return [np.frombuffer(record, self._dtype).astype(np.int32) for record in self._source.__getitems__(indices)]
+        try:
+            if (source := self._source) is None:
+                source = self._source = self._open()
+            if len(source) != self._count:
+                raise EOFError(f"{len(source)} rows where {self._count} were")
+            records = source.__getitems__(indices)
+        except (OSError, RuntimeError, EOFError) as error:
+            raise self._unreadable(indices, error) from error
+        # ArrayRecord gives out empty records behind the end of a file that was cut short.
+        if cut := [index for index, record in zip(indices, records) if len(record) != self._length * self._dtype.itemsize]:
+            raise self._unreadable(cut, "cut short")
+        return [np.frombuffer(record, self._dtype).astype(np.int32) for record in records]
+
+    def _unreadable(self, indices: Sequence[int], why: object) -> ReadError:
+        self._source = None  # its readers may fail for ever after; those in use in other threads live on until they are done
+        files = sorted({self._paths[index // _ROWS_PER_SHARD].name for index in indices})
+        rows, names = (", ".join(map(str, found[:4])) + ", ..." * (len(found) > 4) for found in (indices, files))
+        return ReadError(f"{self._paths[0].parent}: rows {rows} of {names} cannot be read ({why})")
+
+    def _open(self) -> Any:
+        from array_record.python import array_record_data_source
+
+        return array_record_data_source.ArrayRecordDataSource([str(p) for p in self._paths])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,11 +105,15 @@ class Prepared:
         return tuple(self.counts)
 
     def rows(self, split: str) -> Rows:
-        """The packed rows of a split. Raises DataError for a split that the corpus lacks."""
+        """The packed rows of a split. Raises DataError for a split that the corpus lacks, and for one whose files are gone or cannot be opened."""
         if split not in self.counts:
             raise DataError(f"{self._rows}: no split {split!r} (found {', '.join(self.counts)}); set "
                             f"data.{split}_fraction or data.{split}_documents and prepare again")
-        return Rows(sorted(self._rows.glob(f"{split}-*.array_record")), self._dtype)
+        paths = sorted(self._rows.glob(f"{split}-*.array_record"))
+        rows = Rows(paths, self._dtype, self.length) if paths else ()
+        if len(rows) != self.counts[split]["rows"]:
+            raise DataError(f"{self._rows}: {len(rows)} rows of split {split!r} are there, {self.counts[split]['rows']} were written; remove that folder and prepare again")
+        return rows
 
     def documents(self, split: str) -> corpora.Documents:
         """The text of a split. Raises DataError for a split that the corpus lacks."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -169,6 +170,8 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, stop_sig
                 jax.profiler.start_trace(str(experiment.workdir / stage / "profile"))
                 profiling = True
             state, metrics = train_step(state, context, tokens)
+            if step == start:
+                gc.collect()  # of compiling: 200 MiB for a tiny network, which Python would come to thousands of steps later
             throughput.updated()
             if profiling and (step + 1 == log.profile_at + log.profile_steps or step + 1 == stop):
                 jax.block_until_ready(metrics)

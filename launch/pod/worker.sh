@@ -23,7 +23,7 @@ setup() {
     DILADIFF_PYTHON="$(python3 -m uv python find --no-project 3.12)" || return
   fi
   setup_environment || return
-  "$PYTHON" -m pip install --quiet --disable-pip-version-check "jax[tpu]$(sed -n 's/^jax==/==/p' "$ROOT/requirements.txt")"
+  install_locked --requirement "$ROOT/launch/libtpu.lock" # all that jax[tpu] adds to jax
 }
 
 # The lock belongs to the training and its children: a host that starts again has none.

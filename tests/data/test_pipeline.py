@@ -1,9 +1,12 @@
+import errno
 import itertools
 import json
+import logging
 
 import numpy as np
 import pytest
 
+from diladiff_jax.data import pipeline
 from diladiff_jax.data.errors import DataError
 from diladiff_jax.data.pipeline import Batches
 
@@ -143,3 +146,80 @@ def test_bad_input_is_refused_in_one_line():
     batches.close()
     with pytest.raises(ValueError, match="closed"):
         next(batches)
+
+
+class Faulty:
+    """Rows as of `source`; the reads in `failing`, counted from 0, raise `error`."""
+
+    def __init__(self, n, failing, error=None):
+        self.rows, self.failing, self.error, self.reads = source(n), failing, error or OSError(errno.EIO, "Input/output error"), itertools.count()
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitems__(self, indices):
+        if next(self.reads) in self.failing:
+            raise self.error
+        return list(self.rows[indices])
+
+
+@pytest.fixture
+def pauses(monkeypatch):
+    """The pauses between reads, kept and not made."""
+    made = []
+    monkeypatch.setattr(pipeline.time, "sleep", made.append)
+    return made
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+@pytest.mark.parametrize("failing", [{0}, {2, 4, 5, 6, 12, 17}], ids=["first", "others"])
+def test_a_read_that_fails_for_a_moment_changes_no_batch(threads, failing, pauses, caplog):
+    with Batches(source(30), 8, seed=1) as batches:
+        expected = taken(batches, 20)
+    with Batches(Faulty(30, failing), 8, 1, threads=threads) as batches, caplog.at_level(logging.WARNING):
+        np.testing.assert_array_equal(taken(batches, 20), expected)
+        assert batches.get_state()["position"] == 20
+    assert 0 < len(caplog.records) == len(pauses) <= len(failing) and "Input/output error; read again in 0.2 s" in caplog.text
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_read_that_fails_for_good_is_one_line_and_its_batch_still_to_come(threads, pauses, caplog):
+    with Batches(source(30), 8, seed=1) as batches:
+        expected = taken(batches, 12)
+    rows = Faulty(30, ())
+    with Batches(rows, 8, 1, threads=threads, prefetch=3) as batches:
+        begun = taken(batches, 5)
+        rows.failing = range(10**9)
+        with pytest.raises(DataError, match="Input/output error; 5 reads within 21 s failed") as error:
+            taken(batches, 7)
+        assert "\n" not in str(error.value) and pauses == list(pipeline._PAUSES) and len(caplog.records) == len(pauses)
+        position = batches.get_state()["position"]
+        assert 5 <= position <= 5 + 3 * bool(threads)  # what was read ahead is given out first
+        rows.failing = ()
+        np.testing.assert_array_equal(taken(batches, 12 - position), expected[position:])
+    np.testing.assert_array_equal(begun, expected[:5])
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+@pytest.mark.parametrize("error", [ZeroDivisionError("a bug"), SystemExit(3)], ids=["Exception", "SystemExit"])
+def test_any_other_error_in_a_reading_thread_is_raised_as_it_is_and_nothing_hangs(threads, error, pauses):
+    """And whoever catches it has the same batch still to come."""
+    with Batches(source(30), 8, seed=1) as batches:
+        expected = taken(batches, 4)
+    found, raised = [], 0
+    with Batches(Faulty(30, {2}, error), 8, 1, threads=threads) as batches:
+        while len(found) < 4:
+            try:
+                found.append(next(batches))
+            except type(error):
+                raised += 1
+    np.testing.assert_array_equal(np.stack(found), expected)
+    assert raised == 1 and not pauses
+
+
+def test_validation_reads_are_tried_again_too(pauses):
+    fixed = Batches.fixed(Faulty(10, {1}), 4)
+    np.testing.assert_array_equal(np.stack(list(fixed))[..., 0], np.arange(8).reshape(2, 4))
+    assert pauses == [0.2]
+    with pytest.raises(DataError, match="Input/output error"):
+        Batches.fixed(Faulty(10, range(99)), 4)[0]

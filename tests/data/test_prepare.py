@@ -8,7 +8,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from diladiff_jax.data import corpora, packing, tokenizers
+from diladiff_jax.data import corpora, packing, pipeline, tokenizers
 from diladiff_jax.data.errors import DataError
 from diladiff_jax.data.pipeline import Batches
 from diladiff_jax.data.prepare import load_prepared, prepare
@@ -155,3 +155,41 @@ if 'jax' in sys.modules:  # the package and Grain import it
                           env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_file_cut_short_under_a_running_reader(data, tmp_path, threads, monkeypatch):
+    """For a moment, and put back in place or as a new file: the batches are the same. For good, or with another file in its place: one line with
+    the file and rows. Gone before it is opened: one line."""
+    prepared = prepare(data, TOKENIZER, tmp_path / "w")
+    with Batches(prepared.rows("train"), 4, seed=0) as batches:
+        expected = [next(batches) for _ in range(30)]
+    (path,), (other,) = (prepared._rows.glob(f"{split}-*.array_record") for split in ("train", "validation"))
+    whole = path.read_bytes()
+
+    def put_back_anew():
+        path.unlink()
+        path.write_bytes(whole)
+
+    mends = {"in place": lambda: path.write_bytes(whole), "anew": put_back_anew, "another": lambda: path.write_bytes(other.read_bytes()), "not": lambda: None}
+    how = None
+    monkeypatch.setattr(pipeline.time, "sleep", lambda seconds: mends[how]())
+    with Batches(prepared.rows("train"), 4, seed=0, threads=threads) as batches:
+        found = [next(batches) for _ in range(3)]
+        for how in ("in place", "anew", "in place"):
+            os.truncate(path, 1000)
+            found += [next(batches) for _ in range(9)]
+        np.testing.assert_array_equal(found, expected)
+        assert path.read_bytes() == whole and batches.get_state()["position"] == 30
+        for how, words in (("another", r"\d+ rows where \d+ were"), ("not", "")):
+            path.write_bytes(whole)
+            os.truncate(path, 1000)
+            with pytest.raises(DataError, match=rf"rows \d+, .*train-00000.array_record cannot be read \({words}") as error:
+                for _ in range(9):
+                    next(batches)
+            assert "\n" not in str(error.value) and str(path.parent) in str(error.value)
+    with pytest.raises(DataError, match="rows cannot be opened"):
+        prepared.rows("train")
+    path.unlink()
+    with pytest.raises(DataError, match=f"0 rows of split 'train' are there, {prepared.counts['train']['rows']} were written"):
+        prepared.rows("train")

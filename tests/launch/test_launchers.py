@@ -535,9 +535,8 @@ def test_a_host_that_went_down_asks_for_another_run(host, fake, tmp_path):
 
 
 def test_setting_up_a_host(fake, tmp_path):
-    """The export mounted, a newer Python where the system's is too old, the pinned packages, and JAX for TPUs at the pinned version."""
+    """The export mounted, a newer Python where the system's is too old, the locked packages, and JAX's TPU library of its lock."""
     shutil.copytree(ROOT / "launch", tmp_path / "diladiff" / "launch")
-    shutil.copy(ROOT / "requirements.txt", tmp_path / "diladiff")
     fake("mountpoint", "exit 1")
     fake("sudo", '"$@"')
     fake("tee", 'cat > "$STATE/fstab"')
@@ -549,11 +548,11 @@ def test_setting_up_a_host(fake, tmp_path):
     done = subprocess.run(["bash", "diladiff/launch/pod/worker.sh", "setup", "10.0.0.2:/vol"], cwd=tmp_path, env=fake.environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     calls = fake.calls()
-    pinned = next(line for line in (ROOT / "requirements.txt").read_text().splitlines() if line.startswith("jax=="))
     assert (tmp_path / "fstab").read_text().startswith("10.0.0.2:/vol /shared nfs ") and ["sudo", "mount", "/shared"] in calls
     assert ["python3", "-m", "uv", "python", "install", "3.12"] in calls
-    assert any(call[-2:] == ["--requirement", str(tmp_path / "diladiff" / "requirements.txt")] for call in calls)
-    assert calls[-1][:4] == ["newer", "-m", "pip", "install"] and calls[-1][-1] == pinned.replace("jax", "jax[tpu]")
+    installed = [call for call in calls if call[:4] == ["newer", "-m", "pip", "install"]]
+    assert [pathlib.Path(call[-1]).name for call in installed] == ["build.lock", "requirements.lock", "libtpu.lock"]
+    assert all("--require-hashes" in call and call[-2] == "--requirement" for call in installed) and "--no-build-isolation" in installed[1]
 
 
 def test_from_the_workstation_to_the_hosts(host, fake, tmp_path):
