@@ -13,7 +13,7 @@ sys.path.append(str(pathlib.Path(__file__).parents[2] / "launch"))
 import bad_input
 import forks
 
-SHORT = 120  # cases of all kinds; launch/faults.py --inputs=2000 runs more
+SHORT = 100  # cases of all kinds; launch/faults.py --inputs=2000 runs more
 
 
 @pytest.fixture(scope="module")
