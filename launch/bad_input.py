@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import hashlib
 import json
 import lzma
 import os
@@ -124,11 +125,14 @@ _TOO_LARGE = st.sampled_from([2**31, 2**32 + 1, 2**63, 10**19, 10**400])
 _SMALL = st.integers(-3, 4)
 _NEGATIVE = st.sampled_from([-(2**31) - 1, -(2**63), -(2**63) - 1, -(10**19)])
 _ODD = st.sampled_from(
-    ["", " ", "abc", "1.5", "1e3", "1e400", "-0.0", "nan", "inf", "-inf", "True", "None", "0x10", "1_0", "\u0661", "1,2", "(1,2", "(1,2)", "()", "(0,)", "(-1,)", "[1]", "[]", "{}", "{'a': 1}", "'a'", "\"", "'", "lambda: 0", "(1,'a')", "((1,),)", "(1.5,)", "(True,)", "\n", "a\nb", "\x1b[31m", "1e-400", "0.5", "--", "-", "="]  # fmt: skip
+    ["", " ", "abc", "1.5", "1e3", "1e400", "-0.0", "nan", "inf", "-inf", "True", "None", "0x10", "1_0", "\u0661", "1,2", "(1,2", "(1,2)", "()", "(0,)", "(-1,)", "[1]",
+    "[]", "{}", "{'a': 1}", "'a'", "\"", "'", "lambda: 0", "(1,'a')", "((1,),)", "(1.5,)", "(True,)", "\n", "a\nb", "\x1b[31m", "1e-400", "0.5", "--", "-",
+    "="]  # fmt: skip
 )
 _FLOATS = st.floats(allow_nan=True, allow_infinity=True).map(repr)
 _VALUES = _SMALL.map(str) | _TOO_LARGE.map(str) | _NEGATIVE.map(str) | _ODD | _FLOATS | _WORDS
-_JSON = st.recursive(st.none() | st.booleans() | _SMALL | _HUGE | st.floats() | st.text(max_size=8), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=4)
+_JSON = st.recursive(st.none() | st.booleans() | _SMALL | _HUGE | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=4)
 
 
 def _leaves(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -143,8 +147,10 @@ def _misspelled(word: str) -> st.SearchStrategy[str]:
 
 
 _CHOICES = [
-    "one", "bound", "adamw", "muon", "constant", "linear", "cosine", "learned", "rotary", "rmsnorm", "layernorm", "packed", "document", "unigram", "bpe", "wordpiece", "tangent", "linear_variance", "empirical",
-    "euler", "ddim", "heun", "dpmpp_2m", "previous", "current", "none", "literal", "noise_level", "rotation", "velocity", "drawn", "implied", "matmuls", "full", "bfloat16", "float32", "random", "count", "confidence", "threshold",
+    "one", "bound", "adamw", "muon", "constant", "linear", "cosine", "learned", "rotary", "rmsnorm", "layernorm", "packed", "document", "unigram", "bpe", "wordpiece",
+    "tangent", "linear_variance", "empirical",
+    "euler", "ddim", "heun", "dpmpp_2m", "previous", "current", "none", "literal", "noise_level", "rotation", "velocity", "drawn", "implied", "matmuls", "full",
+    "bfloat16", "float32", "random", "count", "confidence", "threshold",
     "denoiser", "bert", "stories", "text_files",
 ]  # fmt: skip
 
@@ -156,7 +162,8 @@ def configs(base: Mapping[str, bytes]) -> st.SearchStrategy[Case]:
     long = ("steps", "documents", "bound_draws", "samples")  # any size of these is asked for and given
 
     def right(key: str) -> list[str]:
-        return {bool: ["True", "False"], int: ["1", "2", "4", "8"], float: ["0.0", "0.5", "1.0", "1e-6", "-0.1", "2.0", "1e30"], list: ["(0,)", "(1,)", "(0,1)", "(1,2,4)"], str: _CHOICES}[type(known[key])]
+        return {bool: ["True", "False"], int: ["1", "2", "4", "8"], float: ["0.0", "0.5", "1.0", "1e-6", "-0.1", "2.0", "1e30"],
+            list: ["(0,)", "(1,)", "(0,1)", "(1,2,4)"], str: _CHOICES}[type(known[key])]
 
     def values(key: str) -> st.SearchStrategy[str]:
         numbers = _SMALL | _TOO_LARGE | _NEGATIVE if key.endswith(long) else _SMALL | _HUGE | _NEGATIVE
@@ -169,18 +176,22 @@ def configs(base: Mapping[str, bytes]) -> st.SearchStrategy[Case]:
     scripts = st.sampled_from(["sample.py", "sample.py", "train.py"])
     on_trained = st.builds(lambda script, words: Case(script, ("--workdir=w", *_quick(script), *words)), scripts, changes)
     compiled = st.builds(lambda words: Case("compile.py", (f"--config={TINY}", "--stage=mdlm", "--topology=v5e:2x2", *words)), changes)
-    fresh = st.builds(lambda script, words: Case(script, ("--workdir=new", *SMALL, *(["--stage=mdlm"] if script == "train.py" else []), *words)), st.sampled_from(["prepare.py", "train.py"]), changes)
+    fresh = st.builds(lambda script, words: Case(script, ("--workdir=new", *SMALL, *(["--stage=mdlm"] if script == "train.py" else []), *words)),
+        st.sampled_from(["prepare.py", "train.py"]), changes)
     source = st.sampled_from([
         b"", b"\0", b"\xff", b"def", b"x = 1", b"get_config = 1", b"def get_config(): return 1", b"def get_config(): return None", b"def get_config(): return {}",
         b"def get_config(): return {'data': 1}", b"def get_config(): raise ValueError('a\\nb')", b"def get_config(): return 1 / 0", b"def get_config(): import nowhere",
-        b"def get_config(a, b): return {}", b"import nowhere", b"raise KeyError(1)", b"def get_config():\n from ml_collections import ConfigDict\n return ConfigDict({'sed': 1})",
-        b"def get_config():\n from ml_collections import ConfigDict\n return ConfigDict({1: 1})", b"def get_config():\n from ml_collections import ConfigDict\n return ConfigDict({'seed': 'a'})",
+        b"def get_config(a, b): return {}", b"import nowhere", b"raise KeyError(1)",
+        b"def get_config():\n from ml_collections import ConfigDict\n return ConfigDict({'sed': 1})",
+        b"def get_config():\n from ml_collections import ConfigDict\n return ConfigDict({1: 1})",
+        b"def get_config():\n from ml_collections import ConfigDict\n return ConfigDict({'seed': 'a'})",
         b"def get_config(): return get_config()", b"raise SystemExit", b"def get_config(): raise SystemExit(0)",
     ]) | st.binary(max_size=40)  # fmt: skip
     argument = st.sampled_from(["", ":", ":stories", ":a:b"])
     file = st.builds(
         lambda script, data, name, after, words: Case(script, (f"--config={name}{after}", "--workdir=new", *_quick(script), *words), ((name, data),)),
-        st.sampled_from(["sample.py", "train.py", "prepare.py", "compile.py"]), source, st.sampled_from(["c.py", "c.json", "c", "é.py", "a b.py"]), argument, st.lists(override, max_size=1),
+        st.sampled_from(["sample.py", "train.py", "prepare.py", "compile.py"]), source, st.sampled_from(["c.py", "c.json", "c", "é.py", "a b.py"]), argument,
+            st.lists(override, max_size=1),
     ).map(lambda case: case if case.script != "compile.py" else Case(case.script, (case.words[0], "--stage=mdlm", "--topology=v5e:2x2"), case.files))  # fmt: skip
     return st.one_of(on_trained, on_trained, fresh, compiled, file)
 
@@ -202,13 +213,17 @@ _FLAGS = {
 
 def command_lines(base: Mapping[str, bytes]) -> st.SearchStrategy[Case]:
     """Flags that are unknown, misspelled, twice, without a value or with a wrong one; stages, models and topologies that are none; paths that lead nowhere or to a file."""
-    path = st.sampled_from(["", "w", "nowhere", "file", "file/x", "/", "/dev/null", "/dev/null/x", "/proc/x", "w/config.json", "w/tokenizer", "a\0b", "x" * 300, "~", ".", "w/", "é\n", "w,w", "w,nowhere", ","])
-    names = st.sampled_from(["mdlm", "autoencoder", "ladiff", "diladiff", "mdlm_long", "scorer", "all", "MDLM", "mdlm,ladiff", "given", "noise", "prior_ddim", "", "teacher"])
+    path = st.sampled_from(["", "w", "nowhere", "file", "file/x", "/", "/dev/null", "/dev/null/x", "/proc/x", "w/config.json", "w/tokenizer", "x" * 300, "~",
+        ".", "w/", "é\n", "w,w", "w,nowhere", ","])
+    names = st.sampled_from(["mdlm", "autoencoder", "ladiff", "diladiff", "mdlm_long", "scorer", "all", "MDLM", "mdlm,ladiff", "given", "noise", "prior_ddim", "",
+        "teacher"])
     topology = st.sampled_from(["v5e:4x4", "v5e", "v5e:", "v5e:0x0", "v5e:-1x1", "v5e:3x5", "v9:2x2", "v5p:2x2", "v5e:9999999x9999999", "2x2", "v5e:4x4x4", "v5e:ax4"])
     number = (_SMALL | _TOO_LARGE | _NEGATIVE).map(str) | _ODD | _FLOATS
     kinds: dict[str, st.SearchStrategy[str]] = {
-        **dict.fromkeys(("workdir", "out", "init_from", "compare", "config"), path | _WORDS), **dict.fromkeys(("stage", "model", "sampler", "suite", "size"), names | _WORDS),
-        "topology": topology | _WORDS, "scaling": st.lists(number, max_size=3).map(",".join), "distributed": st.sampled_from(["", "nowhere", "host:port", "127.0.0.1:99999999", ":", "a:b:c", "auto:1"]), "prompt": _WORDS,
+        **dict.fromkeys(("workdir", "out", "init_from", "compare", "config"), path | _WORDS),
+            **dict.fromkeys(("stage", "model", "sampler", "suite", "size"), names | _WORDS),
+        "topology": topology | _WORDS, "scaling": st.lists(number, max_size=3).map(",".join),
+        "distributed": st.sampled_from(["", "nowhere", "host:port", "127.0.0.1:99999999", ":", "a:b:c", "auto:1"]), "prompt": _WORDS,
     }  # fmt: skip
 
     def flag(script: str) -> st.SearchStrategy[tuple[str, ...]]:
@@ -217,14 +232,16 @@ def command_lines(base: Mapping[str, bytes]) -> st.SearchStrategy[Case]:
         apart = known.flatmap(lambda name: kinds.get(name, number | _WORDS).map(lambda value: (f"--{name}", value)))
         unknown = st.builds(lambda name, value: (f"--{name}={value}",), known.flatmap(_misspelled), _WORDS)
         bare = known.map(lambda name: (f"--{name}",)) | known.map(lambda name: (f"--no{name}",))
-        stray = (_WORDS | st.sampled_from(["--", "-", "---", "--=", "-x", "--flagfile=nowhere", "--flagfile=w", "--undefok=num", "--config.", "--config..a=1", "--config[0]=1"])).map(lambda word: (word,))
+        stray = (_WORDS | st.sampled_from(["--", "-", "---", "--=", "-x", "--flagfile=nowhere", "--flagfile=w", "--undefok=num", "--config.", "--config..a=1",
+            "--config[0]=1"])).map(lambda word: (word,))
         return right | right | apart | unknown | bare | stray
 
     def line(script: str) -> st.SearchStrategy[Case]:
         start = {
             "sample.py": ["--workdir=w", *_quick("sample.py")], "train.py": ["--workdir=w", "--stage=all"], "prepare.py": ["--workdir=w"],
             # These take minutes where all is right, so that one word more is wrong.
-            "evaluate.py": ["--workdir=w", "--config.evaluation.samples=0"], "benchmark.py": ["--out=out.json", "--rounds=0"], "compile.py": [f"--config={TINY}", "--stage=mdlm", "--topology=v5e:2x2"],
+            "evaluate.py": ["--workdir=w", "--config.evaluation.samples=0"], "benchmark.py": ["--out=out.json", "--rounds=0"],
+                "compile.py": [f"--config={TINY}", "--stage=mdlm", "--topology=v5e:2x2"],
         }[script]  # fmt: skip
         given = st.lists(flag(script), min_size=1, max_size=3).map(lambda words: [word for some in words for word in some])
         kept = st.sampled_from([start, start, start, start[1:], []] if script not in ("evaluate.py", "benchmark.py") else [start])
@@ -241,7 +258,8 @@ _TEXT = "".join(f"The cat number {i} sat on mat {i * 7 % 31} and was glad of it.
 
 def _broken(data: bytes) -> st.SearchStrategy[bytes]:
     """Bytes with something in them that does not belong there, or with an end too early."""
-    inserted = st.sampled_from([b"\0", b"\0" * 50, b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xef\xbb\xbf", b"\r", b"\x1a", b"\x85", b"\xe2\x80\xa8", "\u2581".encode(), b"[MASK]"])
+    inserted = st.sampled_from([b"\0", b"\0" * 50, b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xef\xbb\xbf", b"\r", b"\x1a", b"\x85", b"\xe2\x80\xa8",
+        "\u2581".encode(), b"[MASK]"])
     where = st.integers(0, max(len(data), 1))
     return st.builds(lambda at, what: data[:at] + what + data[at:], where, inserted) | where.map(lambda at: data[:at]) | st.builds(
         lambda at, bit: data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :] if at < len(data) else data, where, st.integers(0, 7)
@@ -250,58 +268,87 @@ def _broken(data: bytes) -> st.SearchStrategy[bytes]:
 
 def corpora(base: Mapping[str, bytes]) -> st.SearchStrategy[Case]:
     """Files of text that are empty, one line, no text, too few for a batch or a vocabulary; records without fields; archives that are none."""
-    line = st.builds(lambda piece, times: piece * times, st.sampled_from([b"a", b"word ", b"\xc3\xa9", b" ", b"\t", b"[MASK] ", b"{"]), st.sampled_from([1, 1000, 300_000]))
-    plain = st.sampled_from([b"", b"\n", b" \n\n\t", b"one\n", b"\xef\xbb\xbf", _TEXT, _TEXT[:2000], b"<|endoftext|>\n" * 50]) | line | _broken(_TEXT) | _broken(_TEXT[:300]) | st.binary(max_size=60)
+    line = st.builds(lambda piece, times: piece * times, st.sampled_from([b"a", b"word ", b"\xc3\xa9", b" ", b"\t", b"[MASK] ", b"{"]),
+        st.sampled_from([1, 1000, 300_000]))
+    plain = st.sampled_from([b"", b"\n", b" \n\n\t", b"one\n", b"\xef\xbb\xbf", _TEXT, _TEXT[:2000],
+        b"<|endoftext|>\n" * 50]) | line | _broken(_TEXT) | _broken(_TEXT[:300]) | st.binary(max_size=60)
     record = st.fixed_dictionaries({}, optional={"text": st.just("A cat sat on a mat and was glad of it.") | _JSON, "id": _JSON}) | _JSON
-    odd = st.sampled_from(["", "{", "[" * 20_000, '{"text": "\\ud800"}', '{"text": "\\u0000"}', '{"text": NaN}', "9" * 5000, '{"text": "a"', '{"text":"a"}{"text":"b"}', '{"text": ""}', "null", '{"text": "a", "text": 1}'])
+    odd = st.sampled_from(["", "{", "[" * 20_000, '{"text": "\\ud800"}', '{"text": "\\u0000"}', '{"text": NaN}', "9" * 5000, '{"text": "a"', '{"text":"a"}{"text":"b"}',
+        '{"text": ""}', "null", '{"text": "a", "text": 1}'])
     good = "".join(json.dumps({"text": text}) + "\n" for text in _TEXT.decode().split("<|endoftext|>\n"))
-    lines = st.builds(lambda some, before: (good if before else "") + "\n".join(some), st.lists(record.map(json.dumps) | odd, max_size=4), st.booleans()).map(str.encode)
+    lines = st.builds(lambda some, before: (good if before else "") + "\n".join(some), st.lists(record.map(json.dumps) | odd, max_size=4),
+        st.booleans()).map(str.encode)
     packed = st.builds(lambda pack, data: pack(data), st.sampled_from([gzip.compress, lzma.compress]), plain).flatmap(lambda data: _broken(data) | st.just(data))
     stem = st.sampled_from(["a", "", "é", "a b", "*", "[a]", "x" * 200, "\n", "-", "a.b"])
     file = st.one_of(
-        st.tuples(stem.map(lambda name: f"texts/{name}.txt"), plain), st.tuples(stem.map(lambda name: f"texts/{name}.txt"), plain), st.tuples(stem.map(lambda name: f"texts/{name}.jsonl"), lines), st.tuples(stem.map(lambda name: f"texts/{name}.jsonl"), lines),
-        st.tuples(stem.flatmap(lambda name: st.sampled_from([f"texts/{name}.txt.gz", f"texts/{name}.txt.xz", f"texts/{name}.jsonl.gz", f"texts/{name}.txt.zst"])), packed),
+        st.tuples(stem.map(lambda name: f"texts/{name}.txt"), plain), st.tuples(stem.map(lambda name: f"texts/{name}.txt"), plain),
+            st.tuples(stem.map(lambda name: f"texts/{name}.jsonl"), lines), st.tuples(stem.map(lambda name: f"texts/{name}.jsonl"), lines),
+        st.tuples(stem.flatmap(lambda name: st.sampled_from([f"texts/{name}.txt.gz", f"texts/{name}.txt.xz", f"texts/{name}.jsonl.gz", f"texts/{name}.txt.zst"])),
+            packed),
         st.tuples(st.sampled_from(["texts/a.parquet", "texts/a.pdf", "texts/a.txt/", "texts/a.zst", "texts/.gz"]), st.binary(max_size=20) | plain),
     )  # fmt: skip
-    where = st.sampled_from([*["texts"] * 20, "texts/*", "texts/*.txt", "texts/a.txt", "texts/a.jsonl", "texts/**/*.jsonl", "nowhere", "texts/[", "texts/é.txt", "texts/a.pdf"])
+    where = st.sampled_from([*["texts"] * 20, "texts/*", "texts/*.txt", "texts/a.txt", "texts/a.jsonl", "texts/**/*.jsonl", "nowhere", "texts/[", "texts/é.txt",
+        "texts/a.pdf"])
     setting = st.sampled_from([
-        "data.validation_fraction=0.5", "data.validation_fraction=0.2", "logging.samples=1", "mdlm.batch=1000", "mdlm.batch=16", "data.validation_fraction=1e-9", "data.validation_last=1", "data.validation_last=100000", "data.validation_files=texts", "data.validation_files=nowhere", "data.scorer_fraction=0.0",
-        "data.field=id", "data.field=", "data.max_documents=1", "data.max_documents=2", "data.length=2", "data.length=4096", "data.length=0", "data.length=1048577", "data.packing=document", "data.directory=d", "data.directory=texts/a.txt",
-        "data.directory=/dev/null", "tokenizer.vocab_size=1", "tokenizer.vocab_size=270", "tokenizer.vocab_size=300", "tokenizer.vocab_size=100000000", "tokenizer.kind=bpe", "tokenizer.whole_words=5", "tokenizer.whole_words=100000", "tokenizer.lowercase=True",
-        "data.corpus=nowhere", "data.corpus=no/where", "data.corpus=w", "data.corpus=", "data.corpus=a:b", "data.corpus=..", "data.corpus=text_files ", "encoder.num_latents=2",
+        "data.validation_fraction=0.5", "data.validation_fraction=0.2", "logging.samples=1", "mdlm.batch=1000", "mdlm.batch=16", "data.validation_fraction=1e-9",
+        "data.validation_last=1", "data.validation_last=100000", "data.validation_files=texts", "data.validation_files=nowhere", "data.scorer_fraction=0.0",
+        "data.field=id", "data.field=", "data.max_documents=1", "data.max_documents=2", "data.length=2", "data.length=4096", "data.length=0", "data.length=1048577",
+        "data.packing=document", "data.directory=d", "data.directory=texts/a.txt",
+        "data.directory=/dev/null", "tokenizer.vocab_size=1", "tokenizer.vocab_size=270", "tokenizer.vocab_size=300", "tokenizer.vocab_size=100000000",
+        "tokenizer.kind=bpe", "tokenizer.whole_words=5", "tokenizer.whole_words=100000", "tokenizer.lowercase=True",
+        "data.corpus=nowhere", "data.corpus=no/where", "data.corpus=w", "data.corpus=", "data.corpus=a:b", "data.corpus=..", "data.corpus=text_files ",
+        "encoder.num_latents=2",
     ]).map(lambda word: (f"--config.{word}",))  # fmt: skip
-    vocabulary = st.tuples(st.sampled_from(["wordpiece", "byte_bpe", "sentencepiece", "unigram"]).map("--config.tokenizer.kind={}".format), st.sampled_from(["texts/a.txt", "texts", "nowhere", "w/tokenizer/sentencepiece.model", "w/tokenizer/tokenizer.json"]).map("--config.tokenizer.file={}".format))
+    vocabulary = st.tuples(st.sampled_from(["wordpiece", "byte_bpe", "sentencepiece", "unigram"]).map("--config.tokenizer.kind={}".format),
+        st.sampled_from(["texts/a.txt", "texts", "nowhere", "w/tokenizer/sentencepiece.model", "w/tokenizer/tokenizer.json"]).map("--config.tokenizer.file={}".format))
     small = [word for word in SMALL[1:] if ".data." not in word] + ["--config.data.validation_fraction=0.2"]
     made = st.builds(
-        lambda script, place, files, some: Case(script, (f"--config={TINY}:{place}", "--workdir=new", *small, *(["--stage=mdlm", "--config.mdlm.steps=1"] if script == "train.py" else []),
+        lambda script, place, files, some: Case(script, (f"--config={TINY}:{place}", "--workdir=new", *small, *(["--stage=mdlm",
+            "--config.mdlm.steps=1"] if script == "train.py" else []),
                                                          *(word for words in some for word in words)), tuple(dict(files).items())),
-        st.sampled_from(["prepare.py"] * 19 + ["train.py"]), where, st.lists(file, max_size=3) | st.lists(file, max_size=1).map(lambda files: [("texts/good.txt", _TEXT), *files]), st.lists(setting | setting | vocabulary, max_size=2),
+        st.sampled_from(["prepare.py"] * 19 + ["train.py"]), where, st.lists(file, max_size=3) | st.lists(file, max_size=1).map(lambda files: [("texts/good.txt",
+            _TEXT), *files]), st.lists(setting | setting | vocabulary, max_size=2),
     )  # fmt: skip
     return made
 
 
 def prompts(base: Mapping[str, bytes]) -> st.SearchStrategy[Case]:
     """Texts that are empty, masks alone, longer than the model, of no Unicode, of one character without end."""
-    piece = st.sampled_from(["[MASK]", " [MASK]", "[MASK] ", "[mask]", "[MASK", "Mia", " went", "\u2581", "\n", "\r\n", "<|endoftext|>", "[PAD]", "\x1b[31m", "\u202e", "e\u0301", "\U0001f600", "\udcff", "\ufeff", " ", "\t", "\x7f", "--", "="])
+    piece = st.sampled_from(["[MASK]", " [MASK]", "[MASK] ", "[mask]", "[MASK", "Mia", " went", "\u2581", "\n", "\r\n", "<|endoftext|>", "[PAD]", "\x1b[31m", "\u202e",
+        "e\u0301", "\U0001f600", "\udcff", "\ufeff", " ", "\t", "\x7f", "--", "="])
     several = st.lists(piece | _WORDS, max_size=8).map("".join)
     many = st.builds(lambda one, times: one * times, piece, st.sampled_from([2, 31, 32, 33, 100, 20_000]))
     model = st.sampled_from([[], *[["--model=mdlm"]] * 8, ["--model=scorer"]])
-    more = st.sampled_from([[], [], [], ["--temperature=0"], ["--top_p=0"], ["--top_p=1"], ["--temperature=nan"], ["--temperature=inf"], ["--temperature=1e-300"], ["--start=2147483647"], ["--start=9223372036854775807"], ["--batch=3"], ["--batch=2147483648"], ["--decode_steps=2147483648"],
-                            ["--seed=9223372036854775807"], ["--seed=9223372036854775808"], ["--latent_steps=2147483648"], ["--out=out.jsonl"], ["--out=w/config.json"], ["--out=w"], ["--out=file"], ["--config.sampling.order=threshold"]])  # fmt: skip
+    more = st.sampled_from([[], [], [], ["--temperature=0"], ["--top_p=0"], ["--top_p=1"], ["--temperature=nan"], ["--temperature=inf"], ["--temperature=1e-300"],
+        ["--start=2147483647"], ["--start=9223372036854775807"], ["--batch=3"], ["--batch=2147483648"], ["--decode_steps=2147483648"],
+                            ["--seed=9223372036854775807"], ["--seed=9223372036854775808"], ["--latent_steps=2147483648"], ["--out=out.jsonl"], ["--out=w/config.json"],
+                            ["--out=w"], ["--out=file"], ["--config.sampling.order=threshold"]])  # fmt: skip
     return st.builds(
-        lambda text, which, words: Case("sample.py", ("--workdir=w", "--num=1", "--decode_steps=1", "--latent_steps=1", *which, f"--prompt={text}", *words), (("file", b"text\n"),)),
+        lambda text, which, words: Case("sample.py", ("--workdir=w", "--num=1", "--decode_steps=1", "--latent_steps=1", *which, f"--prompt={text}", *words),
+            (("file", b"text\n"),)),
         several | many, model, more,
     )  # fmt: skip
+
+
+def _other_tokenizer(pieces: int) -> tuple[tuple[str, bytes | None], ...]:
+    """A whole tokenizer of another kind and vocabulary in the place of the workdir's own."""
+    words = "\n".join(["[UNK]", *(f"w{i}" for i in range(pieces))]).encode()
+    specials = {f"{name}_id": pieces + 1 + place for place, name in enumerate(("pad", "mask", "eot"))}
+    record = {"format": 1, "kind": "wordpiece", "lowercase": False, "vocab_size": -(-(pieces + 4) // 128) * 128, **specials,
+        "sha256": {"vocab.txt": hashlib.sha256(words).hexdigest()}, "source": {}}
+    return ("w/tokenizer/", None), ("w/tokenizer/vocab.txt", words), ("w/tokenizer/tokenizer.json", json.dumps(record).encode())
 
 
 def workdirs(base: Mapping[str, bytes]) -> st.SearchStrategy[Case]:
     """Workdirs whose files are gone, cut short, changed or of another experiment: config, tokenizer, rows, checkpoints, notes."""
     record = {name: name for name in base}
-    notes = [name for name in sorted(record) if name in ("config.json", "prepared.json", "tokenizer/tokenizer.json") or name.endswith("rows.json") or name.startswith("data/") and name.endswith(".json")]
+    notes = [name for name in sorted(record) if name in ("config.json", "prepared.json",
+        "tokenizer/tokenizer.json") or name.endswith("rows.json") or name.startswith("data/") and name.endswith(".json")]
     plain = [name for name in sorted(record) if "/metrics/" not in name]
 
     def spoiled(name: str) -> st.SearchStrategy[tuple[str, bytes | None]]:
-        return _broken(base[name]).map(lambda data: (f"w/{name}", data)) | st.sampled_from([(f"w/{name}", None), (f"w/{name}", b""), (f"w/{name}/", None), (f"w/{name}", b"[" * 20_000), (f"w/{name}", b"9" * 5000), (f"w/{name}", b"null"), (f"w/{name}", b"{}")])
+        return _broken(base[name]).map(lambda data: (f"w/{name}", data)) | st.sampled_from([(f"w/{name}", None), (f"w/{name}", b""), (f"w/{name}/", None),
+            (f"w/{name}", b"[" * 20_000), (f"w/{name}", b"9" * 5000), (f"w/{name}", b"null"), (f"w/{name}", b"{}")])
 
     def mutated(name: str) -> st.SearchStrategy[tuple[str, bytes | None]]:
         tree = json.loads(base[name])
@@ -327,15 +374,21 @@ def workdirs(base: Mapping[str, bytes]) -> st.SearchStrategy[Case]:
     checkpoint = st.sampled_from([name for name in plain if "/checkpoints/" in name]).flatmap(spoiled)
     # Without its checksums nothing but Orbax itself stands between a damaged checkpoint and a reader.
     unsealed = checkpoint.map(lambda change: (change, (f"w/{change[0].split('/')[1]}/checksums/", None)))
-    note = st.sampled_from([b"", b"{}", b"[]", b"null", b"{", b'{"workdir": 1}', b'{"workdir": "nowhere"}', b'{"workdir": "w"}', b'{"workdir": "a\\u0000b"}', b"\xff"]).map(lambda data: ("w/init_from.json", data))
-    other = st.sampled_from(["tokenizer/", "data/", "mdlm/", "mdlm/checkpoints/", "autoencoder/checkpoints/", "diladiff/"]).flatmap(lambda name: st.sampled_from([(f"w/{name}", None), (f"w/{name[:-1]}", b"text"), (f"w/{name[:-1]}", None)]))
-    strange = st.sampled_from([(f"w/mdlm/checkpoints/{name}", data) for name, data in (("99/", None), ("99/params/x", b""), ("99", b""), ("x/", None), ("\u0663/x", b""), ("99999999999999999999999/x", b""))])
-    files = st.lists(one, min_size=1, max_size=2).map(tuple) | unsealed | st.tuples(one) | st.tuples(note | other | strange) | st.tuples(note, one)
-    # Gone from here and taken from another workdir, which is damaged.
+    note = st.sampled_from([b"", b"{}", b"[]", b"null", b"{", b'{"workdir": 1}', b'{"workdir": "nowhere"}', b'{"workdir": "w"}', b'{"workdir": "a\\u0000b"}',
+        b"\xff"]).map(lambda data: ("w/init_from.json", data))
+    other = st.sampled_from(["tokenizer/", "data/", "mdlm/", "mdlm/checkpoints/", "autoencoder/checkpoints/",
+        "diladiff/"]).flatmap(lambda name: st.sampled_from([(f"w/{name}", None), (f"w/{name[:-1]}", b"text"), (f"w/{name[:-1]}", None)]))
+    strange = st.sampled_from([(f"w/mdlm/checkpoints/{name}", data) for name, data in (("99/", None), ("99/params/x", b""), ("99", b""), ("x/", None), ("\u0663/x",
+        b""), ("99999999999999999999999/x", b""))])
+    tokenizer = st.sampled_from([1, 100, 300, 500, 2000]).map(_other_tokenizer)
+    files = st.lists(one, min_size=1, max_size=2).map(tuple) | tokenizer | unsealed | st.tuples(one) | st.tuples(note | other | strange) | st.tuples(note, one)
     line = st.sampled_from([
-        ("sample.py", ("--workdir=w", *_quick("sample.py"))), ("sample.py", ("--workdir=w", "--num=1", "--decode_steps=1", "--latent_steps=1")), ("train.py", ("--workdir=w", "--stage=all")),
-        ("train.py", ("--workdir=w", *SMALL)), ("prepare.py", ("--workdir=w",)), ("evaluate.py", ("--workdir=w", "--analyses=False", "--out=/dev/null/x")), ("evaluate.py", ("--workdir=w", "--compare=w", "--out=/dev/null/x")),
-        ("train.py", ("--workdir=new", *SMALL, "--init_from=w", "--stage=autoencoder", "--stop_at=1")), ("train.py", ("--workdir=w", "--stage=diladiff", "--config.diladiff.steps=3")),
+        ("sample.py", ("--workdir=w", *_quick("sample.py"))), ("sample.py", ("--workdir=w", "--num=1", "--decode_steps=1", "--latent_steps=1")),
+        ("train.py", ("--workdir=w", "--stage=all")),
+        ("train.py", ("--workdir=w", *SMALL)), ("prepare.py", ("--workdir=w",)), ("evaluate.py", ("--workdir=w", "--analyses=False", "--out=/dev/null/x")),
+        ("evaluate.py", ("--workdir=w", "--compare=w", "--out=/dev/null/x")),
+        ("train.py", ("--workdir=new", *SMALL, "--init_from=w", "--stage=autoencoder", "--stop_at=1")),
+        ("train.py", ("--workdir=w", "--stage=diladiff", "--config.diladiff.steps=3")),
     ])  # fmt: skip
     return st.builds(lambda command, changes: Case(*command, tuple(changes)), line, files)
 
