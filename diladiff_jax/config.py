@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -28,6 +29,8 @@ MAY_CHANGE = ("mesh", "memory", "sampling", "evaluation", "logging")
 """Blocks that a later command on the same workdir may give differently (as it may every `steps`)."""
 
 
+_MOST = {"width": 2**17, "layers": 1024, "length": 2**20, "vocabulary": 2**20, "batch": 2**20}
+"""Far beyond what is in use anywhere: what is above is a slip of the hand, which would be traced or allocated for hours before it fails."""
 _CONFIG_BYTES = 1 << 20  # of a config.json, which may be a stranger's
 
 
@@ -242,8 +245,12 @@ def _convert(name: str, value: Any, default: Any) -> Any:
         if not all(isinstance(v, int) and not isinstance(v, bool) for v in value):
             raise ConfigError(f"config key {name} is {value!r}; it must be a sequence of whole numbers")
         return tuple(value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if kind is float and type(value) is int:
+        value = float(value) if abs(value) < 2**128 else math.inf
+    if kind is int and type(value) is int and not name.endswith("seed") and abs(value) >= 2**31:
+        raise ConfigError(f"config key {name} is {value!r}; it must be a whole number of 32 bits")
+    if kind is float and type(value) is float and not abs(value) < 2.0**128:
+        raise ConfigError(f"config key {name} is {value!r}; it must be a finite number of 32 bits")
     if kind is not type(value):
         words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", tuple: "a sequence of whole numbers"}
         raise ConfigError(f"config key {name} is {value!r}; it must be {words[kind]}")
@@ -271,7 +278,7 @@ def check(config: ConfigDict) -> None:
     need(-(2**63) <= config.seed < 2**63, "seed", "a whole number of 64 bits")
     one_of("compute_dtype", "float32", "bfloat16")
     d = config.data
-    need(d.length >= 2, "data.length", "at least 2")
+    need(2 <= d.length <= _MOST["length"], "data.length", f"between 2 and {_MOST['length']}")
     one_of("data.packing", "packed", "document")
     need(0 < d.validation_fraction < 1, "data.validation_fraction", "between 0 and 1")
     need(0 <= d.scorer_fraction < 1 - d.validation_fraction, "data.scorer_fraction", "between 0 and 1 - data.validation_fraction")
@@ -282,7 +289,7 @@ def check(config: ConfigDict) -> None:
     one_of("tokenizer.kind", "unigram", "bpe", "wordpiece", "byte_bpe", "sentencepiece")
     from_file = config.tokenizer.kind in ("wordpiece", "byte_bpe", "sentencepiece")
     need(bool(config.tokenizer.file) or not from_file, "tokenizer.file", f"a vocabulary file when tokenizer.kind is {config.tokenizer.kind}")
-    need(config.tokenizer.vocab_size > 0, "tokenizer.vocab_size", "above 0")
+    need(0 < config.tokenizer.vocab_size <= _MOST["vocabulary"], "tokenizer.vocab_size", f"between 1 and {_MOST['vocabulary']}")
     need(config.tokenizer.whole_words >= 0, "tokenizer.whole_words", "0 or more")
     one_of("features.source", "denoiser", "bert")
     one_of("features.compute_dtype", "bfloat16", "float32")
@@ -293,19 +300,22 @@ def check(config: ConfigDict) -> None:
 
     for name in ("backbone", "encoder", "latent_denoiser", "scorer_network"):
         block = config[name]
-        need(block.width > 0 and block.num_layers > 0, f"{name}.width", "above 0, as the number of layers")
+        need(0 < block.width <= _MOST["width"], f"{name}.width", f"between 1 and {_MOST['width']}")
+        need(0 < block.num_layers <= _MOST["layers"], f"{name}.num_layers", f"between 1 and {_MOST['layers']}")
         need(block.heads > 0 and block.width % block.heads == 0, f"{name}.heads", f"a divisor of {name}.width = {block.width}")
     rotary_blocks = ["latent_denoiser"] + (["backbone", "scorer_network"] if config.backbone.positions == "rotary" else [])
     for name in rotary_blocks:
         need(config[name].width // config[name].heads % 2 == 0, f"{name}.heads", f"such that {name}.width / heads is even (rotary positions)")
     one_of("backbone.positions", "learned", "rotary")
     one_of("backbone.norm", "rmsnorm", "layernorm")
-    for key in ("backbone.dropout", "encoder.dropout"):
-        need(0 <= config[key.split(".")[0]].dropout < 1, key, "in [0, 1)")
+    for name in ("backbone", "encoder", "scorer_network"):
+        need(0 <= config[name].dropout < 1, f"{name}.dropout", "in [0, 1)")
+    for name in ("backbone", "latent_denoiser"):
+        need(1 <= config[name].mlp_ratio * config[name].width <= 8 * _MOST["width"], f"{name}.mlp_ratio", f"such that {name}.width times it is between 1 and {8 * _MOST['width']}")
     need(config.backbone.embedding_std > 0, "backbone.embedding_std", "above 0")
-    need(config.backbone.adaln >= 0, "backbone.adaln", "0 (none) or the width of the condition")
+    need(0 <= config.backbone.adaln <= _MOST["width"], "backbone.adaln", f"0 (none) or the width of the condition, at most {_MOST['width']}")
     need(1 <= config.encoder.num_latents <= d.length, "encoder.num_latents", f"between 1 and data.length = {d.length}")
-    need(config.encoder.latent_dim > 0, "encoder.latent_dim", "above 0")
+    need(0 < config.encoder.latent_dim <= _MOST["width"], "encoder.latent_dim", f"between 1 and {_MOST['width']}")
     layers, depth = config.decoder.cross_layers, config.backbone.num_layers
     need(len(layers) > 0 and all(0 <= i < depth for i in layers), "decoder.cross_layers", f"layer indices from 0 to {depth - 1}")
     one_of("diffusion.schedule", "tangent", "linear_variance", "empirical")
@@ -372,7 +382,7 @@ def check(config: ConfigDict) -> None:
 def _check_training(config: ConfigDict, stage: str, need: Any, one_of: Any) -> None:
     c = config[stage]
     need(c.steps >= 0, f"{stage}.steps", "0 or more")
-    need(c.batch > 0, f"{stage}.batch", "above 0")
+    need(0 < c.batch <= _MOST["batch"], f"{stage}.batch", f"between 1 and {_MOST['batch']}")
     need(c.accumulate > 0 and c.batch % c.accumulate == 0, f"{stage}.accumulate", f"a divisor of {stage}.batch = {c.batch}")
     one_of(f"{stage}.optimizer", "adamw", "muon")
     one_of(f"{stage}.schedule", "constant", "linear", "cosine")
@@ -402,8 +412,10 @@ def require_same(config: ConfigDict, workdir: str | pathlib.Path) -> None:
             raise ConfigError(f"config key {key} differs from {path}, which this workdir was made with; use another --workdir, or leave {key} as it was")
 
 
-def save(config: ConfigDict, workdir: str | pathlib.Path) -> None:
+def save(config: ConfigDict, workdir: str | pathlib.Path, *, first: bool = False) -> None:
     """Writes `WORKDIR/config.json`; where something was made from an earlier one, the experiment must be the same.
+
+    With `first` that one is left as it is: a command that is refused later leaves the workdir's experiment alone.
 
     Raises:
       ConfigError: as `require_same`; the workdir is a bundle, or cannot be written.
@@ -416,6 +428,8 @@ def save(config: ConfigDict, workdir: str | pathlib.Path) -> None:
         made = (workdir / "prepared.json").exists() or any(workdir.glob("*/checkpoints/*"))
         if path.exists() and made:
             require_same(config, workdir)
+            if first:
+                return
         workdir.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(".json.tmp")
         aside.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
@@ -434,15 +448,16 @@ def load(workdir: str | pathlib.Path) -> ConfigDict:
     try:
         with path.open("rb") as data:
             text = data.read(_CONFIG_BYTES + 1)
-        if len(text) > _CONFIG_BYTES:
-            raise ConfigError(f"{path} has more than {_CONFIG_BYTES} bytes; it must be one JSON object of settings")
-        given = json.loads(text)
+        given = json.loads(text) if len(text) <= _CONFIG_BYTES else None
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; a workdir is made by launch/train.py or launch/prepare.py") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); give the folder of an experiment") from None
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not JSON ({error}); restore it or start a new workdir") from None
     if not isinstance(given, dict):
-        raise ConfigError(f"{path} holds {type(given).__name__}; it must be one JSON object")
+        holds = type(given).__name__ if len(text) <= _CONFIG_BYTES else f"more than {_CONFIG_BYTES} bytes"
+        raise ConfigError(f"{path} holds {holds}; it must be one JSON object")
     return resolve(given)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import numbers
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -131,13 +132,18 @@ class Model:
         top_p: float | None = None,
         gamma: float | None = None,
         threshold: float | None = None,
+        **others: Any,
     ) -> Controls:
         """Settings of a draw; what is not given is the config's (`latent_steps`: prior_steps or student_steps).
 
         Raises:
-          ValueError: a number out of range.
+          ValueError: a number out of range, or a setting that is none of a draw's.
         """
         s = self.config.sampling
+        if others:
+            name = next(iter(others))
+            hint = f"the config's sampling.{name} has it (dl.load(workdir, config=...))" if name in s else f"known are {', '.join(Controls._fields)}"
+            raise ValueError(f"{name} is no setting of a draw; {hint}")
         steps = s.prior_steps if model == "ladiff" else s.student_steps
         values = dict(
             decode_steps=s.decode_steps if decode_steps is None else decode_steps,
@@ -148,10 +154,13 @@ class Model:
             threshold=s.threshold if threshold is None else threshold,
         )
         for name in ("decode_steps", "latent_steps"):
-            if not isinstance(values[name], numbers.Integral) or values[name] < 1:
-                raise ValueError(f"{name} is {values[name]}; it must be a whole number of at least 1")
-        if not values["temperature"] >= 0:  # nor NaN
-            raise ValueError(f"temperature is {values['temperature']}; it must be 0 or more")
+            if not isinstance(values[name], numbers.Integral) or not 1 <= values[name] < 2**31:
+                raise ValueError(f"{name} is {values[name]!r}; it must be a whole number of at least 1 and below 2^31")
+        for name in ("temperature", "top_p", "gamma", "threshold"):
+            if not isinstance(values[name], numbers.Real):
+                raise ValueError(f"{name} is {values[name]!r}; it must be a number")
+        if not 0 <= values["temperature"] < math.inf:  # nor NaN
+            raise ValueError(f"temperature is {values['temperature']}; it must be 0 or more, and finite")
         for name in ("top_p", "threshold"):
             if not 0 <= values[name] <= 1:
                 raise ValueError(f"{name} is {values[name]}; it must be between 0 and 1")
@@ -213,7 +222,7 @@ class Model:
             free too; or int32 tokens `[B, L]` with the mask's id at the free positions.
 
         Raises:
-          ValueError: a prompt longer than the model, of another shape, or with ids that are not its own.
+          ValueError: a prompt that is empty, longer than the model or without a free position, of another shape, or with ids that are not its own.
         """
         return self._fill(key, self.prompt_tokens(prompt), self._best(model), batch, start, controls)
 
@@ -225,8 +234,12 @@ class Model:
         rows = np.full((len(texts), self.length), self.tokenizer.mask_id, np.int32)
         for row, text in zip(rows, texts, strict=True):
             ids = self.tokenizer.encode_masked(text)
+            if not len(ids):
+                raise ValueError("the prompt is empty; give text, or none at all to sample freely")
             if len(ids) > self.length:
                 raise ValueError(f"prompt {text[:40]!r} has {len(ids)} tokens; the model holds {self.length}")
+            if len(ids) == self.length and self.tokenizer.mask_id not in ids:
+                raise ValueError(f"prompt {text[:40]!r} fills all {self.length} tokens that the model holds; put {tokenizers.MASK_TEXT} where it shall write, or shorten it")
             row[: len(ids)] = ids
         return rows
 
@@ -336,12 +349,14 @@ class Model:
         self, key: Array | int, prompt: np.ndarray, model: str, batch: int | None, start: int, controls: dict[str, Any], latents: np.ndarray | None = None
     ) -> Samples:
         num = len(prompt)
-        if start < 0:
-            raise ValueError(f"start is {start}; it must be 0 or more")
+        if not isinstance(start, numbers.Integral) or not 0 <= start <= 2**31 - num:
+            raise ValueError(f"start is {start!r}; it must be a whole number of 0 or more, and the last sample's index below 2^31")
         if isinstance(key, numbers.Integral):
             if not -(2**63) <= key < 2**63:
                 raise ValueError(f"the seed is {key}; it must be a whole number of 64 bits")
             key = jax.random.key(int(key))
+        elif not isinstance(key, jax.Array) or not (key.shape == () and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.dtype == jnp.uint32 and key.ndim == 1):
+            raise ValueError(f"key is {key!r}; it must be a whole number or one key of jax.random.key")
         settings = self.controls("diladiff" if model == "given" else model, **controls)
         params = {"decoder": self.trained("autoencoder")["decoder"]} if model == "given" else self.parameters(model)
         parts: list[Sample] = []

@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import pathlib
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -19,15 +20,25 @@ except ImportError as missing:
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PREEMPTED = 75  # exit code "run the same command again" (EX_TEMPFAIL), which the launchers do
-_OUT_OF_OUR_HANDS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO))
+_OUT_OF_OUR_HANDS = frozenset((
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
+))  # fmt: skip
+_LONGEST_LINE = 800  # characters of an error; of a longer one, which quotes what was given, the middle is left out
 sys.path.insert(0, str(ROOT))  # the commands run from a checkout as well as from an installed package
 
 
 def experiment_flags() -> flags.FlagHolder:
     """Defines --config and --workdir; `--config.KEY=VALUE` overrides a setting."""
     flags.DEFINE_string("workdir", None, "Folder of the experiment: config, tokenizer, checkpoints, samples, report.", required=True)
-    text = "Experiment file, e.g. configs/tiny.py:pydocs; default WORKDIR/config.json. --config.KEY=VALUE overrides a setting."
-    return config_flags.DEFINE_config_file("config", None, text, lock_config=True)
+    return config_flag("Experiment file, e.g. configs/tiny.py:pydocs; default WORKDIR/config.json. --config.KEY=VALUE overrides a setting.")
+
+
+def config_flag(text: str) -> flags.FlagHolder:
+    """Defines --config alone."""
+    try:
+        return config_flags.DEFINE_config_file("config", None, text, lock_config=True)
+    except flags.Error as error:  # it looks at the command line already here: a --flagfile that cannot be read
+        raise SystemExit(_refuse(_said(error))) from None
 
 
 def experiment(config_flag: flags.FlagHolder) -> ConfigDict:
@@ -83,6 +94,10 @@ def run(main: Callable[[Sequence[str]], None], usage: str) -> None:
         except Preempted as stopped:
             print(stopped, file=sys.stderr)
             return 130 if stopped.by_hand else PREEMPTED
+        except Exception as error:
+            if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return _refuse(f"this does not fit into memory ({str(error).strip().splitlines()[0] if str(error).strip() else 'out of memory'}); make batches or networks smaller")
         except KeyboardInterrupt:
             return _refuse("stopped; the same command goes on from the last checkpoint", 130)
         return 0
@@ -112,40 +127,61 @@ def writable_folder(flag: str, path: str) -> None:
 def _parse(argv: Sequence[str]) -> Sequence[str]:
     argv = list(argv)
     workdir = given(argv, "workdir")
+    if workdir == "":
+        raise SystemExit(_refuse("--workdir is empty; give the experiment's folder, --workdir=DIR"))
     if given(argv, "config") is None and workdir is not None and "config" in flags.FLAGS:
         # Before the overrides, which are laid over what it loads.
         argv.insert(1, f"--config={pathlib.Path(__file__).with_name('workdir_config.py')}:{workdir}")
     try:
         return flags.FLAGS(argv)
+    except SystemExit:
+        if any(word.startswith("-") and word.lstrip("-").partition("=")[0] in ("help", "helpshort", "helpfull", "helpxml", "?") for word in argv[1:]):
+            raise SystemExit(0) from None  # absl ends it with 1
+        raise SystemExit(_refuse(f"--config={given(argv, 'config')} ends the command; it must define get_config()")) from None
     except flags.Error as error:
-        # A config file's own error arrives as a traceback in text; its last line is what happened.
         if workdir is None and "--workdir" in str(error):
             raise SystemExit(_refuse("--workdir is missing; give the experiment's folder, --workdir=DIR")) from None
-        last = [line for line in str(error).splitlines() if line.strip()][-1]
-        raise SystemExit(_refuse(last.strip().removeprefix("diladiff_jax.config.ConfigError: "))) from None
+        raise SystemExit(_refuse(_said(error))) from None
     except (AttributeError, KeyError) as error:  # an override of a setting that is not there
         reason = str(error.args[0]).replace("\\n", " ").replace("\\'", "'").strip("\"")
         if "get_config" in reason:
             raise SystemExit(_refuse(f"--config={given(argv, 'config')} is no experiment file: it has no get_config()")) from None
         raise SystemExit(_refuse(f"--config has no such setting: {reason}")) from None
-    except (OSError, ImportError, SyntaxError, TypeError, ValueError) as error:
-        reason = str(error) or type(error).__name__
+    except Exception as error:  # an experiment file may raise anything
+        named = isinstance(error, OSError | ImportError | SyntaxError | TypeError | ValueError) and str(error)
+        reason = named or f"{type(error).__name__} {error}".strip()
         if isinstance(error, TypeError) and "get_config" in reason:
             reason = f"this experiment takes no :ARGUMENT ({reason})"
         raise SystemExit(_refuse(reason if given(argv, "config") is None or "config" in reason else f"--config={given(argv, 'config')}: {reason}")) from None
 
 
+def _said(error: flags.Error) -> str:
+    """What a user reads of an error in the flags."""
+    text = str(error)
+    number = re.fullmatch(r"(?s)flag --([\w.]+)=(.*): (?:invalid literal for int|could not convert string to float|Exceeds the limit).*", text)
+    if number is not None:
+        return f"--{number[1]}={number[2]}: it must be a {'' if 'to float' in text else 'whole '}number"
+    # A config file's own error arrives as a traceback in text; its last line is what happened.
+    if "Traceback" in text:
+        text = [line for line in text.splitlines() if line.strip()][-1]
+    return text.strip().removeprefix("diladiff_jax.config.ConfigError: ").removeprefix("ERROR:: ")
+
+
 def given(argv: Sequence[str], name: str) -> str | None:
-    """The value of --NAME=VALUE or --NAME VALUE on the command line."""
+    """The value of --NAME=VALUE or --NAME VALUE on the command line: of several the last, as flags have it."""
+    found = None
     for i, word in enumerate(argv[1:], 1):
         key, equals, value = word.lstrip("-").partition("=")
         if word.startswith("-") and key == name:
-            return value if equals else argv[i + 1] if i + 1 < len(argv) else ""
-    return None
+            found = value if equals else argv[i + 1] if i + 1 < len(argv) else ""
+    return found
 
 
 def _refuse(message: str, code: int = 1) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in " ".join(message.split()))  # it may quote any bytes
+    if len(line) > _LONGEST_LINE:
+        line = f"{line[: _LONGEST_LINE // 2]} ... {line[-_LONGEST_LINE // 2 :]}"
+    print(f"error: {line}", file=sys.stderr)
     return code
 
 

@@ -28,9 +28,8 @@ for _name in ("TPU_MIN_LOG_LEVEL", "TPU_STDERR_LOG_LEVEL", "TF_CPP_MIN_LOG_LEVEL
 
 import common
 from absl import flags
-from ml_collections import config_flags
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file, e.g. configs/owt.py. --config.KEY=VALUE overrides a setting.", lock_config=True)
+_CONFIG = common.config_flag("Experiment file, e.g. configs/owt.py. --config.KEY=VALUE overrides a setting.")
 _STAGE = flags.DEFINE_string("stage", None, "Training step to compile: mdlm, autoencoder, ladiff, diladiff, mdlm_long or scorer.")
 _SAMPLER = flags.DEFINE_string("sampler", None, "Or the sampler to compile: mdlm, mdlm_long, ladiff or diladiff.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Slice, as v5e:4x4, v6e:16x16, v4:4x4x4, v5p:4x4x8 or tpu7x:2x2x1; with --scaling the generation is enough.")

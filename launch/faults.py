@@ -1,7 +1,7 @@
 """Breaks training runs in every way at hand and shows that nothing is lost: a table of faults, times tried, times survived.
 
     python launch/faults.py --out=faults.json                                          # all of it, a quarter of an hour or more on two cores
-    python launch/faults.py --steps=200 --kills=2 --terms=0 --several=0 --damages=0 --long=0 --out=f.json   # the short form that the tests run
+    python launch/faults.py --steps=200 --kills=2 --terms=0 --several=0 --damages=0 --long=0 --inputs=0 --out=f.json   # the short form that the tests run
 
 A small experiment (the first stage, a network of width 16) is trained once undisturbed. Then it is trained again and again under
 a fault, each time restarted by the same command until it ends. Survived means: it ended, its parameters, average, optimizer state
@@ -20,6 +20,9 @@ and no command ended in a traceback.
   rows               a file of rows cut short under a running process: for a second, and training ends as if nothing had been; for good: one
                      line, exit code 1, and once it is mended the same command goes on
   N steps            not a fault but time: open files end as few as they were, and threads (by 4) and memory (by 1 KiB a step) hardly grow
+  bad config, command line, corpus, prompt, workdir
+                     command lines of all scripts and what they read, by hypothesis (launch/bad_input.py): success, or one line and
+                     a non-zero exit code; no traceback, no hang, no file damaged
 """
 
 from __future__ import annotations
@@ -52,7 +55,8 @@ _SEVERAL = flags.DEFINE_integer("several", 3, "SIGKILLs to one of two processes.
 _STEPS = flags.DEFINE_integer("steps", 1500, "Of the training; the damaged and limited runs begin at half of it.", lower_bound=200)
 _DAMAGES = flags.DEFINE_integer("damages", 4, "Of each kind of damage, and of limits.", lower_bound=0)
 _LONG = flags.DEFINE_integer("long", 5000, "Steps of the long run, whose memory, open files and threads are watched; 0 leaves it out. Linux alone.", lower_bound=0)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the moments and places.")
+_INPUTS = flags.DEFINE_integer("inputs", 2000, "Cases of bad input, of all kinds together.", lower_bound=0)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the moments, places and cases.")
 
 EVERY = 25  # steps from checkpoint to checkpoint
 GROWTH = 1.0  # KiB a step that the long run's memory may grow by: a checkpoint leaves some 85 KiB behind in TensorStore, a third of this
@@ -395,6 +399,29 @@ def not_a_number(workdir: pathlib.Path) -> None:
         raise Lost(f"it was not said, or the batch is not there: {out[-600:]}")
 
 
+def bad_inputs(table: Table, folder: pathlib.Path) -> None:
+    """Cases of bad input, each kind's share of `--inputs`, from the seed alone."""
+    try:
+        import bad_input
+        import forks
+    except ImportError as missing:
+        raise common.UsageError(f"the package {missing.name} is missing, which makes up bad input; pip install -r requirements.txt, or give --inputs=0") from None
+    with forks.Commands(bad_input.ENVIRONMENT | {"JAX_COMPILATION_CACHE_DIR": str(folder / "xla")}) as commands:
+        try:
+            base = bad_input.make_base(commands, folder)
+        except RuntimeError as error:
+            raise common.UsageError(str(error)) from None
+        for kind, number in bad_input.shares(_INPUTS.value).items():
+            began, codes = time.monotonic(), []
+            for case in bad_input.drawn(kind, bad_input.contents(base), number, _SEED.value):
+                ended, fault = bad_input.trial(commands, base, folder / "case", case)
+                codes.append(ended.code)
+                table.count(kind, fault is None, f"{case}: {fault}" if fault else "")
+            succeeded = codes.count(0)
+            table.rows[kind]["succeeded"] = succeeded
+            print(f"{kind}: {number} cases in {time.monotonic() - began:.0f} s, of which {succeeded} succeeded and the others were refused", flush=True)
+
+
 def main(argv: list[str]) -> None:
     rng, table, began = random.Random(_SEED.value), Table(), time.monotonic()
     out = pathlib.Path(_OUT.value).absolute()
@@ -428,6 +455,8 @@ def main(argv: list[str]) -> None:
             table.trial("rows cut short for good", lambda: cut_rows(half, folder / f"good_{i}", reference, 0.0))  # noqa: B023
         if _LONG.value and pathlib.Path("/proc/self/status").exists():
             table.trial(f"{_LONG.value} steps: memory, files, threads", lambda: print(long_run(folder / "long"), flush=True))
+        if _INPUTS.value:
+            bad_inputs(table, folder)
     rows = list(table.rows.values())
     out.write_text(json.dumps({"seconds": time.monotonic() - began, "rows": rows}, indent=2) + "\n")
     print(f"\n{'fault':28} {'tried':>6} {'survived':>9}")

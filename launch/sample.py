@@ -6,8 +6,9 @@
 Sample i of a seed is the same whatever --num, --batch or the number of devices. With --prompt the given tokens
 are held fixed, each [MASK] stands for one token, and what follows the prompt is free.
 
-Each batch is written to FILE.partial as soon as it is drawn, and FILE is there when all are. A stopped command goes on
-with the same command, after the last sample that was written.
+Each batch is written to FILE.partial as soon as it is drawn, and FILE is there when all are, in place of samples that were
+there before; a file of anything else is not overwritten. A stopped command goes on with the same command, after the last
+sample that was written.
 """
 
 import json
@@ -50,6 +51,7 @@ def main(argv: list[str]) -> None:
                 print(*drawn.texts, sep="\n", flush=True)
             return
         common.writable_folder("out", str(pathlib.Path(_OUT.value).absolute().parent))
+        _replaceable(pathlib.Path(_OUT.value))
         used = {"seed": _SEED.value, "model": name, **_used(model, name, given)}
         # What else decides the samples: records of anything else are not gone on from.
         origin = {"workdir": str(pathlib.Path(flags.FLAGS.workdir).absolute()), "start": _START.value, "prompt": _PROMPT.value}
@@ -67,6 +69,22 @@ def _used(model: Any, name: str | None, given: dict[str, Any]) -> dict[str, Any]
     how = model.config.sampling
     words = {"order": how.order, "refresh_every": how.refresh_every} | ({"threshold": how.threshold} if how.order == "threshold" else {})
     return {key: controls[key].item() for key in names} | words | ({"prompt": _PROMPT.value} if _PROMPT.value is not None else {})
+
+
+def _replaceable(path: pathlib.Path) -> None:
+    """Raises UsageError where there is something at `path` that is no file of samples."""
+    try:
+        with path.open("rb") as lines:
+            first = lines.readline()
+        if not first or {"index", "text", "tokens"} <= json.loads(first).keys():
+            return
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise common.UsageError(f"--out={path} cannot be written ({error.strerror}); give a file in a folder that can be") from None
+    except (ValueError, RecursionError, AttributeError):
+        pass
+    raise common.UsageError(f"--out={path} is there and holds no samples; give another file, or remove it")
 
 
 def _write(path: pathlib.Path, batches: Callable[[int], Iterator[Any]], used: dict[str, Any], origin: dict[str, Any]) -> None:

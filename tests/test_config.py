@@ -79,6 +79,15 @@ def test_the_published_setting():
         ({"diffusion": {"k": 20.0}}, "diffusion.k is 20.0; it must be above 0 and at most 8"),
         ({"diffusion": {"schedule": "cosine"}}, "one of tangent, linear_variance, empirical"),
         ({"mesh": {"data": -1, "fsdp": -1}}, "mesh.data is -1"),
+        ({"backbone": {"width": 2**30}}, "backbone.width is 1073741824; it must be between 1 and 131072"),
+        ({"backbone": {"num_layers": 2**31 - 1}}, "backbone.num_layers is 2147483647; it must be between 1 and 1024"),
+        ({"backbone": {"mlp_ratio": 0.0}}, "backbone.mlp_ratio is 0.0"),
+        ({"backbone": {"mlp_ratio": 1e30}}, "backbone.mlp_ratio is 1e+30"),
+        ({"encoder": {"latent_dim": 2**31 - 1}}, "encoder.latent_dim is 2147483647"),
+        ({"mdlm": {"batch": 2**30}}, "mdlm.batch is 1073741824"),
+        ({"mdlm": {"steps": 2**31}}, "mdlm.steps is 2147483648; it must be a whole number of 32 bits"),
+        ({"mdlm": {"learning_rate": float("nan")}}, "mdlm.learning_rate is nan; it must be a finite number"),
+        ({"mdlm": {"learning_rate": 10**400}}, "mdlm.learning_rate is inf; it must be a finite number"),
         ({"compute_dtype": "float16"}, "compute_dtype is 'float16'; it must be one of float32, bfloat16"),
     ],
 )
@@ -105,7 +114,7 @@ def test_save_and_load_round_trip(tmp_path):
         config_lib.save(config, tmp_path / "file")
 
 
-@pytest.mark.parametrize(("content", "words"), [("{", "is not JSON"), ("[]", "one JSON object"), (json.dumps({"x": 1}), "x is unknown")])
+@pytest.mark.parametrize(("content", "words"), [("{", "is not JSON"), ("[" * 20_000, "is not JSON"), ("9" * 5000, "is not JSON"), ("[]", "one JSON object"), (json.dumps({"x": 1}), "x is unknown")])
 def test_a_damaged_config_is_one_line(tmp_path, content, words):
     """A workdir whose config.json is damaged says so."""
     (tmp_path / "config.json").write_text(content)
@@ -113,3 +122,17 @@ def test_a_damaged_config_is_one_line(tmp_path, content, words):
         config_lib.load(tmp_path)
     with pytest.raises(ConfigError, match="does not exist"):
         config_lib.load(tmp_path / "none")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        config_lib.load(tmp_path / "config.json")
+
+
+def test_an_experiment_that_something_was_made_from_is_held_first_and_written_last(tmp_path):
+    """`first` writes a new workdir's experiment, and leaves one alone that a command may yet be refused on."""
+    config_lib.save(micro_config(), tmp_path, first=True)
+    (tmp_path / "prepared.json").write_text("{}")
+    config_lib.save(micro_config(mdlm=dict(steps=9)), tmp_path, first=True)
+    assert config_lib.load(tmp_path).mdlm.steps == 6
+    with pytest.raises(ConfigError, match="backbone.width differs"):
+        config_lib.save(micro_config(backbone=dict(width=32)), tmp_path, first=True)
+    config_lib.save(micro_config(mdlm=dict(steps=9)), tmp_path)
+    assert config_lib.load(tmp_path).mdlm.steps == 9

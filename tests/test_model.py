@@ -177,3 +177,37 @@ def test_pure_pieces_under_jit_and_vmap(model):
     keys = jax.random.split(jax.random.key(0), 3)
     many = jax.jit(jax.vmap(generate))(keys)
     np.testing.assert_array_equal(many[1], jax.jit(generate)(keys[1]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (dict(order="count"), "order is no setting of a draw; the config's sampling.order has it"),
+        (dict(bogus=1), "bogus is no setting of a draw; known are decode_steps"),
+        (dict(key="0"), "key is '0'"),
+        (dict(key=np.zeros(2, np.uint32)), "key is array"),
+        (dict(start=2**31 - 1, num=2), "start is 2147483647"),
+        (dict(start="0"), "start is '0'"),
+        (dict(decode_steps=2**31), "decode_steps is 2147483648"),
+        (dict(decode_steps="4"), "decode_steps is '4'"),
+        (dict(temperature=float("inf")), "temperature is inf"),
+        (dict(top_p="1"), "top_p is '1'"),
+    ],
+)
+def test_what_no_draw_can_be_is_named(trained, arguments, words):
+    """Each of these ended inside JAX, or in a bare TypeError."""
+    with pytest.raises(ValueError, match=re.escape(words)):
+        dl.load(trained).sample(**{"key": 0, "model": "mdlm"} | arguments)
+
+
+@pytest.mark.parametrize(("prompt", "words"), [("", "the prompt is empty"), (["Mia", ""], "the prompt is empty"), ("Mia " * 32, "tokens; the model holds 32")])
+def test_prompts_without_text_or_room_are_refused(trained, prompt, words):
+    """Nothing to hold fixed, or nothing to fill in."""
+    model = dl.load(trained)
+    with pytest.raises(ValueError, match=words):
+        model.prompt_tokens(prompt)
+    full = model.tokenizer.decode(model.tokenizer.encode("Mia " * 32)[:32])
+    assert len(model.tokenizer.encode(full)) == 32
+    with pytest.raises(ValueError, match="fills all 32 tokens"):
+        model.prompt_tokens(full)
+    assert (model.prompt_tokens("[MASK]" * 32) == model.tokenizer.mask_id).all()

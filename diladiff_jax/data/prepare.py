@@ -27,6 +27,7 @@ from diladiff_jax.data import corpora, packing, tokenizers
 from diladiff_jax.data.errors import DataError, ReadError
 
 _ROWS_PER_SHARD = 131_072
+_DTYPES = ("<u2", "<i4")  # of rows on disk
 _ENCODED = 512  # documents encoded at a time
 _REPORT_SECONDS = 10.0
 _log = logging.getLogger(__name__)
@@ -160,19 +161,23 @@ def load_prepared(data: Mapping[str, Any], workdir: str | os.PathLike[str]) -> P
         record = json.loads((workdir / "prepared.json").read_text())
         text, rows = (_root(settings, workdir) / record[name] for name in ("text", "rows"))
         about = json.loads((rows / "rows.json").read_text())
-    except (OSError, json.JSONDecodeError, KeyError) as error:
+        defaults = {f.name: f.default for f in dataclasses.fields(corpora.Settings)}
+        recorded = {name: record["data"].get(name, defaults[name]) for name in _recorded(settings)}  # a setting that came later was at its default
+        fingerprint, length, counts, dtype = (about[name] for name in ("tokenizer", "length", "counts", "dtype"))
+        if dtype not in _DTYPES or not all(isinstance(counts[split]["rows"], int) for split in counts):
+            raise TypeError("counts or dtype")
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         where = getattr(error, "filename", None) or workdir / "prepared.json"
-        raise DataError(f"{where}: no prepared data; {remedy}") from error
-    defaults = {f.name: f.default for f in dataclasses.fields(corpora.Settings)}
+        raise DataError(f"{where}: no prepared data, or a damaged record of it; {remedy}") from error
     for name, value in _recorded(settings).items():
-        made = record["data"].get(name, defaults[name])  # a setting that came later was at its default
+        made = recorded[name]
         if made != value:
             raise DataError(f"data.{name}={value!r}, but {workdir} was prepared with {made!r}; "
                             f"{remedy}, or set it back")
     tokenizer = tokenizers.load(workdir / "tokenizer")
-    if about["tokenizer"] != _fingerprint(tokenizer):
+    if fingerprint != _fingerprint(tokenizer):
         raise DataError(f"{rows}: made with another tokenizer than {workdir / 'tokenizer'}; {remedy}")
-    return Prepared(tokenizer, about["length"], about["counts"], text, rows, about["dtype"])
+    return Prepared(tokenizer, length, counts, text, rows, dtype)
 
 
 def _root(settings: corpora.Settings, workdir: Path) -> Path:
@@ -220,7 +225,7 @@ def _write_rows(text: Path, tokenizer: tokenizers.Tokenizer, settings: corpora.S
     aside = directory.with_name(f"{directory.name}.tmp-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    dtype = "<u2" if tokenizer.vocab_size <= 2**16 else "<i4"
+    dtype = _DTYPES[tokenizer.vocab_size > 2**16]
     try:
         found = tfds.builder_from_directory(str(corpora.built(text))).info.splits
         counts = {split: _write_split(corpora.Documents(text, split), tokenizer, settings, aside / split, dtype)

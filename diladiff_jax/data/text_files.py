@@ -124,9 +124,9 @@ def _jsonl(path: Path, field: str) -> Iterator[str]:
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno}); "
-                            "expected one object a line") from error
+        except (ValueError, RecursionError) as error:  # numbers of too many digits and records too deep are no JSONDecodeError
+            reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+            raise DataError(f"{path}, line {number}: not JSON ({reason}); expected one object a line") from error
         text = record.get(field) if isinstance(record, dict) else None
         if not isinstance(text, str):
             keys = ", ".join(sorted(record)) if isinstance(record, dict) else f"a {type(record).__name__}"

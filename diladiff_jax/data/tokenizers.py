@@ -302,18 +302,19 @@ def load(directory: str | os.PathLike[str]) -> Tokenizer:
         for name in ("vocab_size", "pad_id", "mask_id", "eot_id"):
             if getattr(tokenizer, name) != record[name]:
                 raise DataError(f"{directory}: {name} is {getattr(tokenizer, name)}, saved as {record[name]}")
-    except FileNotFoundError as error:
-        raise DataError(f"{error.filename}: missing; expected a tokenizer saved in {directory}") from error
+    except DataError:
+        raise
     except OSError as error:
-        raise DataError(f"{error.filename}: cannot be read ({error.strerror}); expected a tokenizer saved in {directory}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, KeyError, TypeError) as error:
+        raise DataError(f"{error.filename}: {'missing' if isinstance(error, FileNotFoundError) else error.strerror}; expected a tokenizer saved in {directory}") from error
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise DataError(f"{directory / 'tokenizer.json'}: not a tokenizer's record ({type(error).__name__}: {str(error)[:100]})") from error
     return tokenizer
 
 
 def source(directory: str | os.PathLike[str]) -> dict[str, Any]:
-    """The note that `Tokenizer.save` was given about where the tokenizer came from."""
-    return json.loads((Path(directory) / "tokenizer.json").read_text())["source"]
+    """The note that `Tokenizer.save` was given about where the tokenizer came from; empty where its record has none."""
+    found = json.loads((Path(directory) / "tokenizer.json").read_text()).get("source")
+    return found if isinstance(found, dict) else {}
 
 
 def from_vocabulary(path: str | os.PathLike[str], kind: str, lowercase: bool = False) -> Tokenizer:

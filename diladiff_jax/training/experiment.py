@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diladiff_jax import pretrained
+from diladiff_jax.data import tokenizers
 from diladiff_jax.data.tokenizers import Tokenizer
 from diladiff_jax.diffusion.gaussian import make_schedule
 from diladiff_jax.nn import bert
@@ -156,6 +157,7 @@ def remember_source(workdir: str | pathlib.Path, source: str | pathlib.Path) -> 
 
     Raises:
       CheckpointError: `source` is neither, or has another tokenizer than `workdir`.
+      DataError: a tokenizer of theirs is damaged.
     """
     workdir, source = pathlib.Path(workdir), pathlib.Path(source).absolute()
     if bundles.is_bundle(source):
@@ -165,15 +167,23 @@ def remember_source(workdir: str | pathlib.Path, source: str | pathlib.Path) -> 
         raise CheckpointError(f"{source} has no tokenizer; it must be the workdir of a trained experiment, or a bundle")
     if not ours.exists():
         shutil.copytree(theirs.parent, ours.parent)
-    elif json.loads(ours.read_text())["sha256"] != json.loads(theirs.read_text())["sha256"]:
+    elif tokenizers.load(ours.parent).file_hashes() != tokenizers.load(theirs.parent).file_hashes():
         raise CheckpointError(f"{workdir} has another tokenizer than {source}; start from it in a fresh workdir")
     (workdir / _SOURCE).write_text(json.dumps({"workdir": str(source)}) + "\n")
+
+
+def _source(workdir: pathlib.Path) -> pathlib.Path:
+    """The workdir or bundle that `remember_source` noted."""
+    try:
+        return pathlib.Path(json.loads((workdir / _SOURCE).read_text())["workdir"])
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{workdir / _SOURCE} does not say which workdir this one was started from ({error}); give it again, launch/train.py --init_from=WORKDIR, or remove that file") from None
 
 
 def _home(workdir: pathlib.Path, stage: str) -> pathlib.Path:
     """The workdir or bundle that a stage is read from: this one, or where only it has the stage, the one it was started from."""
     if not _steps(workdir, stage) and (workdir / _SOURCE).exists():
-        theirs = pathlib.Path(json.loads((workdir / _SOURCE).read_text())["workdir"])
+        theirs = _source(workdir)
         if _steps(theirs, stage):
             return theirs
     return workdir

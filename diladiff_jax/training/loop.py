@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
+import os
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -55,8 +57,12 @@ def train(
     """
     main = jax.process_index() == 0
 
+    for stage in stages:
+        if not config[stage].steps:
+            raise config_lib.ConfigError(f"config key {stage}.steps is 0; it must be above 0 to train that stage")
+
     def prepare_all() -> None:
-        config_lib.save(config, workdir)
+        config_lib.save(config, workdir, first=True)
         for stage in stages:
             set_damaged_aside(pathlib.Path(workdir) / stage / "checkpoints", lambda text: print(text, flush=True))
         if init_from is not None:
@@ -81,8 +87,6 @@ def train(
     with StopSignal() as stop_signal:
         for stage in stages:
             steps = config[stage].steps
-            if not steps:
-                raise config_lib.ConfigError(f"config key {stage}.steps is 0; it must be above 0 to train that stage")
             # A stage that is asked for by name is trained here, even where the workdir that we start from has it.
             if experiment.trained_steps(stage, own=len(stages) == 1) >= steps:
                 if main:
@@ -97,6 +101,8 @@ def train(
             if stop_signal.agreed:  # restoring and compiling the next stage may take longer than the scheduler waits
                 raise Preempted(f"stopped by {stop_signal.name} before stage {stage}; the same command goes on", by_hand=stop_signal.by_hand)
             train_stage(experiment, prepared, stage, stop_signal, stop_at=stop_at)
+    if main:  # where all was trained before
+        config_lib.save(config, workdir)
 
 
 def make_mesh(config: ConfigDict) -> jax.sharding.Mesh:
@@ -130,6 +136,7 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, stop_sig
     boxed = jax.eval_shape(fresh, key)
     shardings, abstract = state_shardings(boxed, mesh), nn.unbox(boxed)
     shardings = nn.unbox(shardings)
+    _require_memory(stage, abstract, shardings)
     context = experiment.context(stage)
 
     # 2. Where it stood, or a start from the predecessor.
@@ -152,6 +159,8 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, stop_sig
     writer = MetricsWriter(experiment.workdir / stage / "metrics", progress.say) if main else None
     validation = _validation_batches(prepared, config, settings.batch, mesh)
     preview = make_preview(experiment, stage, prepared) if config.logging.samples and stage != "scorer" else None
+    if main:  # all that can be refused has been looked at
+        config_lib.save(config, experiment.workdir)
     log, window, pending, profiling = config.logging, [], None, False
     watch = Watch(stage, experiment.workdir / stage / "skipped", config.logging.max_skips, progress.say)
     throughput = _throughput(objective, settings, context, abstract, prepared.length, mesh)
@@ -244,6 +253,22 @@ def _throughput(objective: Objective, settings: ConfigDict, context: Context, ab
         tokens, key = jax.ShapeDtypeStruct((settings.batch, length), jnp.int32), jax.eval_shape(lambda: jax.random.key(0))
         flops = model_flops(lambda *args: objective.loss(*args, jnp.zeros((), jnp.int32)), abstract.params, context, tokens, key)
     return Throughput(settings.batch * length, mesh.size, flops, peak)
+
+
+def _require_memory(stage: str, abstract: TrainState, shardings: TrainState) -> None:
+    """Raises ConfigError where a device cannot hold its part of the state: XLA would end the process with a signal, not an exception, on CPUs."""
+    parts = zip(jax.tree.leaves(abstract), jax.tree.leaves(shardings), strict=True)
+    needed = sum(math.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, where in parts)
+    device, there = jax.local_devices()[0], 0
+    if device.platform == "cpu":
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+    elif stats := device.memory_stats():
+        there = stats.get("bytes_limit", 0)
+    if there and needed > there:
+        raise config_lib.ConfigError(
+            f"stage {stage} keeps {needed / 2**30:.1f} GiB of parameters, average and optimizer on every device, which has {there / 2**30:.1f}; "
+            f"make its network smaller, or cut it over more devices (mesh.fsdp, mesh.tensor)"
+        )
 
 
 def _stage_number(stage: str) -> int:

@@ -111,7 +111,7 @@ def test_evaluate_writes_one_folder(trained, tmp_path):
 def test_help_shows_how(script):
     """--help begins with what the command does and a command line to copy."""
     done = run(script, "--help")
-    assert f"python launch/{script} --" in done.stdout and "--workdir" in done.stdout and "Traceback" not in done.stderr
+    assert done.returncode == 0 and f"python launch/{script} --" in done.stdout and "--workdir" in done.stdout and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -123,6 +123,11 @@ def test_help_shows_how(script):
         ("sample.py", ["--workdir=WORKDIR", "--num=0"], "--num=0"),
         ("sample.py", ["--workdir=WORKDIR", "--config.sampling.batc=3"], "Did you mean"),
         ("sample.py", ["--workdir=WORKDIR", "--model=gpt"], "model is 'gpt'"),
+        ("sample.py", ["--workdir=WORKDIR", "--num=x"], "--num=x: it must be a whole number"),
+        ("sample.py", ["--workdir=WORKDIR", "--prompt="], "the prompt is empty"),
+        ("sample.py", ["--workdir=WORKDIR", "--out=WORKDIR/config.json"], "holds no samples; give another file"),
+        ("sample.py", ["--workdir=WORKDIR", "--flagfile=WORKDIR"], "Unable to open flagfile"),
+        ("train.py", ["--workdir=WORKDIR", "--workdir="], "--workdir is empty"),
         ("evaluate.py", ["--workdir=WORKDIR", "--config.evaluation.samples=0"], "evaluation.samples is 0"),
         ("evaluate.py", ["--workdir=WORKDIR", "stray"], "unexpected argument 'stray'"),
         ("evaluate.py", ["--workdir=WORKDIR", "--compare=/nowhere"], "--compare: /nowhere/config.json does not exist"),

@@ -13,12 +13,13 @@ LONGER = {
     "SIGKILL": 4, "SIGKILL, saving": 1, "SIGTERM": 2, "one of two": 1, "damage: a flipped bit": 1, "damage: a file cut short": 1, "damage: a file gone": 1,
     "damage of all": 1, "file size limit": 1, "metrics on a full device": 1, "not a number": 1, "rows cut short for a second": 1, "rows cut short for good": 1,
     "5000 steps: memory, files, threads": 1,
+    "bad config": 25, "bad command line": 35, "bad corpus": 25, "bad prompt": 5, "bad workdir": 10,
 }
 
 
 @pytest.mark.parametrize(
     "numbers, expected",
-    [(["--kills=2", "--terms=0", "--several=0", "--damages=0", "--long=0"], SHORT), pytest.param(["--kills=5", "--terms=2", "--several=1", "--damages=1"], LONGER, marks=pytest.mark.slow)],
+    [(["--kills=2", "--terms=0", "--several=0", "--damages=0", "--long=0", "--inputs=0"], SHORT), pytest.param(["--kills=5", "--terms=2", "--several=1", "--damages=1", "--inputs=100"], LONGER, marks=pytest.mark.slow)],
     ids=["short", "longer"],
 )
 def test_faults_are_survived(tmp_path, numbers, expected):
