@@ -179,6 +179,8 @@ class _SentencePiece(Tokenizer):
         self._model = model
         self._writes_spaces = kind in TRAINED
         self._block = [model.piece_to_id(f"<0x{byte:02X}>") for byte in _BLOCK.encode()]
+        self._space = model.piece_to_id("<0x20>")
+        self._lacks_space = kind in TRAINED and model.piece_to_id(_BLOCK) == model.unk_id()
 
     def _encode(self, texts: list[str], initial: bool) -> list[list[int]]:
         if self.kind not in TRAINED:
@@ -187,7 +189,7 @@ class _SentencePiece(Tokenizer):
         texts = [" " + t if initial and t else t for t in texts]
         # U+2581 would come back as a space; spelled in bytes, it comes back as itself.
         parts = [t.split(_BLOCK) for t in texts]
-        encoded = iter(self._model.encode(list(itertools.chain.from_iterable(parts))))
+        encoded = map(self._spaced, self._model.encode(list(itertools.chain.from_iterable(parts))))
         joined = []
         for part in parts:
             ids = list(next(encoded))
@@ -196,6 +198,17 @@ class _SentencePiece(Tokenizer):
                 ids += next(encoded)
             joined.append(ids)
         return joined
+
+    def _spaced(self, ids: list[int]) -> list[int]:
+        """Ids of text without U+2581, in which a vocabulary of whole words alone spells a space as SentencePiece writes it: it would come back as that."""
+        if not self._lacks_space:
+            return ids
+        found: list[int] = []
+        for i in ids:
+            found.append(i)
+            if found[-len(self._block) :] == self._block:
+                found[-len(self._block) :] = [self._space]
+        return found
 
     def _decode(self, ids: list[int], initial: bool) -> str:
         text = self._model.decode(ids) if ids else ""
