@@ -341,10 +341,8 @@ def _other_tokenizer(pieces: int) -> tuple[tuple[str, bytes | None], ...]:
 
 def workdirs(base: Mapping[str, bytes]) -> st.SearchStrategy[Case]:
     """Workdirs whose files are gone, cut short, changed or of another experiment: config, tokenizer, rows, checkpoints, notes."""
-    record = {name: name for name in base}
-    notes = [name for name in sorted(record) if name in ("config.json", "prepared.json",
-        "tokenizer/tokenizer.json") or name.endswith("rows.json") or name.startswith("data/") and name.endswith(".json")]
-    plain = [name for name in sorted(record) if "/metrics/" not in name]
+    plain = sorted(name for name in base if "/metrics/" not in name)
+    notes = [name for name in plain if name.endswith(".json") and "/checksums/" not in name]
 
     def spoiled(name: str) -> st.SearchStrategy[tuple[str, bytes | None]]:
         return _broken(base[name]).map(lambda data: (f"w/{name}", data)) | st.sampled_from([(f"w/{name}", None), (f"w/{name}", b""), (f"w/{name}/", None),
@@ -374,12 +372,12 @@ def workdirs(base: Mapping[str, bytes]) -> st.SearchStrategy[Case]:
     checkpoint = st.sampled_from([name for name in plain if "/checkpoints/" in name]).flatmap(spoiled)
     # Without its checksums nothing but Orbax itself stands between a damaged checkpoint and a reader.
     unsealed = checkpoint.map(lambda change: (change, (f"w/{change[0].split('/')[1]}/checksums/", None)))
-    note = st.sampled_from([b"", b"{}", b"[]", b"null", b"{", b'{"workdir": 1}', b'{"workdir": "nowhere"}', b'{"workdir": "w"}', b'{"workdir": "a\\u0000b"}',
-        b"\xff"]).map(lambda data: ("w/init_from.json", data))
-    other = st.sampled_from(["tokenizer/", "data/", "mdlm/", "mdlm/checkpoints/", "autoencoder/checkpoints/",
-        "diladiff/"]).flatmap(lambda name: st.sampled_from([(f"w/{name}", None), (f"w/{name[:-1]}", b"text"), (f"w/{name[:-1]}", None)]))
-    strange = st.sampled_from([(f"w/mdlm/checkpoints/{name}", data) for name, data in (("99/", None), ("99/params/x", b""), ("99", b""), ("x/", None), ("\u0663/x",
-        b""), ("99999999999999999999999/x", b""))])
+    sources = [b"", b"{}", b"[]", b"null", b"{", b'{"workdir": 1}', b'{"workdir": "nowhere"}', b'{"workdir": "w"}', b'{"workdir": "a\\u0000b"}', b"\xff"]
+    note = st.sampled_from(sources).map(lambda data: ("w/init_from.json", data))
+    folders = st.sampled_from(["tokenizer", "data", "mdlm", "mdlm/checkpoints", "autoencoder/checkpoints", "diladiff"])
+    other = folders.flatmap(lambda name: st.sampled_from([(f"w/{name}/", None), (f"w/{name}", b"text"), (f"w/{name}", None)]))
+    strange = st.sampled_from([("99/", None), ("99/params/x", b""), ("99", b""), ("x/", None), ("\u0663/x", b""), ("99999999999999999999999/x", b"")])
+    strange = strange.map(lambda change: (f"w/mdlm/checkpoints/{change[0]}", change[1]))
     tokenizer = st.sampled_from([1, 100, 300, 500, 2000]).map(_other_tokenizer)
     files = st.lists(one, min_size=1, max_size=2).map(tuple) | tokenizer | unsealed | st.tuples(one) | st.tuples(note | other | strange) | st.tuples(note, one)
     line = st.sampled_from([

@@ -190,6 +190,8 @@ def _quiet_logs() -> None:
     absl.logging.set_verbosity(absl.logging.WARNING)
     # What fails in a thread of Orbax's is raised where it is waited for, and becomes one line there.
     absl.logging.get_absl_handler().addFilter(lambda record: not {"orbax", "asyncio"} & set(pathlib.Path(record.pathname).parts))
+    # Where one of many reads or writes fails, TensorStore's threads come back with the others when nobody waits for them any more.
+    sys.unraisablehook = lambda found: None if str(found.exc_value) == "Event loop is closed" else sys.__unraisablehook__(found)
     ours, handler = logging.getLogger("diladiff_jax"), logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     ours.addHandler(handler)

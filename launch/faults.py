@@ -74,14 +74,14 @@ def start(workdir: pathlib.Path, *words: str, limit: int | None = None) -> subpr
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def ended(process: subprocess.Popen[str], *allowed: int, traceback: bool = False) -> str:
-    """What a process printed, once it has ended with one of these exit codes and no traceback, unless one may be."""
+def ended(process: subprocess.Popen[str], *allowed: int) -> str:
+    """What a process printed, once it has ended with one of these exit codes and no traceback."""
     try:
         out = process.communicate(timeout=600)[0]
     except subprocess.TimeoutExpired:
         process.kill()
         raise Lost(f"it hangs: {process.communicate()[0][-600:]}") from None
-    if process.returncode not in allowed or "Traceback" in out and not traceback:
+    if process.returncode not in allowed or "Traceback" in out:
         raise Lost(f"exit code {process.returncode}: {out[-600:]}")
     if process.returncode == 1 and len([line for line in out.splitlines() if line.startswith("error: ")]) != 1:
         raise Lost(f"not one line of error: {out[-600:]}")
@@ -288,8 +288,7 @@ def limited(rng: random.Random, half: pathlib.Path, workdir: pathlib.Path, refer
     shutil.copytree(half, workdir)
     last = there(workdir, 0)
     largest = max(p.stat().st_size for p in (workdir / "mdlm" / "checkpoints").rglob("*") if p.is_file())
-    # TensorStore's threads print tracebacks of their own beside our line, which nothing in Python can keep back.
-    out = ended(start(workdir, limit=max(1, int(rng.uniform(0, 0.9) * largest / 1024))), 1, traceback=True)
+    out = ended(start(workdir, limit=max(1, int(rng.uniform(0, 0.9) * largest / 1024))), 1)
     if "cannot be written" not in out or there(workdir, last) != last:
         raise Lost(f"it was not said, or something was saved: {out[-600:]}")
     ended(start(workdir), 0)
