@@ -42,7 +42,8 @@ class Commands:
     def __enter__(self) -> Commands:
         self._folder = tempfile.TemporaryDirectory()
         words = [sys.executable, str(pathlib.Path(__file__).resolve())]
-        self._server = subprocess.Popen(words, env=self._environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        environment = self._environment | {"TMPDIR": self._folder.name}  # TFDS leaves an empty folder for every corpus that it opens
+        self._server = subprocess.Popen(words, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         return self
 
     def __exit__(self, *_: object) -> None:
