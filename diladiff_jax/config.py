@@ -363,6 +363,7 @@ def check(config: ConfigDict) -> None:
     need(0 <= s.gamma < 1, "sampling.gamma", "in [0, 1)")
     one_of("sampling.gamma_warp", "noise_level", "literal")
     e = config.evaluation
+    need(0 <= e.seed < 2**31, "evaluation.seed", "from 0 to 2147483647")
     need(e.samples > 0, "evaluation.samples", "above 0")
     need(e.bound_draws > 0, "evaluation.bound_draws", "above 0")
     for key in ("decode_steps", "control_steps"):
@@ -412,6 +413,29 @@ def require_same(config: ConfigDict, workdir: str | pathlib.Path) -> None:
             raise ConfigError(f"config key {key} differs from {path}, which this workdir was made with; use another --workdir, or leave {key} as it was")
 
 
+_MEANING = {
+    "mdlm": ("data.length", "backbone"),
+    "autoencoder": ("features.source", "features.with_embeddings", "encoder", "decoder"),
+    "ladiff": ("latent_denoiser", "diffusion"),
+}
+_NO_MEANING = ("dropout", "embedding_std")  # of training alone
+
+
+def require_taken(config: ConfigDict, source: str | pathlib.Path, stage: str) -> None:
+    """Checks that what decides the meaning of the stages before `stage` is in `config` as in the workdir or bundle they are taken from.
+
+    Raises:
+      ConfigError: a setting differs; shapes alone would let many of them pass.
+    """
+    before, earlier = PREDECESSOR[stage], []
+    while before is not None:
+        earlier, before = [*earlier, before], PREDECESSOR[before]
+    for key in _differences(load(source).to_dict(), config.to_dict()):
+        names = [name for done in earlier for name in _MEANING[done]]
+        if any(key == name or key.startswith(f"{name}.") for name in names) and not key.endswith(_NO_MEANING):
+            raise ConfigError(f"config key {key} differs from {pathlib.Path(source) / 'config.json'}, whose {earlier[0]} is taken over; leave {key} as it is there")
+
+
 def save(config: ConfigDict, workdir: str | pathlib.Path, *, first: bool = False) -> None:
     """Writes `WORKDIR/config.json`; where something was made from an earlier one, the experiment must be the same.
 
@@ -446,11 +470,15 @@ def load(workdir: str | pathlib.Path) -> ConfigDict:
     """
     path = pathlib.Path(workdir) / "config.json"
     try:
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{path} is no file; it must be one JSON object of settings")
         with path.open("rb") as data:
             text = data.read(_CONFIG_BYTES + 1)
         given = json.loads(text) if len(text) <= _CONFIG_BYTES else None
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; a workdir is made by launch/train.py or launch/prepare.py") from None
+    except ConfigError:
+        raise
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}); give the folder of an experiment") from None
     except (ValueError, RecursionError) as error:

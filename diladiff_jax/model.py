@@ -154,8 +154,9 @@ class Model:
             threshold=s.threshold if threshold is None else threshold,
         )
         for name in ("decode_steps", "latent_steps"):
-            if not isinstance(values[name], numbers.Integral) or not 1 <= values[name] < 2**31:
-                raise ValueError(f"{name} is {values[name]!r}; it must be a whole number of at least 1 and below 2^31")
+            most = 2**31 // self.length - 1  # places times steps are counted in 32 bits
+            if not isinstance(values[name], numbers.Integral) or not 1 <= values[name] <= most:
+                raise ValueError(f"{name} is {values[name]!r}; it must be a whole number from 1 to {most}")
         for name in ("temperature", "top_p", "gamma", "threshold"):
             if not isinstance(values[name], numbers.Real):
                 raise ValueError(f"{name} is {values[name]!r}; it must be a number")

@@ -79,7 +79,7 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
         config = json.loads(path.read_text())
     except OSError as error:
         raise PretrainedError(f"{path} cannot be read ({error.strerror}); a published network's folder holds config.json and model.safetensors") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PretrainedError(f"{path} is not JSON ({error}); restore it") from None
     if not isinstance(config, dict):
         raise PretrainedError(f"{path} holds {type(config).__name__}; it must be one JSON object")

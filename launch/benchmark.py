@@ -191,13 +191,19 @@ def linear_maps(params: Any, h: Any) -> Any:
 
 
 def attention_products(q: Any, k: Any, v: Any) -> Any:
-    """The two products of one layer's attention, `[B, L, H, K]` each, in the blocks that the library cuts them into, and no softmax between."""
+    """The two products of one layer's attention, `[B, L, H, K]` each, cut as the library cuts long text on CPUs, and no softmax between.
+
+    Times the layers and with the linear maps, that is the backbone's products for all positions. A step of ours may take less: of the last
+    layer it makes only keys and values everywhere; it may take more for all that is no product, the latent's reading and the vocabulary.
+    """
     import jax
     import jax.numpy as jnp
 
-    from diladiff_jax.nn.attention import BLOCK_SCORES
+    from diladiff_jax.nn.attention import BLOCK_SCORES, MANY_SCORES
 
     batch, length, heads, width = q.shape
+    if batch * heads * length * length < MANY_SCORES:
+        return jnp.einsum("bhlm,bmhk->blhk", jnp.einsum("blhk,bmhk->bhlm", q, k), v)
     size = max(1, min(length, BLOCK_SCORES // (batch * length)))
     while length % size:
         size -= 1

@@ -23,13 +23,14 @@ def main(argv: list[str]) -> None:
     import diladiff_jax as dl
     from diladiff_jax.model import NEEDED
     from diladiff_jax.objectives.build import features_source
-    from diladiff_jax.training import bundles
+    from diladiff_jax.training import bundles, sharding
 
     if not _OUT.value:
         raise common.UsageError("--out is missing; give the bundle's folder, --out=DIR")
     if _MODEL.value is not None and _MODEL.value not in NEEDED:
         raise common.UsageError(f"--model is {_MODEL.value!r}; it must be one of {', '.join(NEEDED)}")
-    experiment = dl.load(flags.FLAGS.workdir, config=common.experiment(_CONFIG)).experiment
+    mesh = sharding.make_mesh({"data": 1, "fsdp": -1, "tensor": 1})  # parameters cut over all devices at hand
+    experiment = dl.load(flags.FLAGS.workdir, config=common.experiment(_CONFIG), mesh=mesh).experiment
     stages = None
     if _MODEL.value is not None:
         stages = NEEDED[_MODEL.value]

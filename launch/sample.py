@@ -74,14 +74,18 @@ def _used(model: Any, name: str | None, given: dict[str, Any]) -> dict[str, Any]
 def _replaceable(path: pathlib.Path) -> None:
     """Raises UsageError where there is something at `path` that is no file of samples."""
     try:
+        if path.exists() and not path.is_file():
+            raise common.UsageError(f"--out={path} is no file; give one, or leave --out away for the terminal")
         with path.open("rb") as lines:
-            first = lines.readline()
+            first = lines.readline(1 << 24)
         if not first or {"index", "text", "tokens"} <= json.loads(first).keys():
             return
     except FileNotFoundError:
         return
     except OSError as error:
         raise common.UsageError(f"--out={path} cannot be written ({error.strerror}); give a file in a folder that can be") from None
+    except common.UsageError:
+        raise
     except (ValueError, RecursionError, AttributeError):
         pass
     raise common.UsageError(f"--out={path} is there and holds no samples; give another file, or remove it")

@@ -16,7 +16,7 @@ from diladiff_jax.data.errors import DataError
 if TYPE_CHECKING:
     import grain
 
-_PAUSES = (0.2, 1.0, 5.0, 15.0)  # seconds before a read that failed is tried again: shorter together than a scheduler waits after SIGTERM
+_PAUSES = (0.2, 1.0, 3.0, 8.0)  # seconds before a read that failed is tried again; of the 30 that schedulers often wait after SIGTERM some must be left to save
 _log = logging.getLogger(__name__)
 
 

@@ -205,6 +205,8 @@ def _tokenizer(config: Mapping[str, Any], text: Path, text_key: str, directory: 
         raise DataError(f"tokenizer.kind={kind!r}: expected one of {', '.join((*tokenizers.TRAINED, *tokenizers.FROM_FILE))}")
     if directory.exists():
         tokenizer, found = tokenizers.load(directory), tokenizers.source(directory)
+        if "taken_from" in found:  # another experiment's, made from other text
+            source, found = {"kind": kind, "lowercase": lowercase}, {"kind": tokenizer.kind, "lowercase": tokenizer.lowercase}
         for name, value in source.items():
             if found.get(name) != value:
                 raise DataError(f"{directory} was made with {name}={found.get(name)!r}, the config asks for {value!r}: "

@@ -324,6 +324,15 @@ def load(directory: str | os.PathLike[str]) -> Tokenizer:
     return tokenizer
 
 
+def vocabulary_files(directory: str | os.PathLike[str]) -> tuple[str, ...]:
+    """The files that `load` reads beside the record, by the kind that the record names. Raises DataError where it is none."""
+    path = Path(directory) / "tokenizer.json"
+    try:
+        return _KINDS[json.loads(path.read_text())["kind"]][1]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not a tokenizer's record ({type(error).__name__}: {str(error)[:100]})") from error
+
+
 def source(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """The note that `Tokenizer.save` was given about where the tokenizer came from; empty where its record has none."""
     found = json.loads((Path(directory) / "tokenizer.json").read_text()).get("source")

@@ -48,7 +48,7 @@ def run_layers(layer: Layer, h: Array, parameters: Sequence[Any], inputs: Any = 
     if scan:
         return jax.lax.scan(run, h, (jax.tree.map(lambda *leaves: jnp.stack(leaves), *parameters), inputs))
     # Traced for the first layer and called for all: half of a start from stored programs was tracing. The compiler puts each call's layer
-    # in its place, so that what runs is as if they were written out.
+    # in its place, so that what runs is as if they were written out. (Outside any jit this compiles the layer anew at each call.)
     called, out = jax.jit(run), []
     for i, own in enumerate(parameters):
         h, y = called(h, (own, jax.tree.map(lambda x, i=i: x[i], inputs)))

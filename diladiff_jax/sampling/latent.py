@@ -42,7 +42,7 @@ def probability_flow(
     of second, the latter but for a logarithm: its variable is infinite at both ends of an equal grid of t.
 
     Self-conditioning is the previous step's prediction (the paper's), or "current": a second call per step,
-    at the current point and time, or "none".
+    at the current point and time (Heun's second velocity takes the first one's prediction all the same), or "none".
 
     Raises:
       ValueError: unknown method or self-conditioning.

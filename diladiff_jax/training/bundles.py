@@ -9,7 +9,8 @@
 
 A bundle may come from a stranger. Names are confined to this list; every file must be a regular one of the size and SHA-256 that the manifest
 has (so a link, as hubs' caches have them, leads to nothing else), and every tensor's name, shape and type, as the header has them, those of
-the experiment, before memory is taken for it. Settings that would have something fetched are refused.
+the experiment, before memory is taken for it (a published encoder's file, of the size that it must have, is read whole). Settings that would
+have something fetched are refused.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diladiff_jax import config
+from diladiff_jax import config, pretrained
 from diladiff_jax.config import BASELINES, STAGES
+from diladiff_jax.data import tokenizers
 from diladiff_jax.training.checkpoints import CheckpointError
 
 if TYPE_CHECKING:
@@ -65,11 +67,17 @@ class Bundle:
 
         Raises:
           CheckpointError: one is missing or damaged, or the config names something to be fetched.
-          ConfigError: the config is none.
+          ConfigError, DataError: the config, or the tokenizer's record, is none.
         """
-        for name in {"config.json", "tokenizer/tokenizer.json"} | {name for name in self._files if "/" in name}:
+        for name in ("config.json", "tokenizer/tokenizer.json"):
             self._check(name)
-        if scorer := config.load(self.folder).evaluation.scorer:
+        experiment = config.load(self.folder)
+        # What is read without a look at the manifest must be in it.
+        read = [f"tokenizer/{name}" for name in tokenizers.vocabulary_files(self.folder / "tokenizer")]
+        read += [f"features/{name}" for name in pretrained.ENCODER_FILES] if experiment.features.source == "bert" else []
+        for name in read:
+            self._check(name)
+        if scorer := experiment.evaluation.scorer:
             raise self._wrong("config.json", f"names evaluation.scorer {scorer[:100]!r}; in a bundle it must be empty, for nothing is fetched unasked")
 
     def steps(self, stage: str) -> int:
@@ -114,7 +122,7 @@ class Bundle:
         for stage, (steps, names) in stages.items():
             if stage not in STAGES + BASELINES or type(steps) is not int or steps < 1:
                 raise self._wrong(MANIFEST, f"names a stage {stage[:100]!r} of {steps!r} steps")
-            if not names or any(name not in files or not name.startswith((f"{stage}.", f"{stage}-")) for name in names):
+            if not names or len(set(names)) < len(names) or any(name not in files or not name.startswith((f"{stage}.", f"{stage}-")) for name in names):
                 raise self._wrong(MANIFEST, f"names {str(names)[:100]} as the files of {stage}")
         return files, stages
 
@@ -175,7 +183,8 @@ class Bundle:
 def export(experiment: Experiment, out: str | os.PathLike[str], *, stages: tuple[str, ...] | None = None, dtype: Any = np.float32) -> pathlib.Path:
     """Writes a bundle of an experiment, aside and then renamed.
 
-    Tensors go from the devices' parts to the host, a file's worth at a time; no device ever holds a whole one that the mesh cuts.
+    Tensors go from the devices' parts to the host, a file's worth at a time, and leave the devices with that; no device ever holds a whole
+    one that the experiment's mesh cuts. Of the paths and hub names that the config was made with only last parts are kept.
 
     Args:
       stages: default all that are trained.
@@ -184,6 +193,8 @@ def export(experiment: Experiment, out: str | os.PathLike[str], *, stages: tuple
     Raises:
       CheckpointError: nothing is trained, a stage that is asked for is not, `out` exists, or it cannot be written.
     """
+    import safetensors
+
     out = pathlib.Path(out).absolute()
     if out.exists():
         raise CheckpointError(f"{out} exists already; give a folder that does not")
@@ -199,8 +210,8 @@ def export(experiment: Experiment, out: str | os.PathLike[str], *, stages: tuple
         aside.mkdir(parents=True)
         _write(experiment, aside, trained, dtype)
         os.rename(aside, out)
-    except OSError as error:
-        raise CheckpointError(f"{out} cannot be written ({error.strerror or error}); give a folder with room that can be") from None
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{out} cannot be written ({getattr(error, 'strerror', None) or error}); give a folder with room that can be") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return out
@@ -208,12 +219,14 @@ def export(experiment: Experiment, out: str | os.PathLike[str], *, stages: tuple
 
 def _write(experiment: Experiment, folder: pathlib.Path, trained: dict[str, int], dtype: Any) -> None:
     settings = experiment.config.to_dict()
-    # Where this experiment's text and networks came from is nobody else's, and a reader may not be sent anywhere.
+    # Where text and networks lay here is nobody else's, and a reader may not be sent anywhere.
     settings["evaluation"]["scorer"], settings["data"]["directory"] = "", ""
+    for block, name in (("data", "files"), ("data", "validation_files"), ("tokenizer", "file"), ("features", "path")):
+        settings[block][name] = pathlib.PurePath(settings[block][name]).name
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
-    shutil.copytree(experiment.tokenizer_directory, folder / "tokenizer")
+    experiment.tokenizer.save(folder / "tokenizer")
     if experiment.networks.bert is not None:
-        shutil.copytree(experiment.features_directory, folder / "features")
+        pretrained.adopt(str(experiment.features_directory), folder / "features")
     stages = {}
     for stage, steps in trained.items():
         stages[stage] = {"steps": steps, "files": _save(folder, stage, experiment.restore(stage), dtype)}
@@ -234,7 +247,10 @@ def _save(folder: pathlib.Path, stem: str, tree: Any, dtype: Any) -> list[str]:
     parts = list(_parts({_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}))
     names = [f"{stem}.safetensors"] if len(parts) == 1 else [f"{stem}-{i}-of-{len(parts)}.safetensors" for i in range(1, len(parts) + 1)]
     for name, part in zip(names, parts, strict=True):
-        save_file({key: np.asarray(leaf).astype(dtype if leaf.ndim > 1 else np.float32) for key, leaf in part.items()}, folder / name)
+        # The writer reads memory as it lies, and knows of no strides.
+        save_file({key: np.asarray(leaf).astype(dtype if leaf.ndim > 1 else np.float32, order="C") for key, leaf in part.items()}, folder / name)
+        for leaf in part.values():
+            leaf.delete()  # with the copy on the host that it keeps
         (folder / name).chmod(0o644)  # safetensors writes for its owner alone
     return names
 

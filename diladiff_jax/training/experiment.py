@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import pathlib
-import shutil
 from typing import Any
 
 import flax.linen as nn
@@ -23,7 +22,7 @@ from diladiff_jax.nn.networks import build_networks
 from diladiff_jax.objectives.base import Context, Objective
 from diladiff_jax.objectives.build import FROZEN, build_objective, features_source, frozen_sources
 from diladiff_jax.sampling.pipeline import Sampler
-from diladiff_jax.training import bundles, sharding
+from diladiff_jax.training import bundles, checksums, sharding
 from diladiff_jax.training.checkpoints import CheckpointError, Checkpoints
 
 
@@ -166,9 +165,16 @@ def remember_source(workdir: str | pathlib.Path, source: str | pathlib.Path) -> 
     if not theirs.is_file():
         raise CheckpointError(f"{source} has no tokenizer; it must be the workdir of a trained experiment, or a bundle")
     if not ours.exists():
-        shutil.copytree(theirs.parent, ours.parent)
+        # By name, aside and renamed: what else lies in a stranger's folder stays there.
+        tokenizers.load(theirs.parent).save(ours.parent, {"taken_from": str(source)})
     elif tokenizers.load(ours.parent).file_hashes() != tokenizers.load(theirs.parent).file_hashes():
         raise CheckpointError(f"{workdir} has another tokenizer than {source}; start from it in a fresh workdir")
+    features = source / "features"
+    if features.is_dir():  # the encoder that its stages were trained on
+        pretrained.adopt(str(features), workdir / "features")
+        for name in pretrained.ENCODER_FILES:
+            if checksums.crc32(features / name) != checksums.crc32(workdir / "features" / name):
+                raise CheckpointError(f"{workdir / 'features' / name} differs from that of {source}; start from it in a fresh workdir")
     (workdir / _SOURCE).write_text(json.dumps({"workdir": str(source)}) + "\n")
 
 

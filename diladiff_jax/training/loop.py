@@ -67,6 +67,7 @@ def train(
             set_damaged_aside(pathlib.Path(workdir) / stage / "checkpoints", lambda text: print(text, flush=True))
         if init_from is not None:
             remember_source(workdir, init_from)
+            config_lib.require_taken(config, init_from, stages[0])
         first = config_lib.PREDECESSOR[stages[0]] if stages else None
         if first is not None and not trained_steps(workdir, first):  # before text is prepared, which may take hours
             raise not_trained(workdir, first)

@@ -190,7 +190,7 @@ def test_a_read_that_fails_for_good_is_one_line_and_its_batch_still_to_come(thre
     with Batches(rows, 8, 1, threads=threads, prefetch=3) as batches:
         begun = taken(batches, 5)
         rows.failing = range(10**9)
-        with pytest.raises(DataError, match="Input/output error; 5 reads within 21 s failed") as error:
+        with pytest.raises(DataError, match="Input/output error; 5 reads within 12 s failed") as error:
             taken(batches, 7)
         assert "\n" not in str(error.value) and pauses == list(pipeline._PAUSES) and len(caplog.records) == len(pauses)
         position = batches.get_state()["position"]

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 import tracemalloc
 
@@ -19,6 +20,7 @@ from diladiff_jax import config as config_lib
 from diladiff_jax.training import bundles, sharding
 from diladiff_jax.training.experiment import Experiment, remember_source, trained_steps
 from diladiff_jax.training.loop import train
+from micro import micro_config
 
 NO_JSON = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError)
 REFUSALS = (dl.CheckpointError, dl.ConfigError, dl.DataError, dl.PretrainedError)
@@ -121,10 +123,12 @@ def test_large_stages_are_cut_into_files(trained, tmp_path, monkeypatch):
 
 
 def test_training_goes_on_from_a_bundle(trained, bundle, tmp_path):
-    """As a source of earlier stages it gives what the workdir gives, and itself it is not trained in."""
-    config = config_lib.load(trained)
+    """As a source of earlier stages it gives what the workdir gives, of its tokenizer's folder only what is known, and itself it is not trained in."""
+    source, config = shutil.copytree(bundle, tmp_path / "source"), config_lib.load(trained)
+    (source / "tokenizer" / "secret").symlink_to("/etc/passwd")
     (tmp_path / "new").mkdir()
-    remember_source(tmp_path / "new", bundle)
+    remember_source(tmp_path / "new", source)
+    assert {path.name for path in (tmp_path / "new" / "tokenizer").iterdir()} == {"tokenizer.json", "sentencepiece.model"}
     assert [trained_steps(tmp_path / "new", stage) for stage in ("mdlm", "ladiff")] == [6, 6]
     tokenizer = dl.load(bundle).tokenizer
     ours, theirs = (Experiment(config, folder, tokenizer, mesh_of(8, 1, 1)).context("diladiff") for folder in (trained, tmp_path / "new"))
@@ -133,6 +137,16 @@ def test_training_goes_on_from_a_bundle(trained, bundle, tmp_path):
     with pytest.raises(dl.ConfigError, match="is a bundle"):
         train(config, bundle, ("mdlm",))
     assert sorted(path.name for path in bundle.iterdir()) == before
+
+
+def test_a_stage_is_trained_on_other_text_from_a_bundle(bundle, tmp_path):
+    """On another corpus, with the bundle's tokenizer, from its MDLM; not where a setting gives the earlier stages another meaning."""
+    change = dict(data=dict(documents=200, seed=5), mdlm_long=dict(steps=2, optimizer="adamw"), logging=dict(samples=0))
+    with jax.numpy_rank_promotion("allow"):  # optax promotes
+        train(micro_config(**change), tmp_path / "new", ("mdlm_long",), init_from=bundle)
+    assert dl.load(tmp_path / "new").trained_steps("mdlm_long") == 2
+    with pytest.raises(dl.ConfigError, match="diffusion.d differs"):
+        train(micro_config(diffusion=dict(d=3.0)), tmp_path / "other", ("diladiff",), init_from=bundle)
 
 
 def test_exports_that_cannot_be(trained, bundle, tmp_path):
@@ -220,6 +234,22 @@ def test_names_are_confined(copy, name):
     path.write_text(json.dumps(manifest))
     with pytest.raises(dl.CheckpointError, match="no file of a bundle"):
         dl.load(copy)
+
+
+@pytest.mark.parametrize("name", ["tokenizer/sentencepiece.model", "config.json", "tokenizer/tokenizer.json"])
+def test_what_is_read_must_be_named(copy, name):
+    """A manifest that leaves out a file which opening reads is refused, before that (a pipe, which would be waited for) is opened."""
+    path = copy / "bundle.json"
+    manifest = json.loads(path.read_text())
+    del manifest["files"][name]
+    path.write_text(json.dumps(manifest))
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    with pytest.raises(dl.CheckpointError, match=f"names no {name}"):
+        dl.load(copy)
+    if name == "config.json":
+        with pytest.raises(dl.ConfigError, match="is no file"):
+            config_lib.load(copy)
 
 
 def test_links_lead_nowhere_else(copy, tmp_path):
