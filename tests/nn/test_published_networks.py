@@ -123,7 +123,7 @@ def test_windows_are_separate_encodings(random_parameters, length, sizes):
     [
         (bert, BERT, {"model_type": "roberta"}, "model_type is 'roberta'; it must be 'bert'"),
         (bert, BERT, {"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
-        (bert, BERT, {"hidden_size": "16"}, "hidden_size is '16'; it must be a whole number above 0"),
+        (bert, BERT, {"hidden_size": "16"}, "hidden_size is '16'; it must be a whole number from 1 to"),
         (bert, BERT, {"num_attention_heads": 3}, "num_attention_heads is 3; it must be a divisor of hidden_size = 16"),
         (bert, BERT, {"hidden_act": "swish!"}, "hidden_act is 'swish!'; it must be 'gelu' or"),
         (bert, BERT, {"vocab_size": 20}, "vocab_size is 20; it must be at least the 38 pieces"),
