@@ -3,7 +3,7 @@
     python launch/benchmark.py --suite=sampling --size=tiny --out=bench.json
     python launch/benchmark.py --suite=training --size=tiny --batch=128 --out=bench.json
     python launch/benchmark.py --suite=sampling --size=small --batch=1,8,32 --decode_steps=64 --out=bench.json
-    python launch/benchmark.py --suite=sampling --size=paper --batch=8 --decode_steps=64 --timed_steps=4 --rounds=2 --out=bench.json
+    python launch/benchmark.py --suite=sampling --size=paper --batch=8 --decode_steps=64 --timed_steps=4 --rounds=3 --out=bench.json
 
 Sampling: ways of decoding from the same latents, timed in turns in one run:
   naive             all logits in every step, the nucleus by a full sort, the latent read anew each time
@@ -381,7 +381,7 @@ def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     sampling, first = rows[0]["suite"] == "sampling", rows[0]
     name = "decode_seconds" if sampling else "seconds"
@@ -393,6 +393,7 @@ def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     bars = axis.barh(labels, middle, xerr=spread, color=[f"C{list(dict.fromkeys(row['batch'] for row in rows)).index(row['batch'])}" for row in rows])
     axis.bar_label(bars, [f" {m:.3g}" for m in middle])
     axis.set_xscale("log")
+    axis.xaxis.set_minor_formatter(ticker.NullFormatter())
     axis.margins(x=0.15)
     axis.invert_yaxis()
     what = f"to decode {first['length']} tokens in {first['decode_steps']} steps" if sampling else f"of an update on {first['length']} tokens"
