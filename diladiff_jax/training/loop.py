@@ -67,7 +67,9 @@ def train(
             set_damaged_aside(pathlib.Path(workdir) / stage / "checkpoints", lambda text: print(text, flush=True))
         if init_from is not None:
             remember_source(workdir, init_from)
-            config_lib.require_taken(config, init_from, stages[0])
+            # Of several stages those that the source has are passed over; one alone is trained here.
+            own = [stage for stage in stages if len(stages) == 1 or trained_steps(workdir, stage) < config[stage].steps]
+            config_lib.require_taken(config, init_from, own[0] if own else stages[-1])
         first = config_lib.PREDECESSOR[stages[0]] if stages else None
         if first is not None and not trained_steps(workdir, first):  # before text is prepared, which may take hours
             raise not_trained(workdir, first)

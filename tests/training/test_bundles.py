@@ -147,6 +147,8 @@ def test_a_stage_is_trained_on_other_text_from_a_bundle(bundle, tmp_path):
     assert dl.load(tmp_path / "new").trained_steps("mdlm_long") == 2
     with pytest.raises(dl.ConfigError, match="diffusion.d differs"):
         train(micro_config(diffusion=dict(d=3.0)), tmp_path / "other", ("diladiff",), init_from=bundle)
+    with pytest.raises(dl.ConfigError, match="decoder.cross_layers differs"):  # of several, those that are taken over
+        train(micro_config(decoder=dict(cross_layers=(1,)), ladiff=dict(steps=9)), tmp_path / "third", config_lib.STAGES, init_from=bundle)
 
 
 def test_exports_that_cannot_be(trained, bundle, tmp_path):
