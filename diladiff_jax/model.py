@@ -25,7 +25,7 @@ from diladiff_jax.objectives.build import features_source, text_encoder
 from diladiff_jax.sampling.pipeline import MODELS, Controls, Sample, Sampler
 from diladiff_jax.training import bundles, sharding
 from diladiff_jax.training.checkpoints import CheckpointError
-from diladiff_jax.training.experiment import Experiment
+from diladiff_jax.training.experiment import Experiment, require_source
 
 Array = jax.Array
 
@@ -340,6 +340,7 @@ class Model:
     def _best(self, model: str | None) -> str:
         if model is None:
             if not self.models:
+                require_source(self.experiment.workdir)
                 raise CheckpointError(f"{self.experiment.workdir} has no trained model; run launch/train.py --workdir={self.experiment.workdir} --stage=all")
             return self.models[-1]
         if model not in MODELS:

@@ -406,12 +406,12 @@ def main(argv: list[str]) -> None:
     import jax
 
     path = pathlib.Path(_OUT.value)
+    common.writable_folder("out", str(path.absolute().parent))  # before hours of measuring
     with tempfile.TemporaryDirectory() as empty:  # compiling cold means without what earlier runs stored
         jax.config.update("jax_compilation_cache_dir", empty)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         document = {"sampling": sampling_suite, "training": training_suite}[_SUITE.value]()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(document, indent=2) + "\n")
         plot(document["rows"], path.with_suffix(".png"))
     except OSError as error:

@@ -103,6 +103,8 @@ def run(main: Callable[[Sequence[str]], None], usage: str) -> None:
         return 0
 
     sys.modules["__main__"].__doc__ = usage
+    for flag in flags.FLAGS.flags_by_module_dict().get(__name__, []):  # --help shows those of the script alone
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(guarded, flags_parser=_parse)
 
 
@@ -130,8 +132,9 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
     if workdir == "":
         raise SystemExit(_refuse("--workdir is empty; give the experiment's folder, --workdir=DIR"))
     if given(argv, "config") is None and workdir is not None and "config" in flags.FLAGS:
-        # Before the overrides, which are laid over what it loads.
-        argv.insert(1, f"--config={pathlib.Path(__file__).with_name('workdir_config.py')}:{workdir}")
+        # Before the overrides, which are laid over what it loads. A fresh workdir has the settings of the one it starts from.
+        folder = workdir if (pathlib.Path(workdir) / "config.json").exists() else given(argv, "init_from") or workdir
+        argv.insert(1, f"--config={pathlib.Path(__file__).with_name('workdir_config.py')}:{folder}")
     try:
         return flags.FLAGS(argv)
     except SystemExit:

@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import json
 import os
 import pathlib
@@ -37,15 +36,15 @@ import random
 import shutil
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import common
+import growth
 from absl import flags
 
 _OUT = flags.DEFINE_string("out", None, "JSON file.", required=True)
@@ -59,8 +58,6 @@ _INPUTS = flags.DEFINE_integer("inputs", 2000, "Cases of bad input, of all kinds
 _SEED = flags.DEFINE_integer("seed", 0, "Of the moments, places and cases.")
 
 EVERY = 25  # steps from checkpoint to checkpoint
-GROWTH = 1.0  # KiB a step that the long run's memory may grow by: a checkpoint leaves some 85 KiB behind in TensorStore, a third of this
-THREADS = 4  # by which it may grow: pools start their last threads late
 SETTINGS = [
     "--config=" + str(common.ROOT / "configs" / "tiny.py"), "--stage=mdlm", "--config.data.documents=300", "--config.data.validation_documents=40",
     "--config.data.scorer_documents=60", "--config.backbone.width=16", "--config.backbone.num_layers=1", "--config.backbone.heads=2",
@@ -338,41 +335,6 @@ def cut_rows(half: pathlib.Path, workdir: pathlib.Path, reference: pathlib.Path,
     same(workdir, reference)
 
 
-class Seen(NamedTuple):
-    """A look at a process: the step that its metrics tell, its own memory in KiB, and how many files it has open and threads it has."""
-
-    step: int
-    memory: int
-    files: int
-    threads: int
-
-
-def look(process: subprocess.Popen[str], metrics: pathlib.Path) -> Seen:
-    """Raises OSError, KeyError, IndexError or ValueError where the process is just ending or has not written its metrics yet."""
-    proc = pathlib.Path(f"/proc/{process.pid}")
-    status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines())
-    memory = sum(int(status[name].split()[0]) for name in ("RssAnon", "VmSwap"))  # pages of files come and go as the machine likes
-    return Seen(json.loads(metrics.read_text().splitlines()[-1])["step"], memory, len(list((proc / "fd").iterdir())), int(status["Threads"]))
-
-
-def grown(seen: Sequence[Seen], steps: int) -> tuple[float, int, int]:
-    """KiB a step, files and threads by which a run grew after the first tenth of its steps.
-
-    The least of each of nine parts counts: while a checkpoint is written there is more of everything. Of the growth of memory from part to part
-    the median: once in a run a great deal is given back, which a line through all would take for thrift.
-
-    Raises:
-      Lost: a part was not looked at.
-    """
-    part = steps / 10
-    parts = [[one for one in seen if n * part <= one.step < (n + 1) * part] for n in range(1, 10)]
-    if not all(parts):
-        raise Lost(f"{steps} steps are too few to look at, or the process could not be seen")
-    lows = [[min(one[i] for one in some) for some in parts] for i in (1, 2, 3)]
-    memory = statistics.median(b - a for a, b in itertools.pairwise(lows[0])) / part
-    return memory, *(min(low[-3:]) - min(low[:3]) for low in lows[1:])
-
-
 def long_run(workdir: pathlib.Path) -> str:
     """A run of --long steps with checkpoints, validations and metrics; what it grew by."""
     steps = _LONG.value
@@ -381,12 +343,15 @@ def long_run(workdir: pathlib.Path) -> str:
     process, seen, began = start(workdir, f"--config.mdlm.steps={steps}", *every, MALLOC_ARENA_MAX="1"), [], time.monotonic()
     while process.poll() is None and time.monotonic() - began < 3600:
         with contextlib.suppress(OSError, KeyError, IndexError, ValueError):
-            seen.append(look(process, workdir / "mdlm" / "metrics" / "metrics.jsonl"))
+            seen.append(growth.look(process, workdir / "mdlm" / "metrics" / "metrics.jsonl"))
         time.sleep(0.1)
     ended(process, 0)
-    memory, files, threads = grown(seen, steps)
+    try:
+        memory, files, threads = growth.grown(seen, steps)
+    except ValueError as error:
+        raise Lost(str(error)) from None
     said = f"memory grew by {memory:.2f} KiB a step, open files by {files}, threads by {threads} ({len(seen)} looks)"
-    if memory > GROWTH or files > 0 or threads > THREADS:
+    if memory > growth.GROWTH or files > 0 or threads > growth.THREADS:
         raise Lost(said)
     return said
 

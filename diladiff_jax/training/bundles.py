@@ -166,15 +166,20 @@ class Bundle:
         return jax.tree.unflatten(tree, arrays)
 
     def _require_same(self, first: str, wanted: dict[str, Any], places: dict[str, tuple[str, Any]]) -> None:
+        """Whole files may still be of another experiment: of a stranger's, or of this one where its settings have been changed."""
+
+        def other(name: str, what: str) -> CheckpointError:
+            return CheckpointError(f"bundle {self.folder}: {name} {what}; give the settings of {self.folder / 'config.json'}, or, where they are these, get the bundle again")
+
         for key in [*wanted, *places]:
             if key not in places:
-                raise self._wrong(first, f"has no tensor {key}, which {self.folder / 'config.json'} asks for")
+                raise other(first, f"has no tensor {key}, which the experiment's settings ask for")
             name, part = places[key]
             if key not in wanted:
-                raise self._wrong(name, f"has a tensor {key[:100]!r} that {self.folder / 'config.json'} does not ask for")
+                raise other(name, f"has a tensor {key[:100]!r} that the experiment's settings do not ask for")
             shape, dtype = tuple(part.get_shape()), part.get_dtype()
             if shape != wanted[key].shape or dtype not in _DTYPES:
-                raise self._wrong(name, f"has {key} as {dtype} {shape}; it must be {' or '.join(_DTYPES)} {wanted[key].shape}")
+                raise other(name, f"has {key} as {dtype} {shape}; by the experiment's settings it must be {' or '.join(_DTYPES)} {wanted[key].shape}")
 
     def _wrong(self, name: str, what: str) -> CheckpointError:
         return CheckpointError(f"bundle {self.folder}: {name} {what}; get the bundle again, or make it anew with launch/export.py")

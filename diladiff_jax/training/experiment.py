@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from diladiff_jax import pretrained
+from diladiff_jax import config, pretrained
 from diladiff_jax.data import tokenizers
 from diladiff_jax.data.tokenizers import Tokenizer
 from diladiff_jax.diffusion.gaussian import make_schedule
@@ -117,11 +117,6 @@ class Experiment:
         return self.restore(features_source(self.settings))
 
     @property
-    def tokenizer_directory(self) -> pathlib.Path:
-        """`WORKDIR/tokenizer`."""
-        return self.workdir / "tokenizer"
-
-    @property
     def features_directory(self) -> pathlib.Path:
         """`WORKDIR/features`, the published encoder's files: a workdir needs neither the network nor the folder they came from."""
         return self.workdir / "features"
@@ -134,7 +129,7 @@ class Experiment:
         """
         if features_source(self.settings) != "bert":
             return None
-        ours, theirs = (pretrained.read_vocabulary(folder) for folder in (self.tokenizer_directory, self.features_directory))
+        ours, theirs = (pretrained.read_vocabulary(folder) for folder in (self.workdir / "tokenizer", self.features_directory))
         if ours != theirs:
             raise pretrained.PretrainedError(
                 f"{self.features_directory / 'vocab.txt'} has {len(theirs)} pieces and differs from the tokenizer's {len(ours)}; "
@@ -152,15 +147,19 @@ _SOURCE = "init_from.json"
 
 
 def remember_source(workdir: str | pathlib.Path, source: str | pathlib.Path) -> None:
-    """Notes in `workdir` that stages it lacks are those of the workdir or bundle `source`, and takes over its tokenizer.
+    """Notes in `workdir` that stages before its own are those of the workdir or bundle `source`, and takes over its tokenizer and features.
 
     Raises:
-      CheckpointError: `source` is neither, or has another tokenizer than `workdir`.
+      CheckpointError: `source` is neither, has another tokenizer or encoder than `workdir`, or stages here were trained from another source.
       DataError: a tokenizer of theirs is damaged.
     """
     workdir, source = pathlib.Path(workdir), pathlib.Path(source).absolute()
     if bundles.is_bundle(source):
         bundles.Bundle(source).check()
+    if (workdir / _SOURCE).exists() and any(_last_step(workdir / stage / "checkpoints") for stage in config.PREDECESSOR):
+        noted = _source(workdir)
+        if noted != source and noted.is_dir():  # one that was moved may be given again
+            raise CheckpointError(f"{workdir} was started from {noted}, and stages here were trained from that; start from {source} in a fresh workdir")
     theirs, ours = source / "tokenizer" / "tokenizer.json", workdir / "tokenizer" / "tokenizer.json"
     if not theirs.is_file():
         raise CheckpointError(f"{source} has no tokenizer; it must be the workdir of a trained experiment, or a bundle")
@@ -187,12 +186,25 @@ def _source(workdir: pathlib.Path) -> pathlib.Path:
 
 
 def _home(workdir: pathlib.Path, stage: str) -> pathlib.Path:
-    """The workdir or bundle that a stage is read from: this one, or where only it has the stage, the one it was started from."""
-    if not _steps(workdir, stage) and (workdir / _SOURCE).exists():
+    """The workdir or bundle that a stage is read from: this one, or the one it was started from where that alone has the stage, and has it made
+    from the same: a stage whose predecessors were trained here anew is not lent."""
+    before: str | None = stage
+    while before is not None:
+        if _steps(workdir, before):
+            return workdir
+        before = config.PREDECESSOR[before]
+    if (workdir / _SOURCE).exists():
         theirs = _source(workdir)
         if _steps(theirs, stage):
             return theirs
     return workdir
+
+
+def require_source(workdir: str | pathlib.Path) -> None:
+    """Raises CheckpointError where the workdir or bundle that this workdir was started from is gone: what it lent would be trained anew."""
+    workdir = pathlib.Path(workdir)
+    if (workdir / _SOURCE).exists() and not (theirs := _source(workdir)).is_dir():
+        raise CheckpointError(f"{theirs}, which {workdir} was started from, is not there; put it back, or tell where it is now with launch/train.py --init_from=FOLDER")
 
 
 def trained_steps(workdir: str | pathlib.Path, stage: str) -> int:
@@ -210,7 +222,10 @@ def last_checkpoint(workdir: str | pathlib.Path, stage: str) -> pathlib.Path:
 
 
 def not_trained(workdir: str | pathlib.Path, stage: str) -> CheckpointError:
-    """What is raised for a stage without a checkpoint."""
+    """What is raised for a stage without a checkpoint. Raises as `require_source`, where that is why."""
+    if bundles.is_bundle(workdir):
+        return CheckpointError(f"bundle {workdir} does not hold stage {stage}; get or export one that does")
+    require_source(workdir)
     return CheckpointError(f"stage {stage} is not trained in {workdir}; run launch/train.py --workdir={workdir} --stage={stage} first")
 
 

@@ -25,7 +25,7 @@ from diladiff_jax.objectives.diladiff import student_from_teacher
 from diladiff_jax.training import sharding
 from diladiff_jax.training.checkpoints import Checkpoints, require_whole, set_damaged_aside
 from diladiff_jax.training.distributed import Preempted, StopSignal, by_the_first
-from diladiff_jax.training.experiment import Experiment, last_checkpoint, not_trained, remember_source, trained_steps
+from diladiff_jax.training.experiment import Experiment, last_checkpoint, not_trained, remember_source, require_source, trained_steps
 from diladiff_jax.training.flops import model_flops
 from diladiff_jax.training.metrics import MetricsWriter, Progress
 from diladiff_jax.training.optimizer import make_optimizer
@@ -70,6 +70,7 @@ def train(
             # Of several stages those that the source has are passed over; one alone is trained here.
             own = [stage for stage in stages if len(stages) == 1 or trained_steps(workdir, stage) < config[stage].steps]
             config_lib.require_taken(config, init_from, own[0] if own else stages[-1])
+        require_source(workdir)
         first = config_lib.PREDECESSOR[stages[0]] if stages else None
         if first is not None and not trained_steps(workdir, first):  # before text is prepared, which may take hours
             raise not_trained(workdir, first)

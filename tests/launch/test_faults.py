@@ -39,7 +39,7 @@ def test_growth_is_seen_through_the_noise():
     code = """
 import random, sys
 sys.path.insert(0, "launch")
-from faults import GROWTH, Seen, grown
+from growth import GROWTH, Seen, grown
 def growth(memory=0.0, files=0.0, threads=0.0):
     rng = random.Random(0)
     looks = [i * 20 for i in range(250)]

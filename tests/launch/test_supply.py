@@ -65,9 +65,9 @@ def test_the_lock_is_of_these_pins():
 def test_the_lock_holds_all_that_its_packages_ask_for():
     """As those that are installed here state it, for every platform: a pin that was changed by hand would be found."""
     for place in PLACES:
-        held, seen, todo = locked(place), set(), [(name, "") for name in pins()]
-        while todo:
-            name, extra = todo.pop()
+        held, seen, unseen = locked(place), set(), [(name, "") for name in pins()]
+        while unseen:
+            name, extra = unseen.pop()
             if (name, extra) in seen:
                 continue
             seen.add((name, extra))
@@ -79,7 +79,7 @@ def test_the_lock_holds_all_that_its_packages_ask_for():
                 if wanted.marker is None or wanted.marker.evaluate(place | {"extra": extra}):
                     other = canonicalize_name(wanted.name)
                     assert wanted.specifier.contains(held[other], prereleases=True), (name, wanted, held[other])
-                    todo += [(other, extra) for extra in ("", *wanted.extras)]
+                    unseen += [(other, extra) for extra in ("", *wanted.extras)]
         assert len(seen) > 80
 
 

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 import diladiff_jax as dl
 from diladiff_jax import config as config_lib
 from diladiff_jax.training import bundles, sharding
-from diladiff_jax.training.experiment import Experiment, remember_source, trained_steps
+from diladiff_jax.training.experiment import Experiment, not_trained, remember_source, trained_steps
 from diladiff_jax.training.loop import train
 from micro import micro_config
 
@@ -151,15 +151,35 @@ def test_a_stage_is_trained_on_other_text_from_a_bundle(bundle, tmp_path):
         train(micro_config(decoder=dict(cross_layers=(1,)), ladiff=dict(steps=9)), tmp_path / "third", config_lib.STAGES, init_from=bundle)
 
 
+def test_stages_made_from_others_are_not_lent(trained, bundle, tmp_path):
+    """A workdir that has trained its own MDLM takes from its source nothing that was made from another one; what stands alone it does. The source
+    cannot be changed under it, and one that is gone is named, by training too, which would begin anew."""
+    source, new = shutil.copytree(bundle, tmp_path / "source"), tmp_path / "new"
+    new.mkdir()
+    remember_source(new, source)
+    (new / "mdlm" / "checkpoints").mkdir(parents=True)
+    shutil.copytree(trained / "mdlm" / "checkpoints" / "6", new / "mdlm" / "checkpoints" / "6")
+    assert {stage: trained_steps(new, stage) for stage in config_lib.PREDECESSOR} == {"mdlm": 6, "autoencoder": 0, "ladiff": 0, "diladiff": 0, "mdlm_long": 0, "scorer": 6}
+    with pytest.raises(dl.CheckpointError, match="was started from"):
+        remember_source(new, trained)
+    source.rename(tmp_path / "moved")
+    for call in (lambda: not_trained(new, "scorer"), lambda: train(config_lib.load(trained), new, config_lib.STAGES)):
+        with pytest.raises(dl.CheckpointError, match="source, which .* was started from, is not there"):
+            call()
+    assert {path.name for path in (new / "mdlm" / "checkpoints").iterdir()} == {"6"}
+    remember_source(new, tmp_path / "moved")
+    assert trained_steps(new, "scorer") == 6
+
+
 def test_exports_that_cannot_be(trained, bundle, tmp_path):
     """A folder that is there, a stage that is not trained, a place that cannot be written: one error, and nothing left behind."""
     experiment = dl.load(trained).experiment
     with pytest.raises(dl.CheckpointError, match="exists already"):
         bundles.export(experiment, bundle)
     one = bundles.export(experiment, tmp_path / "one", stages=("mdlm",))
-    with pytest.raises(dl.CheckpointError, match="ladiff is not trained"):
+    with pytest.raises(dl.CheckpointError, match="does not hold|ladiff is not trained"):
         bundles.export(dl.load(one).experiment, tmp_path / "two", stages=("ladiff",))
-    with pytest.raises(dl.CheckpointError, match="no stage ladiff|ladiff is not trained"):
+    with pytest.raises(dl.CheckpointError, match="does not hold stage ladiff"):
         dl.load(one).trained("ladiff")
     (tmp_path / "file").write_text("")
     with pytest.raises(dl.CheckpointError, match="cannot be written"):
