@@ -174,6 +174,8 @@ def default_config() -> ConfigDict:
             order="random",  # which positions a step unmasks; or "count", "confidence", "threshold" (sampling.pipeline.ORDERS)
             threshold=0.9,  # "threshold": how sure is sure enough
             refresh_every=1,  # above 1: keys and values of all positions are made anew only so often, else of what was unmasked (orders "random", "count")
+            skip_layers=(),  # layers of the backbone (never the last) that late steps are made without
+            skip_from=0.5,  # late: from this part of all steps on
             prior_steps=200,
             prior_method="euler",  # or "ddim", "heun", "dpmpp_2m"
             prior_self_conditioning="previous",  # or "current", "none"
@@ -358,6 +360,10 @@ def check(config: ConfigDict) -> None:
     need(0 <= s.threshold <= 1, "sampling.threshold", "between 0 and 1")
     need(s.refresh_every > 0, "sampling.refresh_every", "above 0")
     need(s.refresh_every == 1 or s.order in ("random", "count"), "sampling.refresh_every", f"1 when sampling.order is {s.order}, which looks at all masked positions in every step")
+    need(all(0 <= i < depth - 1 for i in s.skip_layers), "sampling.skip_layers", f"layer indices from 0 to {depth - 2}: the last one makes the logits" if depth > 1 else "empty: the only layer makes the logits")
+    need(not s.skip_layers or s.refresh_every == 1, "sampling.skip_layers", "empty when sampling.refresh_every is above 1: all layers' keys and values are kept")
+    need(not s.skip_layers or s.order != "threshold", "sampling.skip_layers", "empty when sampling.order is threshold, whose number of steps is not known before")
+    need(0 <= s.skip_from <= 1, "sampling.skip_from", "between 0 and 1")
     one_of("sampling.prior_method", "euler", "ddim", "heun", "dpmpp_2m")
     one_of("sampling.prior_self_conditioning", "previous", "current", "none")
     need(0 <= s.gamma < 1, "sampling.gamma", "in [0, 1)")
@@ -436,24 +442,41 @@ def require_taken(config: ConfigDict, source: str | pathlib.Path, stage: str) ->
             raise ConfigError(f"config key {key} differs from {pathlib.Path(source) / 'config.json'}, whose {earlier[0]} is taken over; leave {key} as it is there")
 
 
+def require_own(config: ConfigDict, workdir: str | pathlib.Path) -> None:
+    """Checks that `config` may be the workdir's: nothing was made there from another one, and it is no bundle.
+
+    Raises:
+      ConfigError: as `require_same`; or the workdir is a bundle.
+    """
+    workdir = pathlib.Path(workdir)
+    if (workdir / "bundle.json").exists() or any(workdir.glob("*.safetensors")):  # or what is left of one
+        raise ConfigError(f"{workdir} is a bundle, which stays as it is; train in another --workdir, with --init_from={workdir} to start from it")
+    if _made(workdir):
+        require_same(config, workdir)
+
+
+def _made(workdir: pathlib.Path) -> bool:
+    """Whether something was made from `WORKDIR/config.json`."""
+    try:
+        return (workdir / "config.json").exists() and ((workdir / "prepared.json").exists() or any(workdir.glob("*/checkpoints/*")))
+    except OSError as error:
+        raise ConfigError(f"workdir {workdir} cannot be read ({error.strerror}); give a folder that can be") from None
+
+
 def save(config: ConfigDict, workdir: str | pathlib.Path, *, first: bool = False) -> None:
-    """Writes `WORKDIR/config.json`; where something was made from an earlier one, the experiment must be the same.
+    """Writes `WORKDIR/config.json`, where `require_own` allows it.
 
     With `first` that one is left as it is: a command that is refused later leaves the workdir's experiment alone.
 
     Raises:
-      ConfigError: as `require_same`; the workdir is a bundle, or cannot be written.
+      ConfigError: as `require_own`; or the workdir cannot be written.
     """
+    require_own(config, workdir)
     workdir = pathlib.Path(workdir)
     path = workdir / "config.json"
-    if (workdir / "bundle.json").exists():
-        raise ConfigError(f"{workdir} is a bundle, which stays as it is; train in another --workdir, with --init_from={workdir} to start from it")
+    if first and _made(workdir):
+        return
     try:
-        made = (workdir / "prepared.json").exists() or any(workdir.glob("*/checkpoints/*"))
-        if path.exists() and made:
-            require_same(config, workdir)
-            if first:
-                return
         workdir.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(".json.tmp")
         aside.write_text(json.dumps(config.to_dict(), indent=2) + "\n")

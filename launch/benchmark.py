@@ -9,11 +9,12 @@ Sampling: ways of decoding from the same latents, timed in turns in one run:
   naive             all logits in every step, the nucleus by a full sort, the latent read anew each time
   bisection         the same with the library's nucleus in place of the sort
   ours              what the library does: the positions of a step alone, the latent read once
-  approx_refresh_R  the same with sampling.refresh_every=R: keys and values of all positions are made anew every R steps
+  approx_skip       the same with sampling.skip_layers: the second half of the steps is made without every second layer (not the first, not the last)
+  approx_refresh_R  as ours with sampling.refresh_every=R: keys and values of all positions are made anew every R steps
 All attend in the library's own way, so that the ratios show the decoding and not the attention. In the same turns are timed, for all
 positions and layers of the backbone in one step, the products alone: those of its linear maps (`linear_maps_seconds`) and the two of
 attention, scores and mixture (`attention_products_seconds`); and the latents: of the student, and of the undistilled prior in
---prior_steps steps, of which --timed_steps are run.
+--prior_steps steps, of which --timed_steps are run. A way that needs more memory than the device has is left out, and said.
 
 With --timed_steps=N below --decode_steps=T only N steps are run, on rows in which all but N/T of the tokens are given:
 each step then unmasks as many as one of T does. Times are scaled by T/N, and the row says so (`timed_steps`).
@@ -24,7 +25,6 @@ Beside FILE.json a plot FILE.png is written.
 
 import dataclasses
 import functools
-import json
 import pathlib
 import statistics
 import tempfile
@@ -101,12 +101,21 @@ def plain_decode(networks: Any, params: Any, keys: Any, prompt: Any, latents: An
 
 
 class Program(NamedTuple):
-    """A compiled program, the seconds that compiling took without and with a stored copy, and the bytes of its temporaries."""
+    """A compiled program, the seconds that compiling took without and with a stored copy, and the bytes of its temporaries and of all that it holds."""
 
     run: Any
     cold: float
     cached: float
     temporaries: int
+    held: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether the device can hold it; where neither is known, it is tried."""
+        from diladiff_jax.training import sharding
+
+        there = sharding.device_memory()
+        return there is None or self.held <= there
 
 
 def compiled(function: Any, *arguments: Any, times: int = 2) -> Program:
@@ -120,7 +129,8 @@ def compiled(function: Any, *arguments: Any, times: int = 2) -> Program:
         program = jax.jit(function).lower(*arguments).compile()
         seconds.append(time.perf_counter() - start)
     memory = program.memory_analysis()
-    return Program(program, seconds[0], seconds[-1], int(memory.temp_size_in_bytes) if memory is not None else 0)
+    parts = (memory.temp_size_in_bytes, memory.argument_size_in_bytes, memory.output_size_in_bytes) if memory is not None else (0,)
+    return Program(program, seconds[0], seconds[-1], int(parts[0]), int(sum(parts)))
 
 
 def seconds_of(program: Any, *arguments: Any) -> tuple[float, Any]:
@@ -154,12 +164,18 @@ def decoding_flops(case: str, c: Any, vocab: int, batch: int, steps: int, refres
         return steps * (layers * block + cross + reading + 2 * rows * d * vocab)
     at_needed = 2 * needed * (2 * d * d + mlp) + 4 * needed * length * d  # of a layer whose keys and values are there
     whole = (layers - 1) * block + cross + 2 * rows * 2 * d * d  # all layers but the last, and its keys and values
-    if case == "ours":
-        return steps * (whole + at_needed + 2 * needed * d * vocab) + reading
+    if case in ("ours", "approx_skip"):
+        late = steps - (steps + 1) // 2 if case == "approx_skip" else 0
+        return steps * (whole + at_needed + 2 * needed * d * vocab) + reading - late * len(skipped(layers)) * block
     some = layers * at_needed + cross * needed / rows
     changed = (layers - 1) * at_needed + cross * needed / rows + layers * 2 * needed * 2 * d * d  # of the last layer, keys and values alone
     anew = -(-steps // refresh)
     return anew * whole + (steps - anew) * changed + steps * (some + 2 * needed * d * vocab) + reading
+
+
+def skipped(layers: int) -> tuple[int, ...]:
+    """Every second layer between the first and the last."""
+    return tuple(range(1, layers - 1, 2))
 
 
 def random_parameters(module: Any, *inputs: Any) -> Any:
@@ -218,11 +234,13 @@ def attention_products(q: Any, k: Any, v: Any) -> Any:
 def sampling_suite() -> dict[str, Any]:
     """The document of the architecture's "benchmark's JSON": for each batch a row for each way of decoding, and the latents' times."""
     batches, steps = whole_numbers("batch", _BATCH.value), _DECODE_STEPS.value
-    timed = min(_TIMED_STEPS.value or steps, steps)
+    timed = _TIMED_STEPS.value or steps
+    if timed > steps:
+        raise common.UsageError(f"--timed_steps is {timed}; it must be at most --decode_steps={steps}")
     if timed % _REFRESH.value and timed < steps:
         raise common.UsageError(f"--timed_steps is {timed}; it must be a multiple of --refresh_every={_REFRESH.value}, or all {steps} steps")
     documents = [sampling_rows(batch, steps, timed) for batch in batches]
-    return {"machine": documents[-1]["machine"], "rows": [row for d in documents for row in d["rows"]], "latents": [row for d in documents for row in d["latents"]]}
+    return {"machine": documents[-1]["machine"]} | {part: [row for d in documents for row in d[part]] for part in ("rows", "latents", "left_out")}
 
 
 def whole_numbers(name: str, texts: list[str]) -> list[int]:
@@ -233,7 +251,7 @@ def whole_numbers(name: str, texts: list[str]) -> list[int]:
 
 
 def sampling_rows(batch: int, steps: int, timed: int) -> dict[str, Any]:
-    """Machine, rows and latents for one batch."""
+    """Machine, rows, latents and what was left out for one batch."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -242,7 +260,7 @@ def sampling_rows(batch: int, steps: int, timed: int) -> dict[str, Any]:
     from diladiff_jax.nn.networks import build_networks
     from diladiff_jax.sampling.pipeline import Controls, Sampler
 
-    top_p, refresh, approximate = _TOP_P.value, _REFRESH.value, f"approx_refresh_{_REFRESH.value}"
+    top_p, refresh = _TOP_P.value, _REFRESH.value
     c = settings(_SIZE.value)
     length, vocab = c.data.length, c.tokenizer.vocab_size
     mask_id, sampleable = vocab - 1, np.arange(vocab) < vocab - 1
@@ -261,11 +279,15 @@ def sampling_rows(batch: int, steps: int, timed: int) -> dict[str, Any]:
     def plain(params: Any, keys: Any, prompt: Any, z: Any, controls: Any, *, sort: bool) -> Any:
         return plain_decode(networks, params, keys, prompt, z, mask_id, jnp.asarray(sampleable), controls.decode_steps, controls.top_p, sort=sort)
 
+    def decoded(sampler: Sampler, *arguments: Any) -> Any:
+        return sampler.decode(*arguments).tokens
+
     functions = {
         "naive": functools.partial(plain, sort=True),
         "bisection": functools.partial(plain, sort=False),
-        "ours": lambda params, keys, prompt, z, controls: sampler.decode(params, keys, prompt, z, controls).tokens,
-        approximate: lambda params, keys, prompt, z, controls: dataclasses.replace(sampler, refresh_every=refresh).decode(params, keys, prompt, z, controls).tokens,
+        "ours": functools.partial(decoded, sampler),
+        "approx_skip": functools.partial(decoded, dataclasses.replace(sampler, skip_layers=skipped(c.backbone.num_layers))),
+        f"approx_refresh_{refresh}": functools.partial(decoded, dataclasses.replace(sampler, refresh_every=refresh)),
     }
     latent_inputs = {"student": (params, keys, controls), "prior": (params, keys, controls._replace(latent_steps=jnp.int32(prior_timed)))}
     latent_programs = {"student": compiled(sampler.student_latents, *latent_inputs["student"]), "prior": compiled(sampler.prior_latents, *latent_inputs["prior"], times=1)}
@@ -274,8 +296,11 @@ def sampling_rows(batch: int, steps: int, timed: int) -> dict[str, Any]:
     qkv = (jnp.ones((batch, length, c.backbone.heads, c.backbone.width // c.backbone.heads)),) * 3
     attention = compiled(attention_products, *qkv, times=1)
     decode = {case: compiled(functions[case], params, keys, prompt, z, controls) for case in functions}
+    if not decode["ours"].fits:
+        raise common.UsageError(f"--batch={batch} does not fit into memory ({decode['ours'].held / 2**30:.1f} GiB); make it smaller")
+    cases = [case for case in functions if decode[case].fits]
 
-    times: dict[str, list[float]] = {name: [] for name in ("student", "prior", "linear maps", "attention products", *functions)}
+    times: dict[str, list[float]] = {name: [] for name in ("student", "prior", "linear maps", "attention products", *cases)}
     drawn: dict[str, Any] = {}
     rates = [matmul_rate()]
     for turn in range(_ROUNDS.value):
@@ -285,7 +310,7 @@ def sampling_rows(batch: int, steps: int, timed: int) -> dict[str, Any]:
             times[name].append(seconds * (_PRIOR_STEPS.value / prior_timed if name == "prior" else 1))
         times["linear maps"].append(seconds_of(products.run, params["decoder"]["backbone"], h)[0])
         times["attention products"].append(c.backbone.num_layers * seconds_of(attention.run, *qkv)[0])
-        for case in functions:
+        for case in cases:
             seconds, drawn[case] = seconds_of(decode[case].run, params, keys, prompt, z, controls)
             times[case].append(seconds * steps / timed)
         print(f"batch {batch}, round {turn + 1} of {_ROUNDS.value}: " + ", ".join(f"{name} {values[-1]:.2f} s" for name, values in times.items()), flush=True)
@@ -294,7 +319,7 @@ def sampling_rows(batch: int, steps: int, timed: int) -> dict[str, Any]:
     rate, middle = max(rates), {name: statistics.median(values) for name, values in times.items()}
     common_fields = {"suite": "sampling", "size": _SIZE.value, "batch": batch, "length": length, "rounds": _ROUNDS.value}
     rows = []
-    for case in functions:
+    for case in cases:
         total, cold = middle["student"] + middle[case], latent_programs["student"].cold + decode[case].cold
         free = np.asarray(prompt) == mask_id
         rows.append(common_fields | {
@@ -305,7 +330,7 @@ def sampling_rows(batch: int, steps: int, timed: int) -> dict[str, Any]:
             "peak_memory_bytes": max(latent_programs["student"].temporaries, decode[case].temporaries), "decode_memory_bytes": decode[case].temporaries,
             "compile_seconds_cold": cold, "compile_seconds_cached": latent_programs["student"].cached + decode[case].cached,
             "fraction_of_matmul_rate": decoding_flops(case, c, vocab, batch, steps, refresh) / middle[case] / rate,
-            "tokens_as_naive": float((np.asarray(drawn[case]) == np.asarray(drawn["naive"]))[free].mean()),
+            "tokens_as_first": float((np.asarray(drawn[case]) == np.asarray(drawn[cases[0]]))[free].mean()),
         })  # fmt: skip
     numbers = {"student": (_LATENT_STEPS.value, _LATENT_STEPS.value), "prior": (_PRIOR_STEPS.value, prior_timed)}
     latents = [
@@ -313,7 +338,8 @@ def sampling_rows(batch: int, steps: int, timed: int) -> dict[str, Any]:
         for name in latent_programs
     ]
     machine = {"device": jax.devices()[0].device_kind, "count": jax.device_count(), "matmul_flops_per_second": rate}
-    return {"machine": machine, "rows": rows, "latents": latents}
+    left_out = [common_fields | {"case": case, "decode_memory_bytes": decode[case].temporaries, "held_bytes": decode[case].held} for case in functions if case not in cases]
+    return {"machine": machine, "rows": rows, "latents": latents, "left_out": left_out}
 
 
 def training_suite() -> dict[str, Any]:
@@ -406,16 +432,15 @@ def main(argv: list[str]) -> None:
     import jax
 
     path = pathlib.Path(_OUT.value)
-    common.writable_folder("out", str(path.absolute().parent))  # before hours of measuring
+    if path.suffix == ".png" or path.with_suffix(".png").exists() and not path.exists():
+        raise common.UsageError(f"--out={path}: the plot beside it is {path.with_suffix('.png')}, which must be another file and nobody else's; give FILE.json")
+    common.replaceable("out", path, {"machine", "rows"}, "such result")  # before hours of measuring
     with tempfile.TemporaryDirectory() as empty:  # compiling cold means without what earlier runs stored
         jax.config.update("jax_compilation_cache_dir", empty)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         document = {"sampling": sampling_suite, "training": training_suite}[_SUITE.value]()
-    try:
-        path.write_text(json.dumps(document, indent=2) + "\n")
-        plot(document["rows"], path.with_suffix(".png"))
-    except OSError as error:
-        raise common.UsageError(f"--out={path} cannot be written ({error.strerror}); give a file in a folder that can be") from None
+    common.write_json("out", path, document)
+    plot(document["rows"], path.with_suffix(".png"))
     rows = document["rows"]
     if _SUITE.value == "training":
         for row in rows:
@@ -427,10 +452,10 @@ def main(argv: list[str]) -> None:
             )
         return
     for batch in dict.fromkeys(row["batch"] for row in rows):
-        report([row for row in rows if row["batch"] == batch], [row for row in document["latents"] if row["batch"] == batch])
+        report(*([row for row in document[part] if row["batch"] == batch] for part in ("rows", "latents", "left_out")))
 
 
-def report(rows: list[dict[str, Any]], latents: list[dict[str, Any]]) -> None:
+def report(rows: list[dict[str, Any]], latents: list[dict[str, Any]], left_out: list[dict[str, Any]]) -> None:
     """Prints what was measured at one batch, and the ratios that the library is judged by."""
     first = rows[0]
     print(f"batch {first['batch']}, {first['length']} tokens, {first['decode_steps']} steps" + (f", scaled from {first['timed_steps']} timed steps" if first["timed_steps"] < first["decode_steps"] else ""))
@@ -439,18 +464,21 @@ def report(rows: list[dict[str, Any]], latents: list[dict[str, Any]]) -> None:
             f"{row['case']:17} {row['decode_seconds']:9.2f} s decoding ({row['decode_seconds_low']:.2f} to {row['decode_seconds_high']:.2f}), "
             f"{row['latent_seconds']:.2f} s latent, {row['tokens_per_second']:.0f} tokens/s, {row['decode_memory_bytes'] / 2**20:.0f} MiB, "
             f"first after {row['first_result_seconds']:.1f} s, compiled in {row['compile_seconds_cold']:.1f} s (stored: {row['compile_seconds_cached']:.1f} s), "
-            f"{100 * row['fraction_of_matmul_rate']:.0f}% of the matmul rate, tokens as naive {100 * row['tokens_as_naive']:.2f}%"
+            f"{100 * row['fraction_of_matmul_rate']:.0f}% of the matmul rate, tokens as {first['case']} {100 * row['tokens_as_first']:.2f}%"
         )
+    for row in left_out:
+        print(f"{row['case']:17} left out: it needs {row['held_bytes'] / 2**30:.1f} GiB of memory, more than there is")
     for row in latents:
         print(f"latents, {row['sampler']}: {row['seconds']:.2f} s for {row['steps']} steps ({row['timed_steps']} timed)")
     by_case = {row["case"]: row for row in rows}
-    ours, approximate = by_case["ours"], rows[-1]
+    ours = by_case["ours"]
     step, products = ours["decode_seconds"] / ours["decode_steps"], ours["linear_maps_seconds"] + ours["attention_products_seconds"]
+    plain, quick = [case for case in ("naive", "bisection") if case in by_case], [row["case"] for row in rows[rows.index(ours) :]]
+    ratios = [f"{slow} over {fast} {by_case[slow]['decode_seconds'] / by_case[fast]['decode_seconds']:.2f}" for slow in plain for fast in quick]
+    memory = {row["case"]: row["decode_memory_bytes"] for row in rows + left_out}
     print(
-        f"naive over ours {first['decode_seconds'] / ours['decode_seconds']:.1f}, bisection over ours {by_case['bisection']['decode_seconds'] / ours['decode_seconds']:.2f}, "
-        f"naive over {approximate['case']} {first['decode_seconds'] / approximate['decode_seconds']:.1f}; "
-        f"a step of ours over the backbone's products {step / products:.2f}, over its linear maps alone {step / ours['linear_maps_seconds']:.2f}; "
-        f"student's latents {100 * ours['latent_seconds'] / ours['decode_seconds']:.1f}% of decoding; memory {100 * ours['decode_memory_bytes'] / first['decode_memory_bytes']:.0f}% of naive's; "
+        f"{', '.join(ratios)}; a step of ours over the backbone's products {step / products:.2f}, over its linear maps alone {step / ours['linear_maps_seconds']:.2f}; "
+        f"student's latents {100 * ours['latent_seconds'] / ours['decode_seconds']:.1f}% of decoding; memory {100 * memory['ours'] / memory['naive']:.0f}% of naive's; "
         f"stored compile {100 * ours['compile_seconds_cached'] / ours['compile_seconds_cold']:.0f}% of the first"
     )
 

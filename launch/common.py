@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import pathlib
@@ -10,6 +11,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from typing import Any
 
 try:
     import absl.logging
@@ -23,6 +25,7 @@ PREEMPTED = 75  # exit code "run the same command again" (EX_TEMPFAIL), which th
 _OUT_OF_OUR_HANDS = frozenset((
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
 ))  # fmt: skip
+_LARGEST = 1 << 24  # bytes of a file that is looked at before it is replaced
 _LONGEST_LINE = 800  # characters of an error; of a longer one, which quotes what was given, the middle is left out
 sys.path.insert(0, str(ROOT))  # the commands run from a checkout as well as from an installed package
 
@@ -126,6 +129,49 @@ def writable_folder(flag: str, path: str) -> None:
         raise UsageError(f"--{flag}={path} cannot be written ({error.strerror}); give a folder that can be") from None
 
 
+def replaceable(flag: str, path: pathlib.Path, keys: set[str], what: str, *, lines: bool = False) -> None:
+    """Looks, before work begins, at the file that a flag names: it may be new, empty, or an earlier one of its kind, whose JSON has these keys.
+
+    Args:
+      what: the kind, as "samples".
+      lines: whether it is JSON Lines, of which the first is looked at.
+
+    Raises:
+      UsageError: its folder cannot be made or written, or something else is there.
+    """
+    writable_folder(flag, str(path.absolute().parent))
+    try:
+        if path.exists() and not path.is_file():
+            raise UsageError(f"--{flag}={path} is no file; give one")
+        with path.open("rb") as data:
+            head = data.readline(_LARGEST) if lines else data.read(_LARGEST)
+        if not head or keys <= json.loads(head).keys():
+            return
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UsageError(f"--{flag}={path} cannot be written ({error.strerror}); give a file in a folder that can be") from None
+    except UsageError:
+        raise
+    except (ValueError, RecursionError, AttributeError):
+        pass
+    raise UsageError(f"--{flag}={path} is there and holds no {what}; give another file, or remove it")
+
+
+def write_json(flag: str, path: pathlib.Path, document: dict[str, Any]) -> None:
+    """Writes the file that a flag names, aside and then renamed.
+
+    Raises:
+      UsageError: it cannot be written.
+    """
+    aside = path.with_name(path.name + ".tmp")
+    try:
+        aside.write_text(json.dumps(document, indent=2) + "\n")
+        aside.replace(path)
+    except OSError as error:
+        raise UsageError(f"--{flag}={path} cannot be written ({error.strerror}); give a file in a folder that can be") from None
+
+
 def _parse(argv: Sequence[str]) -> Sequence[str]:
     argv = list(argv)
     workdir = given(argv, "workdir")
@@ -146,12 +192,14 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
             raise SystemExit(_refuse("--workdir is missing; give the experiment's folder, --workdir=DIR")) from None
         raise SystemExit(_refuse(_said(error))) from None
     except (AttributeError, KeyError) as error:  # an override of a setting that is not there
-        reason = str(error.args[0]).replace("\\n", " ").replace("\\'", "'").strip("\"")
+        reason = str(error.args[0])
         if "get_config" in reason:
             raise SystemExit(_refuse(f"--config={given(argv, 'config')} is no experiment file: it has no get_config()")) from None
-        raise SystemExit(_refuse(f"--config has no such setting: {reason}")) from None
+        raise SystemExit(_refuse(_unknown_setting(argv, reason))) from None
+    except SyntaxError as error:
+        raise SystemExit(_refuse(f"--config={given(argv, 'config')} is no experiment file, which is Python and defines get_config() ({error})")) from None
     except Exception as error:  # an experiment file may raise anything
-        named = isinstance(error, OSError | ImportError | SyntaxError | TypeError | ValueError) and str(error)
+        named = isinstance(error, OSError | ImportError | TypeError | ValueError) and str(error)
         reason = named or f"{type(error).__name__} {error}".strip()
         if isinstance(error, TypeError) and "get_config" in reason:
             reason = f"this experiment takes no :ARGUMENT ({reason})"
@@ -167,7 +215,18 @@ def _said(error: flags.Error) -> str:
     # A config file's own error arrives as a traceback in text; its last line is what happened.
     if "Traceback" in text:
         text = [line for line in text.splitlines() if line.strip()][-1]
-    return text.strip().removeprefix("diladiff_jax.config.ConfigError: ").removeprefix("ERROR:: ")
+    return re.sub(r"^[\w.]*Error: ", "", text.strip().removeprefix("ERROR:: "))
+
+
+def _unknown_setting(argv: Sequence[str], reason: str) -> str:
+    """What a user reads where ml_collections knows no such setting, with the flag that asked for it and the nearest one that is there."""
+    found, near = re.search(r"\w+", reason), re.search(r'mean "(\w+)"', reason)
+    name = found[0] if found else ""
+    keys = [word.lstrip("-").partition("=")[0] for word in argv[1:] if word.lstrip("-").startswith("config.")]
+    asked = next((key for key in keys if name in key.split(".")[1:]), None)
+    if asked is None:  # not by a flag: the experiment file's own doing
+        return f"--config={given(argv, 'config')}: there is no {reason}"
+    return f"--{asked}: there is no setting {name}" + (f"; did you mean {near[1]}?" if near else "; diladiff_jax/config.py has them all")
 
 
 def given(argv: Sequence[str], name: str) -> str | None:

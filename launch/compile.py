@@ -14,7 +14,6 @@ the first of them: bytes exchanged and estimated time by number of chips, and th
 """
 
 import importlib.util
-import json
 import os
 import pathlib
 import sys
@@ -55,7 +54,7 @@ def main(argv: list[str]) -> None:
     if _TOPOLOGY.value is None:
         raise common.UsageError("--topology is missing; give a slice such as v5e:4x4")
     if _OUT.value is not None:
-        common.writable_folder("out", str(pathlib.Path(_OUT.value).absolute().parent))
+        common.replaceable("out", pathlib.Path(_OUT.value), {"config", "stage"}, "such result")
     try:
         if _SCALING.value is None:
             slices = [roofline.parse_topology(_TOPOLOGY.value)]
@@ -75,7 +74,8 @@ def main(argv: list[str]) -> None:
         document = {"config": rows[0]["config"], "stage": rows[0]["stage"], "rows": rows, "knee": knee(rows)}
         print(said_of_knee(rows))
     if _OUT.value is not None:
-        write(document, pathlib.Path(_OUT.value))
+        common.write_json("out", pathlib.Path(_OUT.value), document)
+        print(f"written to {_OUT.value}")
     missing = [row["topology"] for row in rows if not row["fits"]]
     if missing:
         print(f"error: {rows[0]['stage']} does not fit on {', '.join(missing)}", file=sys.stderr)
@@ -186,14 +186,6 @@ def said_of_knee(rows: list[dict[str, Any]]) -> str:
     if found is None:
         return f"no knee: up to {rows[-1]['chips']} chips no slice is estimated to take {KNEE - 1:.0%} longer than {rows[0]['topology']}"
     return f"knee: {found} is the first slice estimated to take {KNEE - 1:.0%} longer than {rows[0]['topology']}"
-
-
-def write(document: dict[str, Any], path: pathlib.Path) -> None:
-    """Writes JSON aside and then renames it."""
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(json.dumps(document, indent=2) + "\n")
-    aside.replace(path)
-    print(f"written to {path}")
 
 
 def _chips(text: str) -> int:

@@ -389,7 +389,7 @@ def bad_inputs(table: Table, folder: pathlib.Path) -> None:
 def main(argv: list[str]) -> None:
     rng, table, began = random.Random(_SEED.value), Table(), time.monotonic()
     out = pathlib.Path(_OUT.value).absolute()
-    common.writable_folder("out", str(out.parent))
+    common.replaceable("out", out, {"seconds", "rows"}, "such result")
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         reference, half = folder / "reference", folder / "half"
@@ -422,7 +422,7 @@ def main(argv: list[str]) -> None:
         if _INPUTS.value:
             bad_inputs(table, folder)
     rows = list(table.rows.values())
-    out.write_text(json.dumps({"seconds": time.monotonic() - began, "rows": rows}, indent=2) + "\n")
+    common.write_json("out", out, {"seconds": time.monotonic() - began, "rows": rows})
     print(f"\n{'fault':28} {'tried':>6} {'survived':>9}")
     for row in sorted(rows, key=lambda row: row["fault"]):
         print(f"{row['fault']:28} {row['tried']:6} {row['survived']:9}")

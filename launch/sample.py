@@ -31,15 +31,18 @@ _DECODE_STEPS = flags.DEFINE_integer("decode_steps", None, "Decoding steps; defa
 _TEMPERATURE = flags.DEFINE_float("temperature", None, "Default the config's.", lower_bound=0)
 _TOP_P = flags.DEFINE_float("top_p", None, "Nucleus; default the config's.", lower_bound=0, upper_bound=1)
 _PROMPT = flags.DEFINE_string("prompt", None, "Text to hold fixed and fill in.")
-_OUT = flags.DEFINE_string("out", None, "File for JSON Lines; default the terminal, as text.")
+_OUT = flags.DEFINE_string("out", None, "File for JSON Lines; default the terminal, as text, whose further lines are indented.")
 
 
 def main(argv: list[str]) -> None:
     import diladiff_jax as dl
     from diladiff_jax import config as config_lib
+    from diladiff_jax.training import bundles
 
     model = dl.load(flags.FLAGS.workdir, config=common.experiment(_CONFIG))
     name = _MODEL.value or (model.models[-1] if model.models else None)
+    if name in ("mdlm", "mdlm_long") and _LATENT_STEPS.value is not None:
+        raise common.UsageError(f"--latent_steps is {_LATENT_STEPS.value}, and --model={name} has no latent; leave it away")
     given = dict(latent_steps=_LATENT_STEPS.value, decode_steps=_DECODE_STEPS.value, temperature=_TEMPERATURE.value, top_p=_TOP_P.value)
 
     def batches(done: int) -> Iterator[Any]:
@@ -48,15 +51,17 @@ def main(argv: list[str]) -> None:
     try:
         if _OUT.value is None:
             for drawn in batches(0):
-                print(*drawn.texts, sep="\n", flush=True)
+                print(*(text.replace("\n", "\n    ") for text in drawn.texts), sep="\n", flush=True)
             return
-        common.writable_folder("out", str(pathlib.Path(_OUT.value).absolute().parent))
-        _replaceable(pathlib.Path(_OUT.value))
+        path = pathlib.Path(_OUT.value)
+        if bundles.is_bundle(path.absolute().parent):
+            raise common.UsageError(f"--out={path} is in a bundle, which stays as it is; give a file in another folder")
+        common.replaceable("out", path, {"index", "text", "tokens"}, "samples", lines=True)
         used = {"seed": _SEED.value, "model": name, **_used(model, name, given)}
         # What else decides the samples: records of anything else are not gone on from.
         origin = {"workdir": str(pathlib.Path(flags.FLAGS.workdir).absolute()), "start": _START.value, "prompt": _PROMPT.value}
         origin |= {"trained_steps": {stage: model.trained_steps(stage) for stage in config_lib.STAGES + config_lib.BASELINES}, "sampling": model.config.sampling.to_dict() | {"batch": None}}
-        _write(pathlib.Path(_OUT.value), batches, used, used | origin)
+        _write(path, batches, used, used | origin)
     except ValueError as error:
         raise common.UsageError(str(error)) from None
     print(f"{_NUM.value} samples of {name}: {_OUT.value}")
@@ -68,27 +73,8 @@ def _used(model: Any, name: str | None, given: dict[str, Any]) -> dict[str, Any]
     names = ("decode_steps", "temperature", "top_p", *(("latent_steps", "gamma") if name in ("ladiff", "diladiff") else ()))
     how = model.config.sampling
     words = {"order": how.order, "refresh_every": how.refresh_every} | ({"threshold": how.threshold} if how.order == "threshold" else {})
+    words |= {"skip_layers": list(how.skip_layers), "skip_from": how.skip_from} if how.skip_layers else {}
     return {key: controls[key].item() for key in names} | words | ({"prompt": _PROMPT.value} if _PROMPT.value is not None else {})
-
-
-def _replaceable(path: pathlib.Path) -> None:
-    """Raises UsageError where there is something at `path` that is no file of samples."""
-    try:
-        if path.exists() and not path.is_file():
-            raise common.UsageError(f"--out={path} is no file; give one, or leave --out away for the terminal")
-        with path.open("rb") as lines:
-            first = lines.readline(1 << 24)
-        if not first or {"index", "text", "tokens"} <= json.loads(first).keys():
-            return
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise common.UsageError(f"--out={path} cannot be written ({error.strerror}); give a file in a folder that can be") from None
-    except common.UsageError:
-        raise
-    except (ValueError, RecursionError, AttributeError):
-        pass
-    raise common.UsageError(f"--out={path} is there and holds no samples; give another file, or remove it")
 
 
 def _write(path: pathlib.Path, batches: Callable[[int], Iterator[Any]], used: dict[str, Any], origin: dict[str, Any]) -> None:

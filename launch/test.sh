@@ -2,6 +2,11 @@
 # Sets up and runs the tests; arguments go to pytest (for example: -m slow, or tests/diffusion -x).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+case "${1:-}" in -h | --help)
+  sed -n '2s/^# //p' "${BASH_SOURCE[0]}"
+  exit 0
+  ;;
+esac
 setup_environment || exit 1
 setup_libtpu
 cd "$ROOT"

@@ -130,13 +130,13 @@ class LatentConditionedDecoder(nn.Module):
         """What cross-attention reads of the latent `[B, N, D_lat]`: layer -> keys and values, each `[B, N, H, K]`."""
         return {name: cross.keys_values(z) for name, cross in self.cross.items()}
 
-    def before_last(self, tokens: Array, memory: Memory, *, deterministic: bool = True) -> Array:
-        """What enters the backbone's last block, `[B, L, D]`."""
+    def before_last(self, tokens: Array, memory: Memory, *, skip: tuple[int, ...] = (), deterministic: bool = True) -> Array:
+        """What enters the backbone's last block, `[B, L, D]`, made without the blocks in `skip`; the latent is read all the same."""
         h, done = self.backbone.embed(tokens), 0
         for i, cross in sorted((int(name), cross) for name, cross in self.cross.items()):
-            h = cross.read(self.backbone.layers(h, done, i, deterministic=deterministic), memory[str(i)])
+            h = cross.read(self.backbone.layers(h, done, i, skip=skip, deterministic=deterministic), memory[str(i)])
             done = i
-        return self.backbone.layers(h, done, self.backbone.num_layers - 1, deterministic=deterministic)
+        return self.backbone.layers(h, done, self.backbone.num_layers - 1, skip=skip, deterministic=deterministic)
 
     def states_at(
         self, tokens: Array, memory: Memory, cache: Cache = (), positions: Array | None = None, *, write: bool = True

@@ -130,9 +130,9 @@ class TokenDenoiser(nn.Module):
         # The public checkpoints were trained with the time input held at zero.
         return nn.silu(self.time(jnp.zeros((1,)))) if self.adaln else None
 
-    def layers(self, h: Array, start: int, stop: int, *, deterministic: bool = True) -> Array:
-        """Runs blocks `start` to `stop - 1`."""
-        condition, blocks = self._condition(), self.blocks[start:stop]
+    def layers(self, h: Array, start: int, stop: int, *, skip: tuple[int, ...] = (), deterministic: bool = True) -> Array:
+        """Runs blocks `start` to `stop - 1`, without those in `skip`."""
+        condition, blocks = self._condition(), [self.blocks[i] for i in range(start, stop) if i not in skip]
         # Whoever asks for intermediates gets those of every layer by its name.
         if self.is_initializing() or self.is_mutable_collection("intermediates") or not blocks:
             for block in blocks:
@@ -198,9 +198,9 @@ class TokenDenoiser(nn.Module):
             logits = self.head(h)
         return spread(logits, "batch", *[None] * (h.ndim - 2), "vocab")
 
-    def before_last(self, tokens: Array) -> Array:
-        """`[B, L]` -> what enters the last block, `[B, L, D]`."""
-        return self.layers(self.embed(tokens), 0, self.num_layers - 1)
+    def before_last(self, tokens: Array, *, skip: tuple[int, ...] = ()) -> Array:
+        """`[B, L]` -> what enters the last block, `[B, L, D]`, made without the blocks in `skip`."""
+        return self.layers(self.embed(tokens), 0, self.num_layers - 1, skip=skip)
 
     def hidden(self, tokens: Array, *, deterministic: bool = True) -> Array:
         """`[B, L]` -> final hidden states `[B, L, D]`."""

@@ -62,6 +62,8 @@ class Sampler:
     gamma_warp: str = "noise_level"
     order: str = "random"  # see ORDERS
     refresh_every: int = 1  # above 1: keys and values are kept between steps; orders "random" and "count" only
+    skip_layers: tuple[int, ...] = ()  # blocks (never the last) that the steps from `skip_from` of all on are made without; not with kept keys and values
+    skip_from: float = 0.5
 
     def prior_latents(self, params: Mapping[str, Any], keys: Array, controls: Controls) -> Array:
         """LaDiff: the probability-flow ODE of the prior, `[B, N, D_lat]`."""
@@ -98,15 +100,22 @@ class Sampler:
             network, variables = self.networks.decoder, {"params": params["decoder"]}
             memory = (network.apply(variables, latents, method="memory"),)  # keys and values of the latent: once for all steps
 
-        def context_of(x: Array) -> tuple[Array, tuple[Array, Array]]:
-            h = network.apply(variables, x, *memory, method="before_last")
+        def context_of(x: Array, k: Array) -> tuple[Array, tuple[Array, Array]]:
+            def through(skip: tuple[int, ...]) -> Array:
+                return network.apply(variables, x, *memory, skip=skip, method="before_last")
+
+            if self.skip_layers:  # early steps lay down what later ones fill in
+                late = k >= self.skip_from * controls.decode_steps
+                h = jax.lax.cond(late, lambda: through(self.skip_layers), lambda: through(()))
+            else:
+                h = through(())
             return h, network.apply(variables, h, method="last_keys_values")
 
         def logits_at(context: tuple[Array, tuple[Array, Array]], positions: Array) -> Array:
             h = network.apply(variables, *context, positions, method="finish_at")
             return network.apply(variables, h, method="project")
 
-        def cache_of(x: Array) -> Any:
+        def cache_of(x: Array, k: Array) -> Any:
             return network.apply(variables, x, *memory, method="states_at")[1]
 
         def renew(cache: Any, x: Array, positions: Array) -> Any:

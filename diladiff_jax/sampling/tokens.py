@@ -83,7 +83,7 @@ def uniform_per_sample(keys: Array, shape: tuple[int, ...]) -> Array:
 
 
 def ancestral(
-    context_of: Callable[[Array], Any],
+    context_of: Callable[[Array, Array], Any],
     logits_at: Callable[[Any, Array], Array],
     keys: Array,
     tokens: Array,
@@ -110,7 +110,7 @@ def ancestral(
     that of the sampler that does neither.
 
     Args:
-      context_of: tokens `[B, L]` -> what `logits_at` reads, made once in every step.
+      context_of: (tokens `[B, L]`, the step) -> what `logits_at` reads, made once in every step.
       logits_at: (context, positions `[B, K]`) -> logits `[B, K, V]`.
       keys: `[B]`, one per sample.
       evenly: the order of positions is random as before, but every step unmasks the same number of them (one more or less).
@@ -157,10 +157,10 @@ def ancestral(
         previous, k, x, context = carry
         first, last = before(k), before(k + 1)
         if renew is None:
-            context = context_of(x)
+            context = context_of(x, k)
         else:
             # Steps in which a row has nothing to do may be left out or not, as the batch has it: its tokens are the same.
-            context = jax.lax.cond(k // every > previous // every, lambda: context_of(x), lambda: changed(context, x, before(previous), first))
+            context = jax.lax.cond(k // every > previous // every, lambda: context_of(x, k), lambda: changed(context, x, before(previous), first))
 
         def some(i: Array, x: Array) -> Array:
             slot = first + i * size + jnp.arange(size)[None, :]
@@ -174,13 +174,13 @@ def ancestral(
         x = jax.lax.fori_loop(0, -(-jnp.max(last - first) // size), some, x)
         return k, next_step(k), x, None if renew is None else context
 
-    nothing = None if renew is None else jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(context_of, tokens))
+    nothing = None if renew is None else jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(context_of, tokens, jnp.int32(0)))
     start = (jnp.int32(-1), next_step(jnp.int32(-1)), tokens, nothing)
     return jax.lax.while_loop(lambda carry: carry[1] < steps, step, start)[2], when
 
 
 def by_confidence(
-    context_of: Callable[[Array], Any],
+    context_of: Callable[[Array, Array], Any],
     logits_at: Callable[[Any, Array], Array],
     keys: Array,
     tokens: Array,
@@ -208,7 +208,7 @@ def by_confidence(
 
     def step(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         k, x, when = carry
-        context, masked = context_of(x), free & (when < 0)
+        context, masked = context_of(x, k), free & (when < 0)
         left = masked.sum(axis=1, keepdims=True)
         order = jnp.argsort(~masked, axis=1)  # masked positions first, in their order
         uniform = uniform_per_sample(jax.vmap(lambda key: jax.random.fold_in(key, k))(keys), (length,))

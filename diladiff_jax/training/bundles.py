@@ -47,8 +47,17 @@ _DTYPES = {"F32": np.float32, "BF16": jnp.bfloat16}
 
 
 def is_bundle(folder: str | os.PathLike[str]) -> bool:
-    """Whether the folder says of itself that it is a bundle."""
-    return (pathlib.Path(folder) / MANIFEST).is_file()
+    """Whether the folder says of itself that it is a bundle.
+
+    Raises:
+      CheckpointError: it has a bundle's tensors and no manifest, and so is neither that nor a workdir.
+    """
+    folder = pathlib.Path(folder)
+    if (folder / MANIFEST).is_file():
+        return True
+    if stray := next((path.name for path in folder.glob("*.safetensors") if _NAMES.fullmatch(path.name)), None):
+        raise CheckpointError(f"{folder} has {stray} of a bundle and no {MANIFEST}; get the bundle again, or make it anew with launch/export.py")
+    return False
 
 
 class Bundle:
@@ -106,8 +115,10 @@ class Bundle:
             if len(text) > _MANIFEST_BYTES:
                 raise self._wrong(MANIFEST, f"is larger than {_MANIFEST_BYTES} bytes")
             given = json.loads(text)
-            if given["format"] != 1:
-                raise self._wrong(MANIFEST, f"is of format {given['format']!r}; this library reads format 1")
+            if type(found := given["format"]) is int and found > 1:
+                raise CheckpointError(f"bundle {self.folder} is of format {found}, and this library reads format 1; use a newer one")
+            if found != 1:
+                raise self._wrong(MANIFEST, f"is of format {str(found)[:100]!r}; it must be 1")
             files = {name: (about["bytes"], about["sha256"]) for name, about in given["files"].items()}
             stages = {stage: (about["steps"], [str(name) for name in about["files"]]) for stage, about in given["stages"].items()}
         except OSError as error:

@@ -55,6 +55,8 @@ class Experiment:
             prior_self_conditioning=s.prior_self_conditioning,
             gamma_warp=s.gamma_warp,
             refresh_every=s.refresh_every,
+            skip_layers=tuple(s.skip_layers),
+            skip_from=s.skip_from,
             order=s.order,
         )
 
@@ -146,8 +148,8 @@ class Experiment:
 _SOURCE = "init_from.json"
 
 
-def remember_source(workdir: str | pathlib.Path, source: str | pathlib.Path) -> None:
-    """Notes in `workdir` that stages before its own are those of the workdir or bundle `source`, and takes over its tokenizer and features.
+def check_source(workdir: str | pathlib.Path, source: str | pathlib.Path) -> None:
+    """Whether `workdir` can take stages before its own from the workdir or bundle `source`; nothing is written.
 
     Raises:
       CheckpointError: `source` is neither, has another tokenizer or encoder than `workdir`, or stages here were trained from another source.
@@ -163,17 +165,27 @@ def remember_source(workdir: str | pathlib.Path, source: str | pathlib.Path) -> 
     theirs, ours = source / "tokenizer" / "tokenizer.json", workdir / "tokenizer" / "tokenizer.json"
     if not theirs.is_file():
         raise CheckpointError(f"{source} has no tokenizer; it must be the workdir of a trained experiment, or a bundle")
-    if not ours.exists():
-        # By name, aside and renamed: what else lies in a stranger's folder stays there.
-        tokenizers.load(theirs.parent).save(ours.parent, {"taken_from": str(source)})
-    elif tokenizers.load(ours.parent).file_hashes() != tokenizers.load(theirs.parent).file_hashes():
+    hashes = tokenizers.load(theirs.parent).file_hashes()
+    if ours.exists() and tokenizers.load(ours.parent).file_hashes() != hashes:
         raise CheckpointError(f"{workdir} has another tokenizer than {source}; start from it in a fresh workdir")
-    features = source / "features"
-    if features.is_dir():  # the encoder that its stages were trained on
-        pretrained.adopt(str(features), workdir / "features")
+    if (source / "features").is_dir() and (workdir / "features").is_dir():
         for name in pretrained.ENCODER_FILES:
-            if checksums.crc32(features / name) != checksums.crc32(workdir / "features" / name):
+            if checksums.crc32(source / "features" / name) != checksums.crc32(workdir / "features" / name):
                 raise CheckpointError(f"{workdir / 'features' / name} differs from that of {source}; start from it in a fresh workdir")
+
+
+def remember_source(workdir: str | pathlib.Path, source: str | pathlib.Path) -> None:
+    """Notes in `workdir` that stages before its own are those of `source`, which `check_source` has looked at, and takes over its tokenizer and features.
+
+    Raises:
+      PretrainedError: a file of the features is missing.
+    """
+    workdir, source = pathlib.Path(workdir), pathlib.Path(source).absolute()
+    if not (workdir / "tokenizer" / "tokenizer.json").exists():
+        # By name, aside and renamed: what else lies in a stranger's folder stays there.
+        tokenizers.load(source / "tokenizer").save(workdir / "tokenizer", {"taken_from": str(source)})
+    if (source / "features").is_dir():  # the encoder that its stages were trained on
+        pretrained.adopt(str(source / "features"), workdir / "features")
     (workdir / _SOURCE).write_text(json.dumps({"workdir": str(source)}) + "\n")
 
 
@@ -185,19 +197,17 @@ def _source(workdir: pathlib.Path) -> pathlib.Path:
         raise CheckpointError(f"{workdir / _SOURCE} does not say which workdir this one was started from ({error}); give it again, launch/train.py --init_from=WORKDIR, or remove that file") from None
 
 
-def _home(workdir: pathlib.Path, stage: str) -> pathlib.Path:
+def _home(workdir: pathlib.Path, stage: str, source: pathlib.Path | None = None) -> pathlib.Path:
     """The workdir or bundle that a stage is read from: this one, or the one it was started from where that alone has the stage, and has it made
-    from the same: a stage whose predecessors were trained here anew is not lent."""
+    from the same: a stage whose predecessors were trained here anew is not lent. `source` stands in for the one that it was started from."""
     before: str | None = stage
     while before is not None:
         if _steps(workdir, before):
             return workdir
         before = config.PREDECESSOR[before]
-    if (workdir / _SOURCE).exists():
-        theirs = _source(workdir)
-        if _steps(theirs, stage):
-            return theirs
-    return workdir
+    if source is None and (workdir / _SOURCE).exists():
+        source = _source(workdir)
+    return source if source is not None and _steps(source, stage) else workdir
 
 
 def require_source(workdir: str | pathlib.Path) -> None:
@@ -207,13 +217,13 @@ def require_source(workdir: str | pathlib.Path) -> None:
         raise CheckpointError(f"{theirs}, which {workdir} was started from, is not there; put it back, or tell where it is now with launch/train.py --init_from=FOLDER")
 
 
-def trained_steps(workdir: str | pathlib.Path, stage: str) -> int:
-    """The step of the stage's last checkpoint in a workdir or bundle, or in the one it was started from; 0 if there is none.
+def trained_steps(workdir: str | pathlib.Path, stage: str, source: str | pathlib.Path | None = None) -> int:
+    """The step of the stage's last checkpoint in a workdir or bundle, or in the one it was started from (or, if given, would be: `source`); 0 if there is none.
 
     Raises:
       CheckpointError: a bundle that cannot be read.
     """
-    return _steps(_home(pathlib.Path(workdir), stage), stage)
+    return _steps(_home(pathlib.Path(workdir), stage, None if source is None else pathlib.Path(source)), stage)
 
 
 def last_checkpoint(workdir: str | pathlib.Path, stage: str) -> pathlib.Path:

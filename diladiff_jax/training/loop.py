@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
-import os
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -25,7 +24,7 @@ from diladiff_jax.objectives.diladiff import student_from_teacher
 from diladiff_jax.training import sharding
 from diladiff_jax.training.checkpoints import Checkpoints, require_whole, set_damaged_aside
 from diladiff_jax.training.distributed import Preempted, StopSignal, by_the_first
-from diladiff_jax.training.experiment import Experiment, last_checkpoint, not_trained, remember_source, require_source, trained_steps
+from diladiff_jax.training.experiment import Experiment, check_source, last_checkpoint, not_trained, remember_source, require_source, trained_steps
 from diladiff_jax.training.flops import model_flops
 from diladiff_jax.training.metrics import MetricsWriter, Progress
 from diladiff_jax.training.optimizer import make_optimizer
@@ -60,20 +59,29 @@ def train(
     for stage in stages:
         if not config[stage].steps:
             raise config_lib.ConfigError(f"config key {stage}.steps is 0; it must be above 0 to train that stage")
+    mesh = make_mesh(config)
 
     def prepare_all() -> None:
-        config_lib.save(config, workdir, first=True)
+        # What can be refused is, before anything is written, and before text is prepared, which may take hours.
+        config_lib.require_own(config, workdir)
         for stage in stages:
             set_damaged_aside(pathlib.Path(workdir) / stage / "checkpoints", lambda text: print(text, flush=True))
         if init_from is not None:
-            remember_source(workdir, init_from)
-            # Of several stages those that the source has are passed over; one alone is trained here.
-            own = [stage for stage in stages if len(stages) == 1 or trained_steps(workdir, stage) < config[stage].steps]
+            check_source(workdir, init_from)
+        # Of several stages those that the source has are passed over; one alone is trained here.
+        own = [stage for stage in stages if len(stages) == 1 or trained_steps(workdir, stage, init_from) < config[stage].steps]
+        if init_from is not None:
             config_lib.require_taken(config, init_from, own[0] if own else stages[-1])
-        require_source(workdir)
+        else:
+            require_source(workdir)
+        for stage in own:
+            _require_divisible(config, mesh, stage)
         first = config_lib.PREDECESSOR[stages[0]] if stages else None
-        if first is not None and not trained_steps(workdir, first):  # before text is prepared, which may take hours
+        if first is not None and not trained_steps(workdir, first, init_from):
             raise not_trained(workdir, first)
+        config_lib.save(config, workdir, first=True)
+        if init_from is not None:
+            remember_source(workdir, init_from)
         if jax.process_count() > 1:  # alone, a process looks when it restores; one of several that stopped there would leave the others waiting
             read = list(stages)
             while first is not None:
@@ -82,12 +90,13 @@ def train(
                 folder = last_checkpoint(workdir, stage)
                 if stage not in stages or folder.parents[2] != pathlib.Path(workdir):  # its own have been looked at
                     require_whole(folder, ("params", "ema", "statistics"))
-        prepare(config.data, config.tokenizer, workdir)
         if config.features.source == "bert":
             pretrained.adopt(config.features.path, pathlib.Path(workdir) / "features")
+        prepare(config.data, config.tokenizer, workdir)
+
     by_the_first("prepare", prepare_all)
     prepared = load_prepared(config.data, workdir)
-    experiment = Experiment(config, workdir, prepared.tokenizer, make_mesh(config))
+    experiment = Experiment(config, workdir, prepared.tokenizer, mesh)
     with StopSignal() as stop_signal:
         for stage in stages:
             steps = config[stage].steps
@@ -126,9 +135,7 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, stop_sig
     config, settings, mesh = experiment.config, experiment.config[stage], experiment.mesh
     objective = experiment.objective(stage)
     tx = make_optimizer(settings, objective.group)
-    parts = sharding.batch_devices(mesh) * settings.accumulate
-    if settings.batch % parts:
-        raise config_lib.ConfigError(f"config key {stage}.batch is {settings.batch}; it must be a multiple of data x fsdp devices x accumulate = {parts}")
+    _require_divisible(config, mesh, stage)
 
     # 1. Shapes first, then shardings, then arrays born in place.
     stage_key = jax.random.fold_in(jax.random.key(config.seed), _stage_number(stage))
@@ -160,6 +167,8 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, stop_sig
     train_step, validate = compile_steps(objective, tx, shardings, context, mesh, ema=settings.ema, accumulate=settings.accumulate)
     main = jax.process_index() == 0
     progress = Progress(stage, start, settings.steps, out=main)
+    if start:
+        progress.say(f"{stage}: goes on from step {start} of {settings.steps}" + (f", which is not below stop_at = {stop_at}" if start >= stop else ""))
     writer = MetricsWriter(experiment.workdir / stage / "metrics", progress.say) if main else None
     validation = _validation_batches(prepared, config, settings.batch, mesh)
     preview = make_preview(experiment, stage, prepared) if config.logging.samples and stage != "scorer" else None
@@ -230,6 +239,13 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, stop_sig
                     closing.callback(opened.close)
 
 
+def _require_divisible(config: ConfigDict, mesh: jax.sharding.Mesh, stage: str) -> None:
+    """Raises ConfigError where a microbatch of the stage cannot be cut into equal parts for the devices."""
+    parts = sharding.batch_devices(mesh) * config[stage].accumulate
+    if config[stage].batch % parts:
+        raise config_lib.ConfigError(f"config key {stage}.batch is {config[stage].batch}; it must be a multiple of data x fsdp devices x accumulate = {parts}")
+
+
 def start_from_predecessor(state: TrainState, stage: str, context: Context) -> TrainState:
     """Puts trained networks of the stage before into a fresh state (parameters and average alike)."""
     params = state.params
@@ -263,12 +279,8 @@ def _require_memory(stage: str, abstract: TrainState, shardings: TrainState) -> 
     """Raises ConfigError where a device cannot hold its part of the state: XLA would end the process with a signal, not an exception, on CPUs."""
     parts = zip(jax.tree.leaves(abstract), jax.tree.leaves(shardings), strict=True)
     needed = sum(math.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, where in parts)
-    device, there = jax.local_devices()[0], 0
-    if device.platform == "cpu":
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
-    elif stats := device.memory_stats():
-        there = stats.get("bytes_limit", 0)
-    if there and needed > there:
+    there = sharding.device_memory()
+    if there is not None and needed > there:
         raise config_lib.ConfigError(
             f"stage {stage} keeps {needed / 2**30:.1f} GiB of parameters, average and optimizer on every device, which has {there / 2**30:.1f}; "
             f"make its network smaller, or cut it over more devices (mesh.fsdp, mesh.tensor)"

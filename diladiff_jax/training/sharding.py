@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -80,6 +81,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Leading axis over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+
+
+def device_memory() -> int | None:
+    """Bytes that one device here can hold: its own, or on CPUs its share of the machine's; None where that is not known."""
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+    return (device.memory_stats() or {}).get("bytes_limit")
 
 
 def batch_devices(mesh: Mesh) -> int:

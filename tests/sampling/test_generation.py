@@ -92,6 +92,38 @@ def test_one_layers_keys_and_values_lose_nothing_by_being_kept(networks, samplea
         assert bool((exact == kept).all()) == (layers == 1)
 
 
+@pytest.mark.parametrize("order, given_latent", [("random", True), ("confidence", False)])
+def test_late_steps_are_those_of_the_network_without_the_layer(networks, sampleable, random_parameters, order, given_latent):
+    """Against a network whose layer adds nothing, its outputs being zero: without the layer from the first step on every token is that network's, from
+    the last step's end on the whole network's. From the middle on, what the early steps unmask is the whole network's and not all of the rest is."""
+    prompt, z = jnp.full((16, LENGTH), MASK), jax.random.normal(jax.random.key(5), (16, 4, 6))
+    backbone = networks.denoiser.clone(num_layers=3)
+    changed = dataclasses.replace(networks, denoiser=backbone, decoder=networks.decoder.clone(backbone=backbone.clone(name=None), cross_layers=(1,)))
+    params = {"denoiser": random_parameters(changed.denoiser, prompt), "decoder": random_parameters(changed.decoder, prompt, z)}
+
+    def without(tree):
+        block = tree["block_1"]
+        out, down = (jax.tree.map(jnp.zeros_like, part) for part in (block["attention"]["out"], block["mlp"]["down"]))
+        return tree | {"block_1": block | {"attention": block["attention"] | {"out": out}, "mlp": block["mlp"] | {"down": down}}}
+
+    emptied = {"denoiser": without(params["denoiser"]), "decoder": params["decoder"] | {"backbone": without(params["decoder"]["backbone"])}}
+
+    def decode(params, **skip):
+        sampler = pipeline.Sampler(changed, TangentSchedule(3.0), MASK, sampleable, order=order, **skip)
+        keys = jax.random.split(jax.random.key(0), 16)
+        return jax.jit(sampler.decode)(params, keys, prompt, z if given_latent else None, CONTROLS._replace(decode_steps=8))
+
+    whole, less = decode(params), decode(emptied)
+    assert (whole.tokens != less.tokens).any()
+    np.testing.assert_array_equal(decode(params, skip_layers=(1,), skip_from=0.0).tokens, less.tokens)
+    np.testing.assert_array_equal(decode(params, skip_layers=(1,), skip_from=1.0).tokens, whole.tokens)
+    half = decode(params, skip_layers=(1,), skip_from=0.5)
+    early = half.unmasked_at < 4
+    assert early.any()
+    np.testing.assert_array_equal(half.tokens[early], whole.tokens[early])
+    assert (half.tokens[~early] != whole.tokens[~early]).any()
+
+
 def test_logits_of_all_positions_never_exist(made, networks, sampleable):
     """No array of B L V elements or more in the whole traced program, whose loop bodies are searched too."""
     sampler, params, _ = made

@@ -34,7 +34,7 @@ TABLE = {c: [conditional(c, l) for l in range(L)] for c in CONTEXTS}
 LOGITS = jnp.asarray([[np.append(np.log(np.maximum(p, 1e-30)), [8.0, 9.0]) for p in TABLE[c]] for c in CONTEXTS], jnp.float32)
 
 
-def denoiser(x):
+def denoiser(x, k=None):
     """Exact logits `[B, L, V + 2]` of tokens `[B, L]`."""
     return LOGITS[jnp.sum(x * jnp.array([[(V + 1) ** 2, V + 1, 1]]), axis=1)]
 
@@ -123,7 +123,7 @@ def test_a_network_gone_wrong_still_gives_text(form, temperature, top_p):
     wrong = jnp.array([[-jnp.inf] * 5, [jnp.nan] * 5, [-jnp.inf, jnp.nan, -jnp.inf, 8.0, 9.0], [0.0, jnp.inf, 0.0, jnp.inf, jnp.nan]])
     logits = jnp.tile(wrong[None, :, :], (200, 1, 1))
     filled, when = form(
-        lambda x: logits, logits_at, jax.random.split(jax.random.key(0), 200), jnp.full((200, 4), MASK), MASK, SAMPLEABLE, 3, temperature=temperature, top_p=top_p
+        lambda x, k: logits, logits_at, jax.random.split(jax.random.key(0), 200), jnp.full((200, 4), MASK), MASK, SAMPLEABLE, 3, temperature=temperature, top_p=top_p
     )
     assert SAMPLEABLE[np.asarray(filled)].all() and (np.asarray(when) >= 0).all()
     assert (filled[:, 3] == 1).all()
@@ -209,7 +209,7 @@ def test_steps_that_unmask_nothing_are_left_out():
     """1,000 steps for two rows of three positions call the network at most six times, and for rows with nothing masked never."""
     calls = []
 
-    def counted(x):
+    def counted(x, k):
         jax.debug.callback(lambda: calls.append(1))
         return denoiser(x)
 
@@ -235,7 +235,7 @@ def test_a_context_renewed_where_it_changed_has_the_law_of_one_made_anew(every, 
     monkeypatch.setattr(tokens, "RENEWED", renewed)
     calls = []
 
-    def whole(x):
+    def whole(x, k):
         jax.debug.callback(lambda: calls.append(1))
         return x + 0
 

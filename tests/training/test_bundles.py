@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 import diladiff_jax as dl
 from diladiff_jax import config as config_lib
 from diladiff_jax.training import bundles, sharding
-from diladiff_jax.training.experiment import Experiment, not_trained, remember_source, trained_steps
+from diladiff_jax.training.experiment import Experiment, check_source, not_trained, remember_source, trained_steps
 from diladiff_jax.training.loop import train
 from micro import micro_config
 
@@ -149,6 +149,10 @@ def test_a_stage_is_trained_on_other_text_from_a_bundle(bundle, tmp_path):
         train(micro_config(diffusion=dict(d=3.0)), tmp_path / "other", ("diladiff",), init_from=bundle)
     with pytest.raises(dl.ConfigError, match="decoder.cross_layers differs"):  # of several, those that are taken over
         train(micro_config(decoder=dict(cross_layers=(1,)), ladiff=dict(steps=9)), tmp_path / "third", config_lib.STAGES, init_from=bundle)
+    for refused in (dict(mesh=dict(data=3)), dict(mdlm_long=dict(batch=12, steps=2))):
+        with pytest.raises(dl.ConfigError, match="mesh|batch"):
+            train(micro_config(**refused), tmp_path / "fourth", ("mdlm_long",), init_from=bundle)
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]  # what is refused leaves nothing
 
 
 def test_stages_made_from_others_are_not_lent(trained, bundle, tmp_path):
@@ -161,7 +165,7 @@ def test_stages_made_from_others_are_not_lent(trained, bundle, tmp_path):
     shutil.copytree(trained / "mdlm" / "checkpoints" / "6", new / "mdlm" / "checkpoints" / "6")
     assert {stage: trained_steps(new, stage) for stage in config_lib.PREDECESSOR} == {"mdlm": 6, "autoencoder": 0, "ladiff": 0, "diladiff": 0, "mdlm_long": 0, "scorer": 6}
     with pytest.raises(dl.CheckpointError, match="was started from"):
-        remember_source(new, trained)
+        check_source(new, trained)
     source.rename(tmp_path / "moved")
     for call in (lambda: not_trained(new, "scorer"), lambda: train(config_lib.load(trained), new, config_lib.STAGES)):
         with pytest.raises(dl.CheckpointError, match="source, which .* was started from, is not there"):
@@ -185,6 +189,20 @@ def test_exports_that_cannot_be(trained, bundle, tmp_path):
     with pytest.raises(dl.CheckpointError, match="cannot be written"):
         bundles.export(experiment, tmp_path / "file" / "bundle")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "one"]
+
+
+def test_a_bundle_without_its_manifest_is_no_workdir(copy):
+    """What is left of a bundle is named as that, by the library and by training; one of a later format is not called damaged."""
+    manifest = json.loads((copy / "bundle.json").read_text())
+    (copy / "bundle.json").write_text(json.dumps(manifest | {"format": 9}))
+    with pytest.raises(dl.CheckpointError, match="is of format 9, and this library reads format 1; use a newer one"):
+        dl.load(copy)
+    (copy / "bundle.json").unlink()
+    with pytest.raises(dl.CheckpointError, match="safetensors of a bundle and no bundle.json"):
+        dl.load(copy)
+    with pytest.raises(dl.ConfigError, match="is a bundle"):
+        train(config_lib.load(copy), copy, ("mdlm",))
+    assert not (copy / "prepared.json").exists()
 
 
 @pytest.mark.parametrize("how", ["flipped", "short", "gone", "folder"])
