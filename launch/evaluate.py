@@ -26,6 +26,7 @@ _COMPARE = flags.DEFINE_list("compare", [], "Other workdirs, evaluated before in
 
 def main(argv: list[str]) -> None:
     import diladiff_jax as dl
+    from diladiff_jax import config as config_lib
     from diladiff_jax.data.prepare import load_prepared
     from diladiff_jax.evaluation import analyses, report, row_analyses, samples, sweep
     from diladiff_jax.training import bundles
@@ -41,6 +42,9 @@ def main(argv: list[str]) -> None:
     except ValueError as error:
         raise common.UsageError(f"--compare: {error}") from None
     common.writable_folder("out", out)
+    for stage in config_lib.stages_of(model.config):
+        if 0 < model.trained_steps(stage) < model.config[stage].steps:
+            print(f"note: {stage} stands at step {model.trained_steps(stage)} of {model.config[stage].steps}, and is measured as it is", flush=True)
 
     results = sweep.evaluate(model, prepared)
     picture = report.write(results, out)  # at once: the sweep is not lost if an analysis fails

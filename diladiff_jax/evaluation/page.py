@@ -159,7 +159,9 @@ def _setting(results: Mapping[str, Any]) -> str:
         return '<dl class="pairs">' + "".join(f"<dt>{_text(name.replace('_', ' '))}</dt><dd>{_text(value)}</dd>" for name, value in entries.items()) + "</dl>"
 
     def said(value: Any) -> Any:
-        return "none" if value is None else ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else value
+        if isinstance(value, Mapping):
+            return ", ".join(f"{k} {v}" for k, v in value.items())
+        return "none" if value is None or value == [] else value
 
     measured = {name for row in results["rows"] for name in row["metrics"]}
     meanings = {name: meaning for name, meaning in MEASURES.items() if name in measured}
