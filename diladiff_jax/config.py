@@ -342,7 +342,9 @@ def check(config: ConfigDict) -> None:
         need(0 <= config.diladiff[key] <= 1, f"diladiff.{key}", "between 0 and 1")
     if config.diffusion.schedule == "linear_variance":  # the derivative of its angle is infinite at both ends
         need(config.diladiff.p_noise == 0, "diladiff.p_noise", "0 when diffusion.schedule is linear_variance")
-        need(config.diladiff.p_clean == 0 or config.diladiff.step_form != "rotation", "diladiff.p_clean", "0 when diffusion.schedule is linear_variance and diladiff.step_form is rotation")
+        need(config.diladiff.p_clean == 0, "diladiff.p_clean", "0 when diffusion.schedule is linear_variance")
+        need(config.diladiff.step_form == "rotation", "diladiff.step_form", "rotation when diffusion.schedule is linear_variance, whose velocity is infinite at t = 1")
+        need(config.sampling.prior_method in ("ddim", "dpmpp_2m"), "sampling.prior_method", "ddim or dpmpp_2m when diffusion.schedule is linear_variance, whose velocity is infinite at t = 1")
     need(config.diladiff.time_std > 0, "diladiff.time_std", "above 0")
     need(config.diladiff.loss_offset > 0, "diladiff.loss_offset", "above 0")
     need(config.diladiff.tangent_warmup >= 0, "diladiff.tangent_warmup", "0 or more")

@@ -7,7 +7,7 @@ import functools
 import math
 import numbers
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -19,8 +19,10 @@ from ml_collections import ConfigDict
 from diladiff_jax import config as config_lib
 from diladiff_jax import pretrained
 from diladiff_jax.data import tokenizers
+from diladiff_jax.evaluation.likelihood import is_text
 from diladiff_jax.evaluation.scorer import Scorer, load_tokenizer
 from diladiff_jax.nn import gpt2
+from diladiff_jax.objectives.autoregressive import next_token_nll
 from diladiff_jax.objectives.build import features_source, text_encoder
 from diladiff_jax.sampling.pipeline import MODELS, Controls, Sample, Sampler
 from diladiff_jax.training import bundles, sharding
@@ -35,12 +37,15 @@ NEEDED = {"mdlm": ("mdlm",), "mdlm_long": ("mdlm_long",), "ladiff": ("autoencode
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """texts; tokens int32 `[num, L]`; the decoding step that unmasked each position `[num, L]` (-1: given); latents `[num, N, D_lat]` or None."""
+    """texts; tokens int32 `[num, L]`; the decoding step that unmasked each position `[num, L]` (-1: given); latents `[num, N, D_lat]` or None;
+    with `score`, the negative log-likelihood of each text under the trained scorer, nats a token `[num]`: of the tokens as they were drawn, which
+    a word written in unusual pieces makes larger than that of the text tokenized anew."""
 
     texts: list[str]
     tokens: np.ndarray
     unmasked_at: np.ndarray
     latents: np.ndarray | None
+    nll: np.ndarray | None = None
 
 
 class Model:
@@ -172,29 +177,30 @@ class Model:
         )
 
     def sample(
-        self, key: Array | int, num: int = 1, *, model: str | None = None, batch: int | None = None, start: int = 0, **controls: Any
+        self, key: Array | int, num: int = 1, *, model: str | None = None, batch: int | None = None, start: int = 0, score: bool = False, **controls: Any
     ) -> Samples:
-        """Draws `num` texts; sample i of a key is the same whatever `num`, `batch` or the number of devices.
+        """Draws `num` texts; sample i of a key has the same draws whatever `num`, `batch` or the number of devices, and so, up to rounding, is the same.
 
         Args:
           key: a JAX key, or an int seed.
           model: "diladiff", "ladiff", "mdlm" or "mdlm_long"; default the best one trained here.
           batch: examples at a time; default the config's, or `num` if that is smaller.
           start: index of the first sample.
+          score: whether the trained scorer judges each text too, in the same program (`Samples.nll`).
           **controls: decode_steps, latent_steps, temperature, top_p, gamma, threshold.
 
         Raises:
           ValueError: a setting out of range.
-          CheckpointError: the model is not trained here.
+          CheckpointError: the model, or the scorer that is asked for, is not trained here.
         """
         if num < 1:
             raise ValueError(f"num is {num}; it must be at least 1")
         prompt = np.full((num, self.length), self.tokenizer.mask_id, np.int32)
-        return self._fill(key, prompt, self._best(model), batch, start, controls)
+        return self._fill(key, prompt, self._best(model), batch, start, controls, score=score)
 
     def stream(
         self, key: Array | int, num: int, *, model: str | None = None, batch: int | None = None, start: int = 0,
-        prompt: str | Sequence[str] | np.ndarray | None = None, **controls: Any,
+        prompt: str | Sequence[str] | np.ndarray | None = None, score: bool = False, **controls: Any,
     ) -> Iterator[Samples]:
         """`sample` (or `infill`, where one prompt is given) batch by batch, each given out as soon as it is drawn: any number of samples in
         the memory of one batch. Whoever stops after n goes on with `start` raised by n. Arguments and errors are those of `sample`.
@@ -209,12 +215,12 @@ class Model:
         size = -(-min(batch or self.config.sampling.batch, num) // self.devices) * self.devices
         for first in range(0, num, size):
             # The last batch is drawn whole and cut, so that one compiled program serves all.
-            drawn, n = self._fill(key, np.repeat(blank, size, axis=0), self._best(model), size, start + first, controls), min(size, num - first)
-            latents = None if drawn.latents is None else drawn.latents[:n]
-            yield Samples(drawn.texts[:n], drawn.tokens[:n], drawn.unmasked_at[:n], latents)
+            drawn, n = self._fill(key, np.repeat(blank, size, axis=0), self._best(model), size, start + first, controls, score=score), min(size, num - first)
+            yield Samples(*(None if part is None else part[:n] for part in (drawn.texts, drawn.tokens, drawn.unmasked_at, drawn.latents, drawn.nll)))
 
     def infill(
-        self, key: Array | int, prompt: str | Sequence[str] | np.ndarray, *, model: str | None = None, batch: int | None = None, start: int = 0, **controls: Any
+        self, key: Array | int, prompt: str | Sequence[str] | np.ndarray, *, model: str | None = None, batch: int | None = None, start: int = 0,
+        score: bool = False, **controls: Any,
     ) -> Samples:
         """Fills in what is masked; everything given is held fixed, and the latent is drawn from the prior.
 
@@ -225,7 +231,7 @@ class Model:
         Raises:
           ValueError: a prompt that is empty, longer than the model or without a free position, of another shape, or with ids that are not its own.
         """
-        return self._fill(key, self.prompt_tokens(prompt), self._best(model), batch, start, controls)
+        return self._fill(key, self.prompt_tokens(prompt), self._best(model), batch, start, controls, score=score)
 
     def prompt_tokens(self, prompt: str | Sequence[str] | np.ndarray) -> np.ndarray:
         """Prompts as int32 `[B, L]`, the mask's id wherever the model is free. Raises as `infill` does."""
@@ -279,7 +285,7 @@ class Model:
             row[: len(ids)] = ids
         return rows
 
-    def decode(self, key: Array | int, latents: Array, *, batch: int | None = None, **controls: Any) -> Samples:
+    def decode(self, key: Array | int, latents: Array, *, batch: int | None = None, score: bool = False, **controls: Any) -> Samples:
         """Standardized latents `[B, N, D_lat]` (encoded, drawn, interpolated) to text.
 
         Raises:
@@ -289,7 +295,7 @@ class Model:
         if latents.ndim != 3 or latents.shape[1:] != self.networks.latent_shape:
             raise ValueError(f"latents have shape {latents.shape}; it must be [B, {self.networks.latent_shape[0]}, {self.networks.latent_shape[1]}]")
         prompt = np.full((len(latents), self.length), self.tokenizer.mask_id, np.int32)
-        return self._fill(key, prompt, "given", batch, 0, controls, latents)
+        return self._fill(key, prompt, "given", batch, 0, controls, latents, score=score)
 
     @functools.cached_property
     def _encode(self) -> Any:
@@ -319,7 +325,8 @@ class Model:
     def compiled(self, model: str) -> Any:
         """One jitted program: `(params, key, indices [B], prompt [B, L], controls) -> Sample`, the batch spread over
         the mesh. Model "given" takes latents `[B, N, D_lat]` before the controls; "noise" decodes a null latent;
-        "prior_METHOD" is "ladiff" by that latent sampler whatever the config's, self-conditioned on the previous step."""
+        "prior_METHOD" is "ladiff" by that latent sampler whatever the config's, self-conditioned on the previous step. Parameters with a
+        "scorer" have the text scored in the same program. The prompt's memory becomes the tokens': a device array is given up with the call."""
         own = f"prior_{self.sampler.prior_method}" if self.sampler.prior_self_conditioning == "previous" else None
         model = {"mdlm_long": "mdlm", own: "ladiff"}.get(model, model)  # the same program: compiled once
         if model not in self._compiled:
@@ -333,9 +340,23 @@ class Model:
             else:
                 function, extra = (sampler.decode_noise if model == "noise" else functools.partial(sampler.generate, model)), ()
             self._compiled[model] = jax.jit(
-                sharding.on_mesh(function, mesh), in_shardings=(None, whole, batch, batch, *extra, whole), out_shardings=batch
+                sharding.on_mesh(self._scored(function), mesh), in_shardings=(None, whole, batch, batch, *extra, whole), out_shardings=batch, donate_argnums=3
             )
         return self._compiled[model]
+
+    def _scored(self, function: Callable[..., Sample]) -> Callable[..., Sample]:
+        """`function`, whose sample is scored where its parameters hold a scorer's."""
+        network, tokenizer = self.networks.scorer, self.tokenizer
+
+        def run(params: dict[str, Any], *arguments: Any) -> Sample:
+            sample = function(params, *arguments)
+            if "scorer" not in params:
+                return sample
+            nll = next_token_nll(network, params["scorer"], sample.tokens, tokenizer.eot_id, jnp.asarray(tokenizer.sampleable))
+            text = is_text(sample.tokens, tokenizer.eot_id)
+            return sample._replace(nll=jnp.sum(nll * text, axis=-1) / jnp.sum(text, axis=-1))
+
+        return run
 
     def _best(self, model: str | None) -> str:
         if model is None:
@@ -348,7 +369,8 @@ class Model:
         return model
 
     def _fill(
-        self, key: Array | int, prompt: np.ndarray, model: str, batch: int | None, start: int, controls: dict[str, Any], latents: np.ndarray | None = None
+        self, key: Array | int, prompt: np.ndarray, model: str, batch: int | None, start: int, controls: dict[str, Any],
+        latents: np.ndarray | None = None, *, score: bool = False,
     ) -> Samples:
         num = len(prompt)
         if not isinstance(start, numbers.Integral) or not 0 <= start <= 2**31 - num:
@@ -361,6 +383,7 @@ class Model:
             raise ValueError(f"key is {key!r}; it must be a whole number or one key of jax.random.key")
         settings = self.controls("diladiff" if model == "given" else model, **controls)
         params = {"decoder": self.trained("autoencoder")["decoder"]} if model == "given" else self.parameters(model)
+        params |= {"scorer": self.trained("scorer")} if score else {}
         parts: list[Sample] = []
         for rows in self._batches(num, batch):
             extra = () if latents is None else (jnp.asarray(latents[rows]),)
@@ -371,7 +394,7 @@ class Model:
             return None if arrays[0] is None else np.concatenate(arrays)[:num]
 
         tokens = joined("tokens")
-        return Samples([self.tokenizer.decode(row) for row in tokens], tokens, joined("unmasked_at"), joined("latents"))
+        return Samples([self.tokenizer.decode(row) for row in tokens], tokens, joined("unmasked_at"), joined("latents"), joined("nll"))
 
 
 def load(workdir: str | pathlib.Path, *, config: ConfigDict | None = None, mesh: Mesh | None = None) -> Model:

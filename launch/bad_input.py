@@ -202,7 +202,7 @@ def _quick(script: str) -> list[str]:
 
 
 _FLAGS = {
-    "sample.py": ["workdir", "model", "num", "start", "seed", "batch", "latent_steps", "decode_steps", "temperature", "top_p", "prompt", "out", "config"],
+    "sample.py": ["workdir", "model", "num", "start", "seed", "batch", "latent_steps", "decode_steps", "temperature", "top_p", "prompt", "score", "out", "config"],
     "train.py": ["workdir", "stage", "init_from", "stop_at", "distributed", "num_processes", "process_id", "distributed_timeout", "config"],
     "prepare.py": ["workdir", "config"],
     "evaluate.py": ["workdir", "out", "analyses", "analysis_samples", "compare", "config"],

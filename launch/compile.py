@@ -7,7 +7,8 @@
 It needs no accelerator, workdir, data, tokenizer or weights; only libtpu, the TPU's compiler, which is looked for in
 TPU_LIBRARY_PATH, among the installed packages, and in .venv/libtpu (where launch/test.sh puts it). Memory is the compiler's own
 account of the compiled program. Time is a roofline: products, bytes and exchanges counted in that program, loops times their trips,
-over the chip's published rates; a bound from below, not a measurement. Exit code 3: it does not fit the chip's memory.
+over the chip's published rates; an estimate, not a measurement. Of a conditional the dearest branch counts: an update of the prior is
+one with self-conditioning, and a sampler's refresh_every and skip_layers save nothing here. Exit code 3: it does not fit the chip's memory.
 
 With --scaling the same program is compiled for growing slices of one generation, each chip's share of the batch held as it is on
 the first of them: bytes exchanged and estimated time by number of chips, and the knee, the first slice that takes 10% longer.

@@ -31,6 +31,7 @@ _DECODE_STEPS = flags.DEFINE_integer("decode_steps", None, "Decoding steps; defa
 _TEMPERATURE = flags.DEFINE_float("temperature", None, "Default the config's.", lower_bound=0)
 _TOP_P = flags.DEFINE_float("top_p", None, "Nucleus; default the config's.", lower_bound=0, upper_bound=1)
 _PROMPT = flags.DEFINE_string("prompt", None, "Text to hold fixed and fill in.")
+_SCORE = flags.DEFINE_bool("score", False, "Whether the trained scorer judges each text too: `nll`, nats a token, of the tokens as they were drawn.")
 _OUT = flags.DEFINE_string("out", None, "File for JSON Lines; default the terminal, as text, whose further lines are indented.")
 
 
@@ -46,12 +47,13 @@ def main(argv: list[str]) -> None:
     given = dict(latent_steps=_LATENT_STEPS.value, decode_steps=_DECODE_STEPS.value, temperature=_TEMPERATURE.value, top_p=_TOP_P.value)
 
     def batches(done: int) -> Iterator[Any]:
-        return model.stream(_SEED.value, _NUM.value - done, model=name, batch=_BATCH.value, start=_START.value + done, prompt=_PROMPT.value, **given)
+        return model.stream(_SEED.value, _NUM.value - done, model=name, batch=_BATCH.value, start=_START.value + done, prompt=_PROMPT.value, score=_SCORE.value, **given)
 
     try:
         if _OUT.value is None:
             for drawn in batches(0):
-                print(*(text.replace("\n", "\n    ") for text in drawn.texts), sep="\n", flush=True)
+                texts = [text.replace("\n", "\n    ") for text in drawn.texts]
+                print(*(texts if drawn.nll is None else (f"{nll:.3f}  {text}" for nll, text in zip(drawn.nll, texts, strict=True))), sep="\n", flush=True)
             return
         path = pathlib.Path(_OUT.value)
         if bundles.is_bundle(path.absolute().parent):
@@ -59,7 +61,7 @@ def main(argv: list[str]) -> None:
         common.replaceable("out", path, {"index", "text", "tokens"}, "samples", lines=True)
         used = {"seed": _SEED.value, "model": name, **_used(model, name, given)}
         # What else decides the samples: records of anything else are not gone on from.
-        origin = {"workdir": str(pathlib.Path(flags.FLAGS.workdir).absolute()), "start": _START.value, "prompt": _PROMPT.value}
+        origin = {"workdir": str(pathlib.Path(flags.FLAGS.workdir).absolute()), "start": _START.value, "prompt": _PROMPT.value, "score": _SCORE.value}
         origin |= {"trained_steps": {stage: model.trained_steps(stage) for stage in config_lib.STAGES + config_lib.BASELINES}, "sampling": model.config.sampling.to_dict() | {"batch": None}}
         _write(path, batches, used, used | origin)
     except ValueError as error:
@@ -93,8 +95,8 @@ def _write(path: pathlib.Path, batches: Callable[[int], Iterator[Any]], used: di
             if done:
                 print(f"{done} samples are there already: {partial}", flush=True)
             for drawn in batches(done) if done < _NUM.value else ():
-                for text, tokens in zip(drawn.texts, drawn.tokens, strict=True):
-                    record = {"index": _START.value + done, "text": text, "tokens": tokens.tolist(), **used}
+                for i, (text, tokens) in enumerate(zip(drawn.texts, drawn.tokens, strict=True)):
+                    record = {"index": _START.value + done, "text": text, "tokens": tokens.tolist(), **({} if drawn.nll is None else {"nll": float(drawn.nll[i])}), **used}
                     out.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
                     done += 1
                 out.flush()

@@ -44,6 +44,9 @@ def test_the_published_setting():
     assert (a.steps, a.learning_rate, a.b1, a.b2, a.epsilon, a.weight_decay, a.clip) == (200_000, 5e-5, 0.9, 0.98, 1e-6, 1e-5, 10.0)
     assert (a.noise, a.p_feat, a.p_lat, a.p_drop, a.warmup, a.decoder_warmup) == (0.5, 0.7, 0.7, 0.75, 1_000, 10_000)
     assert (c.ladiff.steps, c.ladiff.learning_rate, c.ladiff.clip, c.ladiff.ema, c.diffusion.d) == (150_000, 2e-4, 1.0, 0.9999, 10.0)
+    assert (c.mdlm.schedule, c.mdlm.warmup, c.ladiff.warmup, c.ladiff.self_conditioning, c.diladiff.self_conditioning) == ("cosine", 1_000, 1_000, 0.5, 0.5)
+    assert (c.diladiff.time_mean, c.diladiff.time_std, c.diladiff.p_equal, c.diladiff.loss_offset, c.diladiff.step_form) == (-1.0, 1.0, 0.25, 5.0, "velocity")
+    assert c.decoder.cross_layers == (0, 11)
     assert (c.diladiff.steps, c.diladiff.batch, c.diladiff.learning_rate, c.diladiff.tangent_warmup) == (25_000, 2048, 5e-5, 10_000)
     s = c.sampling
     assert (s.temperature, s.top_p, s.prior_steps, s.prior_method, s.student_steps, s.gamma) == (1.0, 0.9, 200, "euler", 5, 0.8)
@@ -78,6 +81,11 @@ def test_the_published_setting():
         ({"diffusion": {"t0": 1.0}}, "diffusion.t0 is 1.0; it must be between 0 and 1"),
         ({"diffusion": {"k": 20.0}}, "diffusion.k is 20.0; it must be above 0 and at most 8"),
         ({"diffusion": {"schedule": "cosine"}}, "one of tangent, linear_variance, empirical"),
+        ({"diffusion": {"schedule": "linear_variance"}, "sampling": {"prior_method": "ddim"}, "diladiff": {"step_form": "velocity", "p_noise": 0.0, "p_clean": 0.0}}, "diladiff.step_form is 'velocity'; it must be rotation"),
+        ({"diffusion": {"schedule": "linear_variance"}, "sampling": {"prior_method": "heun"}, "diladiff": {"step_form": "rotation", "p_noise": 0.0, "p_clean": 0.0}}, "sampling.prior_method is 'heun'; it must be ddim or dpmpp_2m"),
+        ({"sampling": {"skip_layers": (1,)}}, "sampling.skip_layers is (1,); it must be layer indices from 0 to 0"),
+        ({"sampling": {"skip_layers": (0,), "refresh_every": 2}}, "empty when sampling.refresh_every is above 1"),
+        ({"sampling": {"skip_layers": (0,), "order": "threshold"}}, "empty when sampling.order is threshold"),
         ({"mesh": {"data": -1, "fsdp": -1}}, "mesh.data is -1"),
         ({"backbone": {"width": 2**30}}, "backbone.width is 1073741824; it must be between 1 and 131072"),
         ({"backbone": {"num_layers": 2**31 - 1}}, "backbone.num_layers is 2147483647; it must be between 1 and 1024"),

@@ -54,6 +54,24 @@ def test_samples_hold_only_text(model):
     assert set(np.unique(drawn.unmasked_at)) <= {0, 1, 2}
 
 
+def test_a_sample_is_scored_in_the_same_program(model):
+    """Nats a token up to the end-of-text that closes it, as the scorer gives them to the finished tokens; drawing is not changed by it, nor by the fill."""
+    plain, scored = model.sample(5, 10, decode_steps=3), model.sample(5, 10, decode_steps=3, score=True)
+    np.testing.assert_array_equal(plain.tokens, scored.tokens)
+    assert plain.nll is None and scored.nll.shape == (10,)
+    t, network = model.tokenizer, model.networks.scorer
+    assert np.isfinite(scored.nll).all() and len(np.unique(scored.nll)) > 1
+    logits = network.apply({"params": model.trained("scorer")}, np.concatenate([np.full((10, 1), t.eot_id), scored.tokens[:, :-1]], axis=1))
+    log_p = jax.nn.log_softmax(np.where(t.sampleable, logits, -np.inf), axis=-1)
+    for row, p, nll in zip(scored.tokens, log_p, scored.nll, strict=True):
+        kept = [i for i in range(len(row)) if i == 0 or (row[i - 1], row[i]) != (t.eot_id, t.eot_id)]
+        np.testing.assert_allclose(nll, -np.mean([p[i, row[i]] for i in kept]), rtol=1e-4)
+    parts = list(model.stream(5, 10, batch=8, decode_steps=3, score=True))
+    np.testing.assert_allclose(np.concatenate([part.nll for part in parts]), scored.nll, rtol=1e-4)
+    latents = model.decode(1, scored.latents, decode_steps=3, score=True)
+    assert latents.nll.shape == (10,)
+
+
 def test_infill_holds_what_is_given(model):
     """Prompts in words or tokens: given positions stay, each [MASK] is one token, the rest is free."""
     text = "Mia went to the [MASK] and found"

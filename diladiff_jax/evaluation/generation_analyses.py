@@ -123,7 +123,7 @@ def latent_samplers(model: Analysed, samples: int, calls: Sequence[int] = (5, 10
     A step is one call of the network, Heun's two but for its last, the student's two. Decoding is the config's.
     """
     measure, size = measures_of(model, model.config.data.corpus), Draw.batch_of(model)
-    prompt = jnp.full((size, model.length), model.tokenizer.mask_id, jnp.int32)
+    prompt = np.full((size, model.length), model.tokenizer.mask_id, np.int32)
 
     def row(name: str, program: str, network: str, steps: int, made: int) -> list[Any]:
         controls = model.controls(network, latent_steps=steps)
@@ -151,7 +151,7 @@ def latent_overhead(model: Analysed, decode_steps: Sequence[int], *, rounds: int
     size = -(-model.config.sampling.batch // model.devices) * model.devices
     key, indices = jax.random.key(seed), jnp.arange(size)
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
-    prompt = jnp.full((size, model.length), model.tokenizer.mask_id, jnp.int32)
+    prompt = np.full((size, model.length), model.tokenizer.mask_id, np.int32)
     decode, decoder = model.compiled("given"), {"decoder": model.trained("autoencoder")["decoder"]}
     draws = {name: jax.jit(draw) for name, draw in (("ladiff", model.sampler.prior_latents), ("diladiff", model.sampler.student_latents)) if name in model.models}
     controls = {name: model.controls(name) for name in draws}
@@ -186,10 +186,16 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 def prior_likelihood(model: Analysed, rows: np.ndarray, latents: np.ndarray, sigmas: Sequence[float] = (0.3, 0.6), *, draws: int = 8, seed: int = 0) -> Table:
     """LaDiff's bound on the perplexity, at several noise floors: see `ode.likelihood_bound`."""
-    teacher, decoder = model.networks.teacher.clone(plain=True), model.networks.decoder  # its divergence is a forward derivative
+    # Its divergence is a forward derivative, and divided by sigma: in float32 to the last product, as the student's tangents are.
+    teacher, decoder = model.networks.teacher.clone(plain=True, dtype=jnp.float32), model.networks.decoder
     prior, params = model.trained("ladiff"), model.trained("autoencoder")["decoder"]
     how = "none" if model.config.sampling.prior_self_conditioning == "none" else "current"
-    predict = ode.clean_prediction(lambda z_t, t, c: teacher.apply({"params": prior}, z_t, t, c), how)
+
+    def denoise(z_t: jax.Array, t: jax.Array, self_condition: jax.Array) -> jax.Array:
+        with jax.default_matmul_precision("float32"):
+            return teacher.apply({"params": prior}, z_t, t, self_condition)
+
+    predict = ode.clean_prediction(denoise, how)
     schedule, body = model.sampler.schedule, []
     for sigma in sigmas:
         t_min = float(schedule.time_of_angle(jnp.arcsin(jnp.float32(sigma))))

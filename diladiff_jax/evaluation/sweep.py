@@ -128,7 +128,7 @@ class Draw:
         model, first = self._model, len(self._parts) * self._batch
         indices = np.arange(first, first + self._batch)
         extra = (np.asarray(model.encode(self._held_out[indices % len(self._held_out)])),) if self.name == "true_latent" else ()
-        prompt = jnp.full((self._batch, model.length), model.tokenizer.mask_id, jnp.int32)
+        prompt = np.full((self._batch, model.length), model.tokenizer.mask_id, np.int32)  # on the host: a device's array is given up with the call
         arguments = (self._params, self._key, jnp.asarray(indices), prompt, *extra, self._controls)
         if not self._parts:  # with one step of each kind: the numbers of steps are not compiled in
             quick = self._controls._replace(decode_steps=jnp.int32(1), latent_steps=jnp.int32(1))

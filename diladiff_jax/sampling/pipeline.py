@@ -38,18 +38,24 @@ class Controls(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """tokens int32 `[B, L]`; the step that unmasked each position, `[B, L]`, -1 where given; latents `[B, N, D_lat]` or None."""
+    """tokens int32 `[B, L]`; the step that unmasked each position, `[B, L]`, -1 where given; latents `[B, N, D_lat]` or None; and, where
+    whoever composes a program with a scorer puts it there, the text's negative log-likelihood under that, nats a token `[B]`."""
 
     tokens: Array
     unmasked_at: Array
     latents: Array | None
+    nll: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sampler:
     """The samplers of one experiment. Methods are pure; parameters come as `{"denoiser", "decoder", "teacher", "student", ...}`.
 
-    Sample i of a key depends on `(key, indices[i])` alone, whatever the batch or the number of devices.
+    Sample i of a key is drawn from `(key, indices[i])` alone, whatever the batch or the number of devices; its tokens are the same up to
+    the rounding of the network, whose products other shapes may sum in another order.
+
+    Raises:
+      ValueError: settings that exclude each other.
     """
 
     networks: Networks
@@ -64,6 +70,12 @@ class Sampler:
     refresh_every: int = 1  # above 1: keys and values are kept between steps; orders "random" and "count" only
     skip_layers: tuple[int, ...] = ()  # blocks (never the last) that the steps from `skip_from` of all on are made without; not with kept keys and values
     skip_from: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.refresh_every > 1 and (self.order not in ("random", "count") or self.skip_layers):
+            raise ValueError(f"refresh_every is {self.refresh_every}; it must be 1 with order {self.order!r} and skip_layers {self.skip_layers}")
+        if self.skip_layers and self.order == "threshold":
+            raise ValueError(f"skip_layers is {self.skip_layers}; it must be empty with order 'threshold', whose number of steps is not known before")
 
     def prior_latents(self, params: Mapping[str, Any], keys: Array, controls: Controls) -> Array:
         """LaDiff: the probability-flow ODE of the prior, `[B, N, D_lat]`."""

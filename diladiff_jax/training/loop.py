@@ -21,6 +21,7 @@ from diladiff_jax.data.pipeline import Batches
 from diladiff_jax.data.prepare import Prepared, load_prepared, prepare
 from diladiff_jax.objectives.base import Context, Objective
 from diladiff_jax.objectives.diladiff import student_from_teacher
+from diladiff_jax.objectives.ladiff import LaDiff
 from diladiff_jax.training import sharding
 from diladiff_jax.training.checkpoints import Checkpoints, require_whole, set_damaged_aside
 from diladiff_jax.training.distributed import Preempted, StopSignal, by_the_first
@@ -226,7 +227,8 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, stop_sig
                             progress.say(f"  | {text}")
             # While updates are skipped what they start from may be what is wrong: it must not push out the checkpoints of before.
             if last or told or done % log.checkpoint_every == 0 and not watch.in_a_row:
-                checkpoints.save(state, batches.get_state())
+                with throughput.paused():
+                    checkpoints.save(state, batches.get_state())
             if told and not last:
                 raise Preempted(f"stage {stage} was stopped by {stop_signal.name} after step {done}, which is saved; the same command goes on", by_hand=stop_signal.by_hand)
         return state
@@ -270,8 +272,9 @@ def _throughput(objective: Objective, settings: ConfigDict, context: Context, ab
     flops, peak = None, local_peak()
     if peak:
         context = context.replace(statistics=abstract.statistics or context.statistics)
+        dear = objective.self_conditioning if isinstance(objective, LaDiff) else 1.0  # its one conditional
         tokens, key = jax.ShapeDtypeStruct((settings.batch, length), jnp.int32), jax.eval_shape(lambda: jax.random.key(0))
-        flops = model_flops(lambda *args: objective.loss(*args, jnp.zeros((), jnp.int32)), abstract.params, context, tokens, key)
+        flops = model_flops(lambda *args: objective.loss(*args, jnp.zeros((), jnp.int32)), abstract.params, context, tokens, key, dear=dear)
     return Throughput(settings.batch * length, mesh.size, flops, peak)
 
 

@@ -48,7 +48,8 @@ def make_optimizer(settings: Mapping[str, Any], group_of: Callable[[tuple[str, .
         return lambda params: jax.tree_util.tree_map_with_path(lambda path, _: group_of(path_names(path)) == name, params)
 
     def kernels(params: Any) -> Any:
-        # Decay pulls matrices only: gains, biases and learned positions have no scale to shrink towards.
+        # Decay pulls matrices only: gains, biases and learned positions have no scale to shrink towards. (Of Muon's, those that it
+        # orthogonalizes: optax's has no mask for the rest.)
         return jax.tree_util.tree_map_with_path(lambda path, _: path_names(path)[-1] == "kernel", params)
 
     def dimensions(params: Any) -> Any:

@@ -1,8 +1,9 @@
 """A roofline of a compiled program on a TPU slice: the counts of `hlo_costs` over the rates that the chips' maker publishes.
 
 An instruction takes as long as its products or its traffic to main memory, whichever is more; instructions run one after the
-other; an exchange that other work overlaps costs only what exceeds that work, any other its full time. That is a bound from
-below, not a forecast: vector arithmetic, the padding of small shapes and the time between instructions are not in it.
+other; an exchange that other work overlaps costs only what exceeds that work, any other its full time. That is an estimate and
+no bound: vector arithmetic, the padding of small shapes and the time between instructions are not in it, while what is fetched from
+memory ahead of its use, beside products, is counted after them, and of a conditional the dearest branch.
 """
 
 from __future__ import annotations

@@ -20,7 +20,10 @@ PEAKS: dict[str, float] = {
     "TPU7x": CHIPS["tpu7x"].flops / CHIPS["tpu7x"].devices,
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100 PCIe": 756e12,
     "NVIDIA H200": 989e12,
+    "NVIDIA H200 NVL": 835e12,
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 from jax.extend import core
 
 from diladiff_jax.diffusion.gaussian import TangentSchedule, velocity_of_clean
-from diladiff_jax.sampling import latent, pipeline
+from diladiff_jax.sampling import latent, pipeline, tokens
 
 LENGTH, VOCAB, MASK = 8, 12, 10
 
@@ -67,8 +67,9 @@ def test_other_orders_fill_everything_and_depend_on_the_index_alone(made, order)
 
 
 @pytest.mark.parametrize("order", ["random", pytest.param("count", marks=pytest.mark.slow)])
-def test_kept_keys_and_values_depend_on_the_index_alone(made, order):
-    """Made anew every third step: everything is filled, and a sample is the same in another batch and alone."""
+def test_kept_keys_and_values_depend_on_the_index_alone(made, order, monkeypatch):
+    """Made anew every third step, and between two positions of a row at a time: everything is filled, and a sample is the same in another batch and alone."""
+    monkeypatch.setattr(tokens, "RENEWED", 2)
     sampler, params, _ = made
     generate = jax.jit(dataclasses.replace(sampler, refresh_every=3, order=order).generate, static_argnums=0)
     draw = lambda chosen: generate("diladiff", params, jax.random.key(3), jnp.array(chosen), PROMPT[jnp.array(chosen)], CONTROLS._replace(decode_steps=7))
@@ -108,10 +109,10 @@ def test_late_steps_are_those_of_the_network_without_the_layer(networks, samplea
 
     emptied = {"denoiser": without(params["denoiser"]), "decoder": params["decoder"] | {"backbone": without(params["decoder"]["backbone"])}}
 
-    def decode(params, **skip):
+    def decode(params, rows=slice(None), **skip):
         sampler = pipeline.Sampler(changed, TangentSchedule(3.0), MASK, sampleable, order=order, **skip)
         keys = jax.random.split(jax.random.key(0), 16)
-        return jax.jit(sampler.decode)(params, keys, prompt, z if given_latent else None, CONTROLS._replace(decode_steps=8))
+        return jax.jit(sampler.decode)(params, keys[rows], prompt[rows], z[rows] if given_latent else None, CONTROLS._replace(decode_steps=8))
 
     whole, less = decode(params), decode(emptied)
     assert (whole.tokens != less.tokens).any()
@@ -122,6 +123,7 @@ def test_late_steps_are_those_of_the_network_without_the_layer(networks, samplea
     assert early.any()
     np.testing.assert_array_equal(half.tokens[early], whole.tokens[early])
     assert (half.tokens[~early] != whole.tokens[~early]).any()
+    np.testing.assert_array_equal(decode(params, slice(5, 8), skip_layers=(1,)).tokens, half.tokens[5:8])  # whatever the batch
 
 
 def test_logits_of_all_positions_never_exist(made, networks, sampleable):
@@ -195,6 +197,13 @@ def test_the_student_is_told_the_interval(made, networks):
         clean = predict(z, t, predict(z, t, None, jnp.zeros(3)), gap)
         z = z - gap[:, None, None] * velocity_of_clean(sampler.schedule, z, clean, t)
     np.testing.assert_allclose(found, z, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("settings", [dict(refresh_every=2, order="confidence"), dict(refresh_every=2, skip_layers=(0,)), dict(order="threshold", skip_layers=(0,))], ids=str)
+def test_approximations_that_exclude_each_other_are_refused(made, settings):
+    """None of two is left out silently."""
+    with pytest.raises(ValueError, match="it must be"):
+        dataclasses.replace(made[0], **settings)
 
 
 def test_unknown_model_is_refused(made):

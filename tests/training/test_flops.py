@@ -27,13 +27,15 @@ def test_a_product_costs_once_more_for_each_factor_with_a_gradient():
 
 
 def test_loops_branches_and_rematerialization():
-    """A scan counts its trips, a conditional its dearest branch, and what is made anew for the gradient is not the model's."""
+    """A scan counts its trips, a conditional its dearest branch or the mean at a given probability of it, and what is made anew for the gradient is not the model's."""
     layer = lambda h, w: jnp.tanh(h @ w)  # noqa: E731
     chain = lambda w, x: layer(layer(layer(x, w), w), w)  # noqa: E731
     assert flops(chain) == 2 + 3 + 3
     assert flops(lambda w, x: jax.lax.fori_loop(0, 3, lambda _, h: layer(h, w), x)) == 3 * 3
     assert flops(jax.checkpoint(chain)) == flops(jax.jit(chain)) == 8
     assert flops(lambda w, x: jax.lax.cond(w[0, 0] > 0, lambda: chain(w, x), lambda: x @ w)) == 8
+    either = lambda w, x: jax.lax.cond(w[0, 0] > 0, lambda: chain(w, x), lambda: x @ w).sum()
+    assert model_flops(either, SQUARE, SQUARE, dear=0.25) / ONCE == 0.25 * 8 + 0.75 * 2
     assert flops(lambda w, x: jax.jvp(lambda v: layer(v, w), (x,), (x,))[0]) == 2 + 1  # the tangent is not asked for by the loss, but made
     with pytest.raises(ValueError, match="unknown number of trips"):
         model_flops(lambda w: jax.lax.while_loop(lambda h: h[0, 0] < 1, lambda h: h @ w, w).sum(), SQUARE)

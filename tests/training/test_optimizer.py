@@ -60,14 +60,24 @@ def test_groups_warm_up_on_their_own_and_frozen_ones_never_move(optimizer):
 def test_muon_orthogonalizes_kernels_only():
     """Kernel updates have nearly equal singular values; the head and biases get Adam's sign-like step of size learning_rate."""
     tx = make_optimizer(SETTINGS | dict(optimizer="muon", warmup=1, decoder_warmup=1, schedule="constant"), group)
-    grads = jax.tree.map(lambda x: jax.random.normal(jax.random.key(0), x.shape), PARAMS)
+    grads = jax.tree.map(lambda x: jax.random.normal(jax.random.key(0), x.shape) * jnp.linspace(1.0, 4.0, x.shape[-1]), PARAMS)
     updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
     singular = np.linalg.svd(updates["encoder"]["layer"]["kernel"], compute_uv=False)
     raw = np.linalg.svd(grads["encoder"]["layer"]["kernel"], compute_uv=False)
-    assert singular.max() / singular.min() < 2.0 < raw.max() / raw.min() * 2
-    assert singular.max() / singular.min() < raw.max() / raw.min()
+    assert singular.max() / singular.min() < 2.0 < 3.0 < raw.max() / raw.min()
     # optax's Adam for the rest uses Nesterov momentum: the first step is a little over the rate, never scaled by the gradient.
     np.testing.assert_allclose(np.abs(updates["decoder"]["head"]["kernel"]), np.abs(updates["decoder"]["head"]["kernel"]).mean(), rtol=1e-3)
+
+
+@pytest.mark.parametrize("optimizer, decayed, rate", [("adamw", [("encoder", "layer"), ("decoder", "head")], 0.1), ("muon", [("encoder", "layer")], 0.02)])
+def test_weight_decay_shrinks_matrices_alone(optimizer, decayed, rate):
+    """Without a gradient an update is minus the rate times the decay times the matrix: of AdamW every kernel, of Muon those that it orthogonalizes."""
+    tx = make_optimizer(SETTINGS | dict(optimizer=optimizer, weight_decay=0.3, warmup=1, decoder_warmup=1, schedule="constant"), group)
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, PARAMS), tx.init(PARAMS), PARAMS)
+    for path, update in jax.tree_util.tree_flatten_with_path(updates)[0]:
+        names = tuple(part.key for part in path)
+        expected = -rate * 0.3 if names[:2] in decayed and names[-1] == "kernel" else 0.0
+        np.testing.assert_allclose(update, expected, rtol=1e-5, atol=1e-12)
 
 
 def test_clip_counts_only_what_is_trained():
