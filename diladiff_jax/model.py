@@ -193,8 +193,8 @@ class Model:
           ValueError: a setting out of range.
           CheckpointError: the model, or the scorer that is asked for, is not trained here.
         """
-        if num < 1:
-            raise ValueError(f"num is {num}; it must be at least 1")
+        if not isinstance(num, numbers.Integral) or num < 1:
+            raise ValueError(f"num is {num!r}; it must be a whole number of at least 1")
         prompt = np.full((num, self.length), self.tokenizer.mask_id, np.int32)
         return self._fill(key, prompt, self._best(model), batch, start, controls, score=score)
 
@@ -205,13 +205,13 @@ class Model:
         """`sample` (or `infill`, where one prompt is given) batch by batch, each given out as soon as it is drawn: any number of samples in
         the memory of one batch. Whoever stops after n goes on with `start` raised by n. Arguments and errors are those of `sample`.
         """
-        if num < 1:
-            raise ValueError(f"num is {num}; it must be at least 1")
+        if not isinstance(num, numbers.Integral) or num < 1:
+            raise ValueError(f"num is {num!r}; it must be a whole number of at least 1")
         blank = np.full((1, self.length), self.tokenizer.mask_id, np.int32) if prompt is None else self.prompt_tokens(prompt)
         if len(blank) != 1:
             raise ValueError(f"{len(blank)} prompts are given; a stream fills in one")
-        if batch is not None and batch < 1:
-            raise ValueError(f"batch is {batch}; it must be at least 1")
+        if batch is not None and (not isinstance(batch, numbers.Integral) or batch < 1):
+            raise ValueError(f"batch is {batch!r}; it must be a whole number of at least 1")
         size = -(-min(batch or self.config.sampling.batch, num) // self.devices) * self.devices
         for first in range(0, num, size):
             # The last batch is drawn whole and cut, so that one compiled program serves all.
@@ -313,8 +313,8 @@ class Model:
         """
         if num < 1:
             raise ValueError("nothing is given; at least one text, prompt or latent is needed")
-        if batch is not None and batch < 1:
-            raise ValueError(f"batch is {batch}; it must be at least 1")
+        if batch is not None and (not isinstance(batch, numbers.Integral) or batch < 1):
+            raise ValueError(f"batch is {batch!r}; it must be a whole number of at least 1")
         size = -(-min(batch or self.config.sampling.batch, num) // self.devices) * self.devices
         return [np.minimum(np.arange(first, first + size), num - 1) for first in range(0, num, size)]
 
@@ -412,6 +412,7 @@ def load(workdir: str | pathlib.Path, *, config: ConfigDict | None = None, mesh:
     if config is None:
         config = config_lib.load(workdir)
     else:
+        config_lib.check(config)
         config_lib.require_same(config, workdir)
     tokenizer = tokenizers.load(pathlib.Path(workdir) / "tokenizer")
     mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}) if mesh is None else mesh

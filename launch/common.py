@@ -102,7 +102,7 @@ def run(main: Callable[[Sequence[str]], None], usage: str) -> None:
                 raise
             return _refuse(f"this does not fit into memory ({str(error).strip().splitlines()[0] if str(error).strip() else 'out of memory'}); make batches or networks smaller")
         except KeyboardInterrupt:
-            return _refuse("stopped; the same command goes on from the last checkpoint", 130)
+            return _refuse("stopped; what was saved is kept, and the same command goes on from that", 130)
         return 0
 
     sys.modules["__main__"].__doc__ = usage
@@ -212,6 +212,8 @@ def _said(error: flags.Error) -> str:
     number = re.fullmatch(r"(?s)flag --([\w.]+)=(.*): (?:invalid literal for int|could not convert string to float|Exceeds the limit).*", text)
     if number is not None:
         return f"--{number[1]}={number[2]}: it must be a {'' if 'to float' in text else 'whole '}number"
+    if boolean := re.fullmatch(r"(?s)flag --([\w.]+)=(.*): \('Non-boolean.*", text):
+        return f"--{boolean[1]}={boolean[2]}: it must be true or false"
     # A config file's own error arrives as a traceback in text; its last line is what happened.
     if "Traceback" in text:
         text = [line for line in text.splitlines() if line.strip()][-1]

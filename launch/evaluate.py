@@ -14,6 +14,8 @@ trained scorer or a published GPT-2, entropy and repetition, against decoding st
 perplexity and the recovery of masked tokens; and by the analyses what the paper's figures show of the decoder, the latent and the prior.
 """
 
+import pathlib
+
 import common
 from absl import flags
 
@@ -41,7 +43,12 @@ def main(argv: list[str]) -> None:
         others = [row_analyses.evaluated(other) for other in _COMPARE.value]
     except ValueError as error:
         raise common.UsageError(f"--compare: {error}") from None
-    common.writable_folder("out", out)
+    if bundles.is_bundle(out):
+        raise common.UsageError(f"--out={out} is a bundle, which stays as it is; give another folder")
+    ours = pathlib.Path(out) / "results.json"
+    common.replaceable("out", ours, {"setting", "rows"}, "results of evaluate.py")
+    if not ours.exists() and (others_file := next((n for n in ("table.txt", "report.html", "analyses.json", "picture.png", "figures") if (ours.parent / n).exists()), None)):
+        raise common.UsageError(f"--out={out} has a {others_file} and no results.json: it is not an earlier report; give another folder")
     for stage in config_lib.stages_of(model.config):
         if 0 < model.trained_steps(stage) < model.config[stage].steps:
             print(f"note: {stage} stands at step {model.trained_steps(stage)} of {model.config[stage].steps}, and is measured as it is", flush=True)

@@ -38,10 +38,13 @@ _OUT = flags.DEFINE_string("out", None, "File for JSON Lines; default the termin
 def main(argv: list[str]) -> None:
     import diladiff_jax as dl
     from diladiff_jax import config as config_lib
+    from diladiff_jax.sampling.pipeline import MODELS
     from diladiff_jax.training import bundles
 
     model = dl.load(flags.FLAGS.workdir, config=common.experiment(_CONFIG))
     name = _MODEL.value or (model.models[-1] if model.models else None)
+    if name is not None and name not in MODELS:
+        raise common.UsageError(f"--model is {name!r}; it must be one of {', '.join(MODELS)}")
     if name in ("mdlm", "mdlm_long") and _LATENT_STEPS.value is not None:
         raise common.UsageError(f"--latent_steps is {_LATENT_STEPS.value}, and --model={name} has no latent; leave it away")
     given = dict(latent_steps=_LATENT_STEPS.value, decode_steps=_DECODE_STEPS.value, temperature=_TEMPERATURE.value, top_p=_TOP_P.value)
@@ -56,13 +59,14 @@ def main(argv: list[str]) -> None:
                 print(*(texts if drawn.nll is None else (f"{nll:.3f}  {text}" for nll, text in zip(drawn.nll, texts, strict=True))), sep="\n", flush=True)
             return
         path = pathlib.Path(_OUT.value)
+        used = {"seed": _SEED.value, "model": name, **_used(model, name, given)}
         if bundles.is_bundle(path.absolute().parent):
             raise common.UsageError(f"--out={path} is in a bundle, which stays as it is; give a file in another folder")
         common.replaceable("out", path, {"index", "text", "tokens"}, "samples", lines=True)
-        used = {"seed": _SEED.value, "model": name, **_used(model, name, given)}
         # What else decides the samples: records of anything else are not gone on from.
         origin = {"workdir": str(pathlib.Path(flags.FLAGS.workdir).absolute()), "start": _START.value, "prompt": _PROMPT.value, "score": _SCORE.value}
         origin |= {"trained_steps": {stage: model.trained_steps(stage) for stage in config_lib.STAGES + config_lib.BASELINES}, "sampling": model.config.sampling.to_dict() | {"batch": None}}
+        origin = json.loads(json.dumps(origin))  # as it will be read back: a sequence as a list
         _write(path, batches, used, used | origin)
     except ValueError as error:
         raise common.UsageError(str(error)) from None

@@ -86,6 +86,17 @@ def _estimate(metric: dict[str, float] | None) -> str:
 
 
 def summary(results: dict[str, Any]) -> list[str]:
+    """How was sampled, where not in the plain way, and the claim."""
+    setting = results["setting"]
+    plain = {"order": "random", "refresh_every": 1, "skip_layers": []}
+    unusual = {name: setting[name] for name, value in plain.items() if setting.get(name, value) != value}
+    if "skip_layers" in unusual:
+        unusual["skip_from"] = setting["skip_from"]
+    said = [f"sampled with {', '.join(f'sampling.{name}={value}' for name, value in unusual.items())}"] if unusual else []
+    return said + claim(results)
+
+
+def claim(results: dict[str, Any]) -> list[str]:
     """The paper's claim on these rows, stated either way: few steps against few steps, and speed at equal quality.
 
     A baseline's time is that of its fastest row whose interval holds its best value, and more decoding steps than

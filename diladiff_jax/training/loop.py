@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import math
 import pathlib
@@ -65,6 +66,9 @@ def train(
     def prepare_all() -> None:
         # What can be refused is, before anything is written, and before text is prepared, which may take hours.
         config_lib.require_own(config, workdir)
+        there = pathlib.Path(workdir).is_dir()
+        if there:
+            held.enter_context(_alone(pathlib.Path(workdir)))
         for stage in stages:
             set_damaged_aside(pathlib.Path(workdir) / stage / "checkpoints", lambda text: print(text, flush=True))
         if init_from is not None:
@@ -81,6 +85,8 @@ def train(
         if first is not None and not trained_steps(workdir, first, init_from):
             raise not_trained(workdir, first)
         config_lib.save(config, workdir, first=True)
+        if not there:
+            held.enter_context(_alone(pathlib.Path(workdir)))
         if init_from is not None:
             remember_source(workdir, init_from)
         if jax.process_count() > 1:  # alone, a process looks when it restores; one of several that stopped there would leave the others waiting
@@ -95,28 +101,49 @@ def train(
             pretrained.adopt(config.features.path, pathlib.Path(workdir) / "features")
         prepare(config.data, config.tokenizer, workdir)
 
-    by_the_first("prepare", prepare_all)
-    prepared = load_prepared(config.data, workdir)
-    experiment = Experiment(config, workdir, prepared.tokenizer, mesh)
-    with StopSignal() as stop_signal:
-        for stage in stages:
-            steps = config[stage].steps
-            # A stage that is asked for by name is trained here, even where the workdir that we start from has it.
-            if experiment.trained_steps(stage, own=len(stages) == 1) >= steps:
-                if main:
-                    print(f"{stage}: trained already ({steps} steps)", flush=True)
-                continue
-            previous = config_lib.PREDECESSOR[stage]
-            if previous is not None and 0 < experiment.trained_steps(previous) < config[previous].steps:
-                raise TrainingError(
-                    f"stage {previous} in {workdir} stands at step {experiment.trained_steps(previous)} of {config[previous].steps}; "
-                    f"finish it before {stage} (launch/train.py --stage={previous})"
-                )
-            if stop_signal.agreed:  # restoring and compiling the next stage may take longer than the scheduler waits
-                raise Preempted(f"stopped by {stop_signal.name} before stage {stage}; the same command goes on", by_hand=stop_signal.by_hand)
-            train_stage(experiment, prepared, stage, stop_signal, stop_at=stop_at)
-    if main:  # where all was trained before
-        config_lib.save(config, workdir)
+    with contextlib.ExitStack() as held:
+        by_the_first("prepare", prepare_all)
+        prepared = load_prepared(config.data, workdir)
+        experiment = Experiment(config, workdir, prepared.tokenizer, mesh)
+        with StopSignal() as stop_signal:
+            for stage in stages:
+                steps = config[stage].steps
+                # A stage that is asked for by name is trained here, even where the workdir that we start from has it.
+                if experiment.trained_steps(stage, own=len(stages) == 1) >= steps:
+                    if main:
+                        print(f"{stage}: trained already ({steps} steps)", flush=True)
+                    continue
+                previous = config_lib.PREDECESSOR[stage]
+                stands = 0 if previous is None else experiment.trained_steps(previous, own=True)  # how long a lent one was trained is its lender's affair
+                if 0 < stands < config[previous].steps:
+                    raise TrainingError(
+                        f"stage {previous} in {workdir} stands at step {stands} of {config[previous].steps}; "
+                        f"finish it before {stage} (launch/train.py --stage={previous})"
+                    )
+                if stop_signal.agreed:  # restoring and compiling the next stage may take longer than the scheduler waits
+                    raise Preempted(f"stopped by {stop_signal.name} before stage {stage}; the same command goes on", by_hand=stop_signal.by_hand)
+                state = train_stage(experiment, prepared, stage, stop_signal, stop_at=stop_at)
+                if int(state.step) < steps:  # stop_at: what would follow needs a finished stage
+                    break
+        if main:  # where all was trained before
+            config_lib.save(config, workdir)
+
+
+@contextlib.contextmanager
+def _alone(workdir: pathlib.Path) -> Iterator[None]:
+    """Holds the workdir's lock, which ends with the process, however that ends; file systems without locks go without.
+
+    Raises:
+      TrainingError: another training has it.
+    """
+    with contextlib.ExitStack() as opened:
+        try:
+            fcntl.flock(opened.enter_context((workdir / "training.lock").open("a")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TrainingError(f"another training runs in {workdir} (training.lock is held); wait for it or end it, or give another workdir") from None
+        except OSError:  # no locks, or no writing, of which training itself has more to say
+            pass
+        yield
 
 
 def make_mesh(config: ConfigDict) -> jax.sharding.Mesh:

@@ -67,6 +67,8 @@ def rows(model, values, seconds):
 def test_the_summary_tells_either_way():
     """Speed is at equal quality: the fastest row that reaches MDLM's best; and it says when none does."""
     good = {"setting": {}, "rows": rows("mdlm", (0.0, 0.1, 0.3), (1.0, 2.0, 8.0)) + rows("diladiff", (0.2, 0.4, 0.5), (1.0, 2.0, 8.0))}
+    said = report.summary(good | {"setting": good["setting"] | {"order": "random", "refresh_every": 4, "skip_layers": [], "skip_from": 0.5}})
+    assert said == ["sampled with sampling.refresh_every=4", *report.summary(good)]
     assert "DiLaDiff passes it at 8 steps (0.400), 4.0 times as fast as that" in report.summary(good)[-1]
     bad = {"setting": {}, "rows": rows("mdlm", (0.0, 0.1, 0.6), (1.0, 2.0, 8.0)) + rows("diladiff", (0.2, 0.4, 0.5), (1.0, 2.0, 8.0))}
     assert "does not clearly pass it (best 0.500)" in report.summary(bad)[-1]

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-pytestmark = pytest.mark.slow
+slow = pytest.mark.slow  # all but one, which goes through a whole command twice
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -20,6 +20,7 @@ def run(script, *flags):
     return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
+@slow
 def test_sample_writes_one_json_line_a_sample(trained, tmp_path):
     """Index, seed, model, text and tokens; the same sample whatever --num and --batch."""
     files = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
@@ -59,6 +60,7 @@ def test_a_stopped_sample_goes_on_after_what_it_has_written(trained, tmp_path):
         assert "kept" not in out.read_text() and out.read_text().count("\n") == 5
 
 
+@slow
 def test_export_writes_what_sample_reads(trained, tmp_path):
     """A bundle of one model: only its stages; the samples are the workdir's; a second export into it is refused and changes nothing."""
     bundle = tmp_path / "bundle"
@@ -73,9 +75,17 @@ def test_export_writes_what_sample_reads(trained, tmp_path):
     for script, flags, words in (("export.py", [f"--out={bundle}"], "exists already"), ("evaluate.py", [], "is a bundle"), ("train.py", [], "is a bundle")):
         done = run(script, f"--workdir={bundle}", *flags)
         assert done.returncode == 1 and words in done.stderr and len(done.stderr.splitlines()) == 1
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "table.txt").write_text("mine")
+    for out, words in ((bundle, "is a bundle"), (theirs, "has a table.txt and no results.json")):
+        done = run("evaluate.py", f"--workdir={trained}", f"--out={out}")
+        assert done.returncode == 1 and words in done.stderr and len(done.stderr.splitlines()) == 1
+    assert (theirs / "table.txt").read_text() == "mine"
     assert {path: path.stat().st_mtime_ns for path in bundle.rglob("*")} == before
 
 
+@slow
 def test_evaluate_writes_one_folder(trained, tmp_path):
     """The files, the figures of the rows, and the page with samples of every model; and another workdir's compression beside it."""
     import diladiff_jax as dl
@@ -107,6 +117,7 @@ def test_evaluate_writes_one_folder(trained, tmp_path):
         assert all(isinstance(s["valid"], bool) for s in d["samples"])
 
 
+@slow
 @pytest.mark.parametrize("script", ["prepare.py", "train.py", "sample.py", "evaluate.py", "export.py"])
 def test_help_shows_how(script):
     """--help begins with what the command does and a command line to copy."""
@@ -114,6 +125,7 @@ def test_help_shows_how(script):
     assert done.returncode == 0 and f"python launch/{script} --" in done.stdout and "--workdir" in done.stdout and "Traceback" not in done.stderr
 
 
+@slow
 @pytest.mark.parametrize(
     ("script", "flags", "words"),
     [
@@ -150,6 +162,7 @@ def test_bad_input_is_one_line(trained, script, flags, words):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+@slow
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -165,12 +178,14 @@ def test_the_quickstart_refuses_before_it_installs(flags, words):
     assert done.returncode == 2 and words in done.stderr and not done.stdout
 
 
+@slow
 def test_the_quickstart_has_help():
     """Usage without side effects."""
     done = subprocess.run(["bash", str(ROOT / "launch" / "quickstart.sh"), "--help"], capture_output=True, text=True, timeout=20, check=False)
     assert done.returncode == 0 and "--corpus" in done.stdout and "WORKDIR" in done.stdout
 
 
+@slow
 def test_ci_calls_the_readmes_test_command():
     """.ci/run is that one command."""
     assert "launch/test.sh" in (ROOT / ".ci" / "run").read_text() and "bash launch/test.sh" in (ROOT / "README.md").read_text()

@@ -1,5 +1,6 @@
 """The loop by its command: killed and resumed runs, passing over what is done, starting from another workdir."""
 
+import fcntl
 import json
 import os
 import pathlib
@@ -11,6 +12,10 @@ import time
 import numpy as np
 import pytest
 from micro import micro_config
+
+from diladiff_jax.training.checkpoints import CheckpointError
+from diladiff_jax.training.loop import train
+from diladiff_jax.training.watch import TrainingError
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -86,7 +91,8 @@ def test_finished_stages_are_passed_over_and_longer_ones_continue(tmp_path):
     """The same command twice does nothing; more steps go on from the last one. A trace is written of the updates asked for, and rates are recorded."""
     config = write_config(tmp_path, logging=dict(samples=0, profile_at=2, profile_steps=2))
     workdir = tmp_path / "w"
-    finish(command(workdir, config, "--stage=mdlm"))
+    finish(command(workdir, config, "--stage=all", "--stop_at=2"))  # ends there, whatever would follow
+    assert "mdlm: goes on from step 2 of 6" in finish(command(workdir, config, "--stage=mdlm"))
     assert "mdlm: trained already (6 steps)" in finish(command(workdir, config, "--stage=mdlm"))
     finish(command(workdir, config, "--stage=mdlm", "--config.mdlm.steps=8"))
     records = [json.loads(line) for line in (workdir / "mdlm" / "metrics" / "metrics.jsonl").read_text().splitlines()]
@@ -117,6 +123,20 @@ def test_bad_input_gets_one_line(tmp_path, flags, words):
     out, _ = process.communicate(timeout=120)
     errors = [line for line in out.splitlines() if line.startswith("error: ")]
     assert process.returncode == 1 and len(errors) == 1 and words in errors[0] and "Traceback" not in out, out
+
+
+def test_a_workdir_has_one_trainer(tmp_path):
+    """While another holds the lock training is refused in one line and writes nothing; a lock whose holder is gone holds nothing."""
+    workdir = tmp_path / "w"
+    workdir.mkdir()
+    with (workdir / "training.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(TrainingError, match="another training runs in"):
+            train(micro_config(), workdir, ("mdlm",))
+        assert [path.name for path in workdir.iterdir()] == ["training.lock"]
+    for _ in range(2):  # no longer that, but what was refused later: and that gives the lock back
+        with pytest.raises(CheckpointError, match="stage autoencoder is not trained"):
+            train(micro_config(), workdir, ("ladiff",))
 
 
 def test_a_changed_experiment_is_refused(tmp_path):
