@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diladiff_jax import config as config_lib
-from diladiff_jax import pretrained
+from diladiff_jax import config_file, pretrained
 from diladiff_jax.data import tokenizers
 from diladiff_jax.evaluation.likelihood import is_text
 from diladiff_jax.evaluation.scorer import Scorer, load_tokenizer
@@ -212,10 +212,10 @@ class Model:
             raise ValueError(f"{len(blank)} prompts are given; a stream fills in one")
         if batch is not None and (not isinstance(batch, numbers.Integral) or batch < 1):
             raise ValueError(f"batch is {batch!r}; it must be a whole number of at least 1")
-        size = -(-min(batch or self.config.sampling.batch, num) // self.devices) * self.devices
+        size, model = -(-min(batch or self.config.sampling.batch, num) // self.devices) * self.devices, self._best(model)
         for first in range(0, num, size):
             # The last batch is drawn whole and cut, so that one compiled program serves all.
-            drawn, n = self._fill(key, np.repeat(blank, size, axis=0), self._best(model), size, start + first, controls, score=score), min(size, num - first)
+            drawn, n = self._fill(key, np.repeat(blank, size, axis=0), model, size, start + first, controls, score=score), min(size, num - first)
             yield Samples(*(None if part is None else part[:n] for part in (drawn.texts, drawn.tokens, drawn.unmasked_at, drawn.latents, drawn.nll)))
 
     def infill(
@@ -410,10 +410,10 @@ def load(workdir: str | pathlib.Path, *, config: ConfigDict | None = None, mesh:
     if bundles.is_bundle(workdir):
         bundles.Bundle(workdir).check()
     if config is None:
-        config = config_lib.load(workdir)
+        config = config_file.load(workdir)
     else:
         config_lib.check(config)
-        config_lib.require_same(config, workdir)
+        config_file.require_same(config, workdir)
     tokenizer = tokenizers.load(pathlib.Path(workdir) / "tokenizer")
     mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}) if mesh is None else mesh
     return Model(Experiment(config, workdir, tokenizer, mesh))

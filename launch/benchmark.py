@@ -33,6 +33,7 @@ import time
 from typing import Any, NamedTuple
 
 import common
+import products
 from absl import flags
 
 _SUITE = flags.DEFINE_enum("suite", "sampling", ["sampling", "training"], "What to time.")
@@ -157,40 +158,6 @@ def matmul_rate(size: int = 2048, rounds: int = 5) -> float:
     return 2 * size**3 / min(seconds_of(product, x)[0] for _ in range(rounds))
 
 
-def busy(positions: int, steps: int, every: int = 1) -> float:
-    """In how many of `steps`, or of their groups of `every`, something is expected to be unmasked, each position in one of them at random."""
-    groups = -(-steps // every)
-    return groups * (1 - (1 - 1 / groups) ** positions)
-
-
-def decoding_flops(case: str, c: Any, vocab: int, batch: int, steps: int, refresh: int) -> float:
-    """Matrix-product FLOPs that `steps` decoding steps are expected to take (multiply and add count as two), by the network's formulas."""
-    d, layers, length, n = c.backbone.width, c.backbone.num_layers, c.data.length, c.encoder.num_latents
-    rows, crosses = batch * length, len(set(c.decoder.cross_layers))
-    if case not in ("naive", "bisection"):
-        anew, steps = busy(rows, steps, refresh), busy(rows, steps)  # the others are left out
-    needed = rows / steps
-    mlp = 2 * c.backbone.mlp_ratio * d * d
-    block = 2 * rows * (4 * d * d + mlp) + 4 * rows * length * d
-    cross = crosses * (2 * rows * 4 * d * d + 4 * rows * n * d)
-    reading = crosses * 4 * batch * n * c.encoder.latent_dim * d
-    if case in ("naive", "bisection"):
-        return steps * (layers * block + cross + reading + 2 * rows * d * vocab)
-    at_needed = 2 * needed * (2 * d * d + mlp) + 4 * needed * length * d  # of a layer whose keys and values are there
-    whole = (layers - 1) * block + cross + 2 * rows * 2 * d * d  # all layers but the last, and its keys and values
-    if case in ("ours", "approx_skip"):
-        late = steps / 2 if case == "approx_skip" else 0
-        return steps * (whole + at_needed + 2 * needed * d * vocab) + reading - late * len(skipped(layers)) * block
-    some = layers * at_needed + cross * needed / rows
-    changed = (layers - 1) * at_needed + cross * needed / rows + layers * 2 * needed * 2 * d * d  # of the last layer, keys and values alone
-    return anew * whole + (steps - anew) * changed + steps * (some + 2 * needed * d * vocab) + reading
-
-
-def skipped(layers: int) -> tuple[int, ...]:
-    """Every second layer between the first and the last."""
-    return tuple(range(1, layers - 1, 2))
-
-
 def random_parameters(module: Any, *inputs: Any) -> Any:
     """Weights of trained size: kernels by fan-in, gains one, nothing left at zero but biases."""
     import flax.linen as nn
@@ -208,40 +175,6 @@ def random_parameters(module: Any, *inputs: Any) -> Any:
         return jax.random.normal(key, leaf.shape) * (leaf.shape[0] ** -0.5 if kind == "kernel" else 0.02)
 
     return tree.unflatten([draw(key, path, leaf) for key, (path, leaf) in zip(keys, leaves, strict=True)])
-
-
-def linear_maps(params: Any, h: Any) -> Any:
-    """The products of a backbone's linear maps, and nothing else but sums: `h [B L, D]` through queries, keys, values, output and MLP of every block."""
-    for name in sorted(name for name in params if name.startswith("block_")):
-        attention, mlp = params[name]["attention"], params[name]["mlp"]
-        h = sum(h @ attention[part]["linear"]["kernel"] for part in ("query", "key", "value")) @ attention["out"]["kernel"]
-        h = (h @ mlp["up"]["kernel"]) @ mlp["down"]["kernel"]
-    return h
-
-
-def attention_products(q: Any, k: Any, v: Any) -> Any:
-    """The two products of one layer's attention, `[B, L, H, K]` each, cut as the library cuts long text on CPUs, and no softmax between.
-
-    Times the layers and with the linear maps, that is the backbone's products for all positions. A step of ours may take less: of the last
-    layer it makes only keys and values everywhere; it may take more for all that is no product, the latent's reading and the vocabulary.
-    """
-    import jax
-    import jax.numpy as jnp
-
-    from diladiff_jax.nn.attention import BLOCK_SCORES, MANY_SCORES
-
-    batch, length, heads, width = q.shape
-    if batch * heads * length * length < MANY_SCORES:
-        return jnp.einsum("bhlm,bmhk->blhk", jnp.einsum("blhk,bmhk->bhlm", q, k), v)
-    size = max(1, min(length, BLOCK_SCORES // (batch * length)))
-    while length % size:
-        size -= 1
-
-    def head(qkv: Any) -> Any:
-        q, k, v = qkv
-        return jax.lax.map(lambda q: jnp.einsum("blm,bmk->blk", jnp.einsum("blk,bmk->blm", q, k), v), jnp.moveaxis(q.reshape(batch, -1, size, width), 1, 0))
-
-    return jax.lax.map(head, tuple(jnp.moveaxis(x, 2, 0) for x in (q, k, v)))
 
 
 def sampling_suite() -> dict[str, Any]:
@@ -303,15 +236,15 @@ def sampling_rows(batch: int, steps: int, timed: int) -> dict[str, Any]:
         "naive": functools.partial(plain, sort=True),
         "bisection": functools.partial(plain, sort=False),
         "ours": functools.partial(decoded, sampler),
-        "approx_skip": functools.partial(decoded, dataclasses.replace(sampler, skip_layers=skipped(c.backbone.num_layers))),
+        "approx_skip": functools.partial(decoded, dataclasses.replace(sampler, skip_layers=products.skipped(c.backbone.num_layers))),
         f"approx_refresh_{refresh}": functools.partial(decoded, dataclasses.replace(sampler, refresh_every=refresh)),
     }
     latent_inputs = {"student": (params, keys, controls), "prior": (params, keys, controls._replace(latent_steps=jnp.int32(prior_timed)))}
     latent_programs = {"student": compiled(sampler.student_latents, *latent_inputs["student"]), "prior": compiled(sampler.prior_latents, *latent_inputs["prior"], times=1)}
     h = jnp.ones((batch * length, c.backbone.width))
-    products = compiled(linear_maps, params["decoder"]["backbone"], h, times=1)
+    maps = compiled(products.linear_maps, params["decoder"]["backbone"], h, times=1)
     qkv = (jnp.ones((batch, length, c.backbone.heads, c.backbone.width // c.backbone.heads)),) * 3
-    attention = compiled(attention_products, *qkv, times=1)
+    attention = compiled(products.attention_products, *qkv, times=1)
     decode = {case: compiled(functions[case], params, keys, prompt, z, controls) for case in functions}
     cases = [case for case in functions if decode[case].fits] if decode["ours"].fits else []
     left_out = [
@@ -329,7 +262,7 @@ def sampling_rows(batch: int, steps: int, timed: int) -> dict[str, Any]:
             seconds, found = seconds_of(program.run, *latent_inputs[name])
             z = found if name == "student" else z
             times[name].append(seconds * (_PRIOR_STEPS.value / prior_timed if name == "prior" else 1))
-        times["linear maps"].append(seconds_of(products.run, params["decoder"]["backbone"], h)[0])
+        times["linear maps"].append(seconds_of(maps.run, params["decoder"]["backbone"], h)[0])
         times["attention products"].append(c.backbone.num_layers * seconds_of(attention.run, *qkv)[0])
         for case in cases:
             seconds, drawn[case] = seconds_of(decode[case].run, params, keys, prompt, z, controls)
@@ -351,7 +284,7 @@ def sampling_rows(batch: int, steps: int, timed: int) -> dict[str, Any]:
             "peak_memory_bytes": max(latent_programs["student"].temporaries, decode[case].temporaries), "decode_memory_bytes": decode[case].temporaries,
             "compile_seconds_cold": cold, "compile_seconds_cached": latent_programs["student"].cached + decode[case].cached,
             "tracing_seconds": latent_programs["student"].tracing + decode[case].tracing,
-            "fraction_of_matmul_rate": decoding_flops(case, c, vocab, batch, steps, refresh) / middle[case] / rate,
+            "fraction_of_matmul_rate": products.decoding_flops(case, c, vocab, batch, steps, refresh) / middle[case] / rate,
             "tokens_as_first": float((np.asarray(drawn[case]) == np.asarray(drawn[cases[0]]))[free].mean()),
         })  # fmt: skip
     numbers = {"student": (_LATENT_STEPS.value, _LATENT_STEPS.value), "prior": (_PRIOR_STEPS.value, prior_timed)}
@@ -494,13 +427,13 @@ def report(rows: list[dict[str, Any]], latents: list[dict[str, Any]], left_out: 
         print(f"latents, {row['sampler']}: {row['seconds']:.2f} s for {row['steps']} steps ({row['timed_steps']} timed)")
     by_case = {row["case"]: row for row in rows}
     ours = by_case["ours"]
-    step, products = ours["decode_seconds"] / busy(ours["batch"] * ours["length"], ours["decode_steps"]), ours["linear_maps_seconds"] + ours["attention_products_seconds"]
+    step, together = ours["decode_seconds"] / products.busy(ours["batch"] * ours["length"], ours["decode_steps"]), ours["linear_maps_seconds"] + ours["attention_products_seconds"]
     plain, quick = [case for case in ("naive", "bisection") if case in by_case], [row["case"] for row in rows[rows.index(ours) :]]
     ratios = [f"{slow} over {fast} {by_case[slow]['decode_seconds'] / by_case[fast]['decode_seconds']:.2f}" for slow in plain for fast in quick]
     cold, stored, tracing = ours["compile_seconds_cold"], ours["compile_seconds_cached"], ours["tracing_seconds"]
     memory = {row["case"]: row["decode_memory_bytes"] for row in rows + left_out}
     print(
-        f"{', '.join(ratios)}; a step of ours over the backbone's products {step / products:.2f}, over its linear maps alone {step / ours['linear_maps_seconds']:.2f}; "
+        f"{', '.join(ratios)}; a step of ours over the backbone's products {step / together:.2f}, over its linear maps alone {step / ours['linear_maps_seconds']:.2f}; "
         f"student's latents {100 * ours['latent_seconds'] / ours['decode_seconds']:.1f}% of decoding; memory {100 * memory['ours'] / memory['naive']:.0f}% of naive's; "
         f"a stored start {100 * stored / cold:.0f}% of the first, without tracing {100 * (stored - tracing) / (cold - tracing):.0f}%"
     )

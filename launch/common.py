@@ -140,9 +140,9 @@ def replaceable(flag: str, path: pathlib.Path, keys: set[str], what: str, *, lin
       UsageError: its folder cannot be made or written, or something else is there.
     """
     writable_folder(flag, str(path.absolute().parent))
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UsageError(f"--{flag}={path} is no file; give one")
     try:
-        if path.exists() and not path.is_file():
-            raise UsageError(f"--{flag}={path} is no file; give one")
         with path.open("rb") as data:
             head = data.readline(_LARGEST) if lines else data.read(_LARGEST)
         if not head or keys <= json.loads(head).keys():
@@ -151,8 +151,6 @@ def replaceable(flag: str, path: pathlib.Path, keys: set[str], what: str, *, lin
         return
     except OSError as error:
         raise UsageError(f"--{flag}={path} cannot be written ({error.strerror}); give a file in a folder that can be") from None
-    except UsageError:
-        raise
     except (ValueError, RecursionError, AttributeError):
         pass
     raise UsageError(f"--{flag}={path} is there and holds no {what}; give another file, or remove it")

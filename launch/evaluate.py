@@ -45,10 +45,11 @@ def main(argv: list[str]) -> None:
         raise common.UsageError(f"--compare: {error}") from None
     if bundles.is_bundle(out):
         raise common.UsageError(f"--out={out} is a bundle, which stays as it is; give another folder")
-    ours = pathlib.Path(out) / "results.json"
-    common.replaceable("out", ours, {"setting", "rows"}, "results of evaluate.py")
-    if not ours.exists() and (others_file := next((n for n in ("table.txt", "report.html", "analyses.json", "picture.png", "figures") if (ours.parent / n).exists()), None)):
-        raise common.UsageError(f"--out={out} has a {others_file} and no results.json: it is not an earlier report; give another folder")
+    folder = pathlib.Path(out)
+    common.replaceable("out", folder / "results.json", {"setting", "rows"}, "results of evaluate.py")
+    stray = next((name for name in ("table.txt", "report.html", "analyses.json", "picture.png", "figures") if (folder / name).exists()), None)
+    if stray is not None and not (folder / "results.json").exists():
+        raise common.UsageError(f"--out={out} has a {stray} and no results.json: it is not an earlier report; give another folder")
     for stage in config_lib.stages_of(model.config):
         if 0 < model.trained_steps(stage) < model.config[stage].steps:
             print(f"note: {stage} stands at step {model.trained_steps(stage)} of {model.config[stage].steps}, and is measured as it is", flush=True)

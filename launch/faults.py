@@ -212,7 +212,7 @@ def stopped_runs(table: Table, rng: random.Random, folder: pathlib.Path, referen
                 before, last = last, there(workdir, last)
                 if process.returncode == 75 and f"after step {last}, which is saved" not in out:
                     raise Lost(f"SIGTERM, and the last checkpoint is {last}: {out[-600:]}")
-                if process.returncode == -signal.SIGTERM and before < last < _STEPS.value:  # trained to its end, it was only about to exit
+                if process.returncode == -signal.SIGTERM and last > before:
                     raise Lost(f"SIGTERM killed it while it was training; {before} was saved before, now {last}")
                 print(f"{kind}: step {last} is saved; {len(moments)} to come", flush=True)
             same(workdir, reference)

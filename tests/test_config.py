@@ -8,6 +8,7 @@ import pytest
 from micro import micro_config
 
 from diladiff_jax import config as config_lib
+from diladiff_jax import config_file
 from diladiff_jax.config import ConfigError, resolve
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -109,17 +110,17 @@ def test_impossible_settings_are_refused_in_one_line(changes, words):
 def test_save_and_load_round_trip(tmp_path):
     """config.json gives back the same experiment; blocks that may change may."""
     config = micro_config()
-    config_lib.save(config, tmp_path)
-    assert config_lib.load(tmp_path).to_dict() == config.to_dict()
-    config_lib.save(micro_config(sampling=dict(decode_steps=9), mdlm=dict(steps=9)), tmp_path)
-    assert config_lib.load(tmp_path).sampling.decode_steps == 9
-    config_lib.save(micro_config(backbone=dict(width=48)), tmp_path)  # nothing was made from it: it may be mended
+    config_file.save(config, tmp_path)
+    assert config_file.load(tmp_path).to_dict() == config.to_dict()
+    config_file.save(micro_config(sampling=dict(decode_steps=9), mdlm=dict(steps=9)), tmp_path)
+    assert config_file.load(tmp_path).sampling.decode_steps == 9
+    config_file.save(micro_config(backbone=dict(width=48)), tmp_path)  # nothing was made from it: it may be mended
     (tmp_path / "prepared.json").write_text("{}")
     with pytest.raises(ConfigError, match="backbone.width differs"):
-        config_lib.save(micro_config(backbone=dict(width=32)), tmp_path)
+        config_file.save(micro_config(backbone=dict(width=32)), tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be written"):
-        config_lib.save(config, tmp_path / "file")
+        config_file.save(config, tmp_path / "file")
 
 
 @pytest.mark.parametrize(("content", "words"), [("{", "is not JSON"), ("[" * 20_000, "is not JSON"), ("9" * 5000, "is not JSON"), ("[]", "one JSON object"), (json.dumps({"x": 1}), "x is unknown")])
@@ -127,20 +128,20 @@ def test_a_damaged_config_is_one_line(tmp_path, content, words):
     """A workdir whose config.json is damaged says so."""
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ConfigError, match=words):
-        config_lib.load(tmp_path)
+        config_file.load(tmp_path)
     with pytest.raises(ConfigError, match="does not exist"):
-        config_lib.load(tmp_path / "none")
+        config_file.load(tmp_path / "none")
     with pytest.raises(ConfigError, match="cannot be read"):
-        config_lib.load(tmp_path / "config.json")
+        config_file.load(tmp_path / "config.json")
 
 
 def test_an_experiment_that_something_was_made_from_is_held_first_and_written_last(tmp_path):
     """`first` writes a new workdir's experiment, and leaves one alone that a command may yet be refused on."""
-    config_lib.save(micro_config(), tmp_path, first=True)
+    config_file.save(micro_config(), tmp_path, first=True)
     (tmp_path / "prepared.json").write_text("{}")
-    config_lib.save(micro_config(mdlm=dict(steps=9)), tmp_path, first=True)
-    assert config_lib.load(tmp_path).mdlm.steps == 6
+    config_file.save(micro_config(mdlm=dict(steps=9)), tmp_path, first=True)
+    assert config_file.load(tmp_path).mdlm.steps == 6
     with pytest.raises(ConfigError, match="backbone.width differs"):
-        config_lib.save(micro_config(backbone=dict(width=32)), tmp_path, first=True)
-    config_lib.save(micro_config(mdlm=dict(steps=9)), tmp_path)
-    assert config_lib.load(tmp_path).mdlm.steps == 9
+        config_file.save(micro_config(backbone=dict(width=32)), tmp_path, first=True)
+    config_file.save(micro_config(mdlm=dict(steps=9)), tmp_path)
+    assert config_file.load(tmp_path).mdlm.steps == 9

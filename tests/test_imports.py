@@ -17,12 +17,13 @@ ALLOWED = {
     "diffusion": set(),
     "data": set(),
     "config": set(),
+    "config_file": {"config"},
     "pretrained": {"nn"},
     "objectives": {"nn", "diffusion"},
     "sampling": {"nn", "diffusion"},
-    "training": {"objectives", "sampling", "data", "config", "nn", "diffusion", "pretrained"},
+    "training": {"objectives", "sampling", "data", "config", "config_file", "nn", "diffusion", "pretrained"},
     "evaluation": {"objectives", "sampling", "nn", "diffusion", "data", "config", "pretrained"},
-    "model": {"nn", "diffusion", "data", "config", "objectives", "sampling", "training", "evaluation", "pretrained"},
+    "model": {"nn", "diffusion", "data", "config", "config_file", "objectives", "sampling", "training", "evaluation", "pretrained"},
 }
 LIBRARY = sorted((ROOT / PACKAGE).rglob("*.py"))
 

@@ -93,10 +93,10 @@ def summary(results: dict[str, Any]) -> list[str]:
     if "skip_layers" in unusual:
         unusual["skip_from"] = setting["skip_from"]
     said = [f"sampled with {', '.join(f'sampling.{name}={value}' for name, value in unusual.items())}"] if unusual else []
-    return said + claim(results)
+    return said + _claim(results)
 
 
-def claim(results: dict[str, Any]) -> list[str]:
+def _claim(results: dict[str, Any]) -> list[str]:
     """The paper's claim on these rows, stated either way: few steps against few steps, and speed at equal quality.
 
     A baseline's time is that of its fastest row whose interval holds its best value, and more decoding steps than

@@ -31,6 +31,11 @@ class LaDiff:
     schedule: gaussian.Schedule
     self_conditioning: float = 0.5  # share of the batches
 
+    @property
+    def dear(self) -> float:
+        """The share of the updates that take the dearest branch; see `training.flops.model_flops`."""
+        return self.self_conditioning
+
     def init(self, key: Array) -> Params:
         return init_latent_denoiser(self.network, self.text_encoder.encoder.num_latents, key)
 

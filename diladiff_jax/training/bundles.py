@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diladiff_jax import config, pretrained
+from diladiff_jax import config_file, pretrained
 from diladiff_jax.config import BASELINES, STAGES
 from diladiff_jax.data import tokenizers
 from diladiff_jax.training.checkpoints import CheckpointError
@@ -80,7 +80,7 @@ class Bundle:
         """
         for name in ("config.json", "tokenizer/tokenizer.json"):
             self._check(name)
-        experiment = config.load(self.folder)
+        experiment = config_file.load(self.folder)
         # What is read without a look at the manifest must be in it.
         read = [f"tokenizer/{name}" for name in tokenizers.vocabulary_files(self.folder / "tokenizer")]
         read += [f"features/{name}" for name in pretrained.ENCODER_FILES] if experiment.features.source == "bert" else []

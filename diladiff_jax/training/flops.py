@@ -31,8 +31,8 @@ def model_flops(loss: Callable[..., Any], params: Any, *others: Any, dear: float
     trained = len(jax.tree.leaves(params))
     active = [True] * trained + [False] * (len(traced.jaxpr.invars) - trained)
     needed = [True] + [False] * (len(traced.jaxpr.outvars) - 1)
-    dearest, cheapest = (_analyse(traced.jaxpr, active, needed, chosen).flops for chosen in (max, min))
-    return dear * dearest + (1 - dear) * cheapest
+    dearest = _analyse(traced.jaxpr, active, needed, max).flops
+    return dearest if dear == 1 else dear * dearest + (1 - dear) * _analyse(traced.jaxpr, active, needed, min).flops
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,12 +17,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diladiff_jax import config as config_lib
-from diladiff_jax import pretrained
+from diladiff_jax import config_file, pretrained
 from diladiff_jax.data.pipeline import Batches
 from diladiff_jax.data.prepare import Prepared, load_prepared, prepare
 from diladiff_jax.objectives.base import Context, Objective
 from diladiff_jax.objectives.diladiff import student_from_teacher
-from diladiff_jax.objectives.ladiff import LaDiff
 from diladiff_jax.training import sharding
 from diladiff_jax.training.checkpoints import Checkpoints, require_whole, set_damaged_aside
 from diladiff_jax.training.distributed import Preempted, StopSignal, by_the_first
@@ -65,7 +64,7 @@ def train(
 
     def prepare_all() -> None:
         # What can be refused is, before anything is written, and before text is prepared, which may take hours.
-        config_lib.require_own(config, workdir)
+        config_file.require_own(config, workdir)
         there = pathlib.Path(workdir).is_dir()
         if there:
             held.enter_context(_alone(pathlib.Path(workdir)))
@@ -76,7 +75,7 @@ def train(
         # Of several stages those that the source has are passed over; one alone is trained here.
         own = [stage for stage in stages if len(stages) == 1 or trained_steps(workdir, stage, init_from) < config[stage].steps]
         if init_from is not None:
-            config_lib.require_taken(config, init_from, own[0] if own else stages[-1])
+            config_file.require_taken(config, init_from, own[0] if own else stages[-1])
         else:
             require_source(workdir)
         for stage in own:
@@ -84,7 +83,7 @@ def train(
         first = config_lib.PREDECESSOR[stages[0]] if stages else None
         if first is not None and not trained_steps(workdir, first, init_from):
             raise not_trained(workdir, first)
-        config_lib.save(config, workdir, first=True)
+        config_file.save(config, workdir, first=True)
         if not there:
             held.enter_context(_alone(pathlib.Path(workdir)))
         if init_from is not None:
@@ -125,8 +124,8 @@ def train(
                 state = train_stage(experiment, prepared, stage, stop_signal, stop_at=stop_at)
                 if int(state.step) < steps:  # stop_at: what would follow needs a finished stage
                     break
-        if main:  # where all was trained before
-            config_lib.save(config, workdir)
+            if main:  # where all was trained before
+                config_file.save(config, workdir)
 
 
 @contextlib.contextmanager
@@ -163,7 +162,6 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, stop_sig
     config, settings, mesh = experiment.config, experiment.config[stage], experiment.mesh
     objective = experiment.objective(stage)
     tx = make_optimizer(settings, objective.group)
-    _require_divisible(config, mesh, stage)
 
     # 1. Shapes first, then shardings, then arrays born in place.
     stage_key = jax.random.fold_in(jax.random.key(config.seed), _stage_number(stage))
@@ -201,7 +199,7 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, stop_sig
     validation = _validation_batches(prepared, config, settings.batch, mesh)
     preview = make_preview(experiment, stage, prepared) if config.logging.samples and stage != "scorer" else None
     if main:  # all that can be refused has been looked at
-        config_lib.save(config, experiment.workdir)
+        config_file.save(config, experiment.workdir)
     log, window, pending, profiling = config.logging, [], None, False
     watch = Watch(stage, experiment.workdir / stage / "skipped", config.logging.max_skips, progress.say)
     throughput = _throughput(objective, settings, context, abstract, prepared.length, mesh)
@@ -299,7 +297,7 @@ def _throughput(objective: Objective, settings: ConfigDict, context: Context, ab
     flops, peak = None, local_peak()
     if peak:
         context = context.replace(statistics=abstract.statistics or context.statistics)
-        dear = objective.self_conditioning if isinstance(objective, LaDiff) else 1.0  # its one conditional
+        dear = getattr(objective, "dear", 1.0)
         tokens, key = jax.ShapeDtypeStruct((settings.batch, length), jnp.int32), jax.eval_shape(lambda: jax.random.key(0))
         flops = model_flops(lambda *args: objective.loss(*args, jnp.zeros((), jnp.int32)), abstract.params, context, tokens, key, dear=dear)
     return Throughput(settings.batch * length, mesh.size, flops, peak)

@@ -5,10 +5,17 @@ import pathlib
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
+
+from diladiff_jax.training.flops import model_flops
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "launch"))
+import products
 
 
 def test_sampling_rows_name_their_case_and_its_cost(tmp_path):
@@ -33,56 +40,47 @@ def test_sampling_rows_name_their_case_and_its_cost(tmp_path):
     assert out.with_suffix(".png").exists() and "naive" in done.stdout and "4 timed steps" in done.stdout
 
 
-PRODUCTS = """
-import json, sys
-sys.path.insert(0, "launch")
-import benchmark, jax, jax.numpy as jnp
-from diladiff_jax.nn.networks import build_networks
-from diladiff_jax.training.flops import model_flops
-c, batch, steps, vocab = benchmark.settings("tiny"), 4, 8, 512
-length = c.data.length
-decoder = build_networks(c.to_dict(), length, vocab).decoder
-x, z = jax.ShapeDtypeStruct((batch, length), jnp.int32), jax.ShapeDtypeStruct((batch, c.encoder.num_latents, c.encoder.latent_dim), jnp.float32)
-some = jax.ShapeDtypeStruct((batch, length // steps), jnp.int32)
-params = jax.eval_shape(lambda: benchmark.random_parameters(decoder, jnp.zeros(x.shape, jnp.int32), jnp.zeros(z.shape)))
-shape = lambda method, *given: jax.eval_shape(lambda params, *given: decoder.apply({"params": params}, *given, method=method), params, *given)
+def test_decoding_products_are_those_of_the_networks(networks, network_settings, random_parameters):
+    """The formulas of the FLOPs of a decoding against the products counted in the traced pieces of the network, with three layers of which one is skipped."""
+    batch, steps = 16, 4
+    backbone = networks.decoder.backbone.clone(num_layers=3, name=None)
+    decoder = networks.decoder.clone(backbone=backbone, cross_layers=(0, 2))
+    c = ConfigDict(network_settings | {"data": {"length": backbone.length}})
+    c.unlock()
+    c.backbone.num_layers, c.backbone.mlp_ratio, c.decoder.cross_layers = 3, backbone.mlp_ratio, (0, 2)
+    x, z, some = jnp.zeros((batch, backbone.length), jnp.int32), jnp.zeros((batch, *networks.latent_shape)), jnp.zeros((batch, backbone.length // steps), jnp.int32)
+    params = random_parameters(decoder, x, z)
 
-def count(method, *given, **how):
-    return model_flops(lambda _, params, *given: jax.tree.leaves(decoder.apply({"params": params}, *given, method=method, **how)), {}, params, *given)
+    def run(method, *given, **how):
+        return decoder.apply({"params": params}, *given, method=method, **how)
 
-memory = shape("memory", z)
-h = shape("before_last", x, memory)
-kv = shape("last_keys_values", h)
-states = shape("finish_at", h, kv, some)
-finishing = count("last_keys_values", h) + count("finish_at", h, kv, some) + count("project", states)
-late = benchmark.skipped(c.backbone.num_layers)
-print(json.dumps({
-    "naive": steps * count("__call__", x, z),
-    "bisection": steps * count("__call__", x, z),
-    "ours": count("memory", z) + steps * (count("before_last", x, memory) + finishing),
-    "approx_skip": count("memory", z) + steps / 2 * (count("before_last", x, memory) + count("before_last", x, memory, skip=late)) + steps * finishing,
-} | {"formula": {case: benchmark.decoding_flops(case, c, vocab, batch, steps, 4) for case in ("naive", "bisection", "ours", "approx_skip")}}))
-"""
+    def count(method, *given, **how):  # nothing is trained: once forwards
+        return model_flops(lambda _, *given: jax.tree.leaves(run(method, *given, **how)), {}, *given)
 
+    def shapes(method, *given):
+        return jax.eval_shape(lambda *given: run(method, *given), *given)
 
-def test_decoding_products_are_those_of_the_networks():
-    """The formulas of the FLOPs of a decoding against the products counted in the traced pieces of the network."""
-    done = subprocess.run([sys.executable, "-c", PRODUCTS], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    formula = found.pop("formula")
+    memory = shapes("memory", z)
+    h = shapes("before_last", x, memory)
+    kept = shapes("last_keys_values", h)
+    finishing = count("last_keys_values", h) + count("finish_at", h, kept, some) + count("project", shapes("finish_at", h, kept, some))
+    whole, late = count("before_last", x, memory), count("before_last", x, memory, skip=products.skipped(3))
+    assert late < whole
+    counted = {
+        "naive": steps * count("__call__", x, z),
+        "bisection": steps * count("__call__", x, z),
+        "ours": count("memory", z) + steps * (whole + finishing),
+        "approx_skip": count("memory", z) + steps / 2 * (whole + late) + steps * finishing,
+    }
+    formula = {case: products.decoding_flops(case, c, backbone.vocab_size, batch, steps, 4) for case in counted}
+    assert formula == pytest.approx(counted, rel=1e-6)
     assert formula["approx_skip"] < formula["ours"] < formula["naive"]
-    for case, counted in found.items():
-        assert abs(formula[case] / counted - 1) < 1e-3, case
 
 
 def test_steps_with_something_to_do_are_those_that_are_drawn():
     """The expected number of busy steps, and of busy groups of four, against 4,000 draws (z < 5, false alarm 1e-6)."""
-    script = "import sys; sys.path.insert(0, 'launch'); import benchmark; print(benchmark.busy(40, 64), benchmark.busy(40, 64, 4))"
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
     steps = np.random.default_rng(0).integers(0, 64, (4_000, 40))
-    for expected, groups in zip(map(float, done.stdout.split()), (steps, steps // 4), strict=True):
+    for expected, groups in ((products.busy(40, 64), steps), (products.busy(40, 64, 4), steps // 4)):
         counts = np.array([len(np.unique(row)) for row in groups])
         assert abs(counts.mean() - expected) < 5 * counts.std() / np.sqrt(len(counts))
 

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 import diladiff_jax as dl
 from diladiff_jax import config as config_lib
+from diladiff_jax import config_file
 from diladiff_jax.training import bundles, sharding
 from diladiff_jax.training.experiment import Experiment, check_source, not_trained, remember_source, trained_steps
 from diladiff_jax.training.loop import train
@@ -124,7 +125,7 @@ def test_large_stages_are_cut_into_files(trained, tmp_path, monkeypatch):
 
 def test_training_goes_on_from_a_bundle(trained, bundle, tmp_path):
     """As a source of earlier stages it gives what the workdir gives, of its tokenizer's folder only what is known, and itself it is not trained in."""
-    source, config = shutil.copytree(bundle, tmp_path / "source"), config_lib.load(trained)
+    source, config = shutil.copytree(bundle, tmp_path / "source"), config_file.load(trained)
     (source / "tokenizer" / "secret").symlink_to("/etc/passwd")
     (tmp_path / "new").mkdir()
     remember_source(tmp_path / "new", source)
@@ -167,7 +168,7 @@ def test_stages_made_from_others_are_not_lent(trained, bundle, tmp_path):
     with pytest.raises(dl.CheckpointError, match="was started from"):
         check_source(new, trained)
     source.rename(tmp_path / "moved")
-    for call in (lambda: not_trained(new, "scorer"), lambda: train(config_lib.load(trained), new, config_lib.STAGES)):
+    for call in (lambda: not_trained(new, "scorer"), lambda: train(config_file.load(trained), new, config_lib.STAGES)):
         with pytest.raises(dl.CheckpointError, match="source, which .* was started from, is not there"):
             call()
     assert {path.name for path in (new / "mdlm" / "checkpoints").iterdir()} == {"6"}
@@ -201,7 +202,7 @@ def test_a_bundle_without_its_manifest_is_no_workdir(copy):
     with pytest.raises(dl.CheckpointError, match="safetensors of a bundle and no bundle.json"):
         dl.load(copy)
     with pytest.raises(dl.ConfigError, match="is a bundle"):
-        train(config_lib.load(copy), copy, ("mdlm",))
+        train(config_file.load(copy), copy, ("mdlm",))
     assert not (copy / "prepared.json").exists()
 
 
@@ -289,7 +290,7 @@ def test_what_is_read_must_be_named(copy, name):
         dl.load(copy)
     if name == "config.json":
         with pytest.raises(dl.ConfigError, match="is no file"):
-            config_lib.load(copy)
+            config_file.load(copy)
 
 
 def test_links_lead_nowhere_else(copy, tmp_path):
