@@ -23,10 +23,10 @@ def require_same(config: ConfigDict, workdir: str | pathlib.Path) -> None:
     Raises:
       ConfigError: a setting that the workdir's networks were trained with has changed.
     """
-    for key in _differences(load(workdir).to_dict(), config.to_dict()):
-        if key.split(".")[0] not in MAY_CHANGE and not key.endswith(".steps"):
-            path = pathlib.Path(workdir) / "config.json"
-            raise ConfigError(f"config key {key} differs from {path}, which this workdir was made with; use another --workdir, or leave {key} as it was")
+    changed = [key for key in _differences(load(workdir).to_dict(), config.to_dict()) if key.split(".")[0] not in MAY_CHANGE and not key.endswith(".steps")]
+    if changed:
+        path = pathlib.Path(workdir) / "config.json"
+        raise ConfigError(f"config {_named(changed)} from {path}, which this workdir was made with; use another --workdir, or these settings as they are there")
 
 
 _MEANING = {
@@ -46,10 +46,14 @@ def require_taken(config: ConfigDict, source: str | pathlib.Path, stage: str) ->
     before, earlier = PREDECESSOR[stage], []
     while before is not None:
         earlier, before = [*earlier, before], PREDECESSOR[before]
-    for key in _differences(load(source).to_dict(), config.to_dict()):
-        names = [name for done in earlier for name in _MEANING[done]]
-        if any(key == name or key.startswith(f"{name}.") for name in names) and not key.endswith(_NO_MEANING):
-            raise ConfigError(f"config key {key} differs from {pathlib.Path(source) / 'config.json'}, whose {earlier[0]} is taken over; leave {key} as it is there")
+    names = [name for done in earlier for name in _MEANING[done]]
+    changed = [
+        key
+        for key in _differences(load(source).to_dict(), config.to_dict())
+        if any(key == name or key.startswith(f"{name}.") for name in names) and not key.endswith(_NO_MEANING)
+    ]
+    if changed:
+        raise ConfigError(f"config {_named(changed)} from {pathlib.Path(source) / 'config.json'}, whose {earlier[0]} is taken over; give these settings as they are there")
 
 
 def require_own(config: ConfigDict, workdir: str | pathlib.Path) -> None:
@@ -120,6 +124,13 @@ def load(workdir: str | pathlib.Path) -> ConfigDict:
         holds = type(given).__name__ if len(text) <= _CONFIG_BYTES else f"more than {_CONFIG_BYTES} bytes"
         raise ConfigError(f"{path} holds {holds}; it must be one JSON object")
     return resolve(given)
+
+
+def _named(keys: list[str]) -> str:
+    """"key a.b differs" or "keys a.b, c.d, e.f and 4 more differ": an experiment mistaken for another differs in many."""
+    if len(keys) == 1:
+        return f"key {keys[0]} differs"
+    return f"keys {', '.join(keys[:3])}" + (f" and {len(keys) - 3} more" if len(keys) > 3 else "") + " differ"
 
 
 def _differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[str]:

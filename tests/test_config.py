@@ -118,6 +118,10 @@ def test_save_and_load_round_trip(tmp_path):
     (tmp_path / "prepared.json").write_text("{}")
     with pytest.raises(ConfigError, match="backbone.width differs"):
         config_file.save(micro_config(backbone=dict(width=32)), tmp_path)
+    with pytest.raises(ConfigError, match="config keys backbone.num_layers, backbone.width differ from"):
+        config_file.save(micro_config(backbone=dict(width=32, num_layers=3)), tmp_path)
+    with pytest.raises(ConfigError, match=r"config keys( [a-z._]+,){2} [a-z._]+ and 1 more differ from"):
+        config_file.save(micro_config(backbone=dict(width=32, num_layers=3), seed=9, diffusion=dict(d=2.0)), tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be written"):
         config_file.save(config, tmp_path / "file")
