@@ -185,7 +185,15 @@ def _reader(settings: Settings) -> Callable[[], Iterator[str]]:
         begin = pydocs.documents
     else:
         begin = functools.partial(_tfds_documents, _prepared_tfds(settings.corpus), settings.field)
-    return lambda: itertools.islice(begin(), settings.max_documents or None)
+    where = f"data.files={settings.files!r}" if settings.corpus == "text_files" else f"data.corpus={settings.corpus!r}"
+    return lambda: _some(itertools.islice(begin(), settings.max_documents or None), where)
+
+
+def _some(documents: Iterator[str], where: str) -> Iterator[str]:
+    """The documents, of which there must be one at least."""
+    for first in documents:
+        return itertools.chain([first], documents)
+    raise DataError(f"{where} holds no text but blanks; expected some documents")
 
 
 def _prepared_tfds(name: str) -> Any:

@@ -140,7 +140,10 @@ def test_bad_settings_are_refused_in_one_line(folder, change, where):
 def test_empty_splits_and_lone_surrogates_are_refused(folder):
     (folder / "bad").mkdir()
     (folder / "bad" / "a.jsonl").write_text('{"text": "a\\ud800"}\n')
+    (folder / "blank").mkdir()
+    (folder / "blank" / "a.txt").write_text("\n \n\n")
     for data, where in ((text_files(folder, max_documents=1), "got no document"),
+                        (text_files(folder, files=str(folder / "blank")), "blank' holds no text"),
                         (text_files(folder, files=str(folder / "bad")), "lone surrogate")):
         with pytest.raises(DataError, match=where) as error:
             corpora.build(data, folder / "text")
