@@ -7,6 +7,7 @@ import functools
 import math
 import numbers
 import pathlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -229,7 +230,7 @@ class Model:
             free too; or int32 tokens `[B, L]` with the mask's id at the free positions.
 
         Raises:
-          ValueError: a prompt that is empty, longer than the model or without a free position, of another shape, or with ids that are not its own.
+          ValueError: a prompt that is empty, longer than the model or without a free position, a mask written otherwise, of another shape, or with ids that are not its own.
         """
         return self._fill(key, self.prompt_tokens(prompt), self._best(model), batch, start, controls, score=score)
 
@@ -241,6 +242,8 @@ class Model:
         rows = np.full((len(texts), self.length), self.tokenizer.mask_id, np.int32)
         for row, text in zip(rows, texts, strict=True):
             ids = self.tokenizer.encode_masked(text)
+            if near := re.search(r"[\[<]\s*mask\s*[\]>]", text.replace(tokenizers.MASK_TEXT, " "), re.IGNORECASE):
+                raise ValueError(f"prompt {text[:40]!r} has {near[0]!r}; a token to fill in is written {tokenizers.MASK_TEXT}")
             if not len(ids):
                 raise ValueError("the prompt is empty; give text, or none at all to sample freely")
             if len(ids) > self.length:

@@ -38,6 +38,7 @@ _OUT = flags.DEFINE_string("out", None, "File for JSON Lines; default the termin
 def main(argv: list[str]) -> None:
     import diladiff_jax as dl
     from diladiff_jax import config as config_lib
+    from diladiff_jax.data.tokenizers import printable
     from diladiff_jax.sampling.pipeline import MODELS
     from diladiff_jax.training import bundles
 
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> None:
     try:
         if _OUT.value is None:
             for drawn in batches(0):
-                texts = [text.replace("\n", "\n    ") for text in drawn.texts]
+                texts = [printable(text).replace("\n", "\n    ") for text in drawn.texts]
                 print(*(texts if drawn.nll is None else (f"{nll:.3f}  {text}" for nll, text in zip(drawn.nll, texts, strict=True))), sep="\n", flush=True)
             return
         path = pathlib.Path(_OUT.value)

@@ -218,7 +218,7 @@ def test_what_no_draw_can_be_is_named(trained, arguments, words):
         dl.load(trained).sample(**{"key": 0, "model": "mdlm"} | arguments)
 
 
-@pytest.mark.parametrize(("prompt", "words"), [("", "the prompt is empty"), (["Mia", ""], "the prompt is empty"), ("Mia " * 32, "tokens; the model holds 32")])
+@pytest.mark.parametrize(("prompt", "words"), [("", "the prompt is empty"), (["Mia", ""], "the prompt is empty"), ("Mia " * 32, "tokens; the model holds 32"), ("[MASK] saw a [mask] kite", r"has '\[mask\]'; .* is written \[MASK\]"), ("a <mask>", "'<mask>'")])
 def test_prompts_without_text_or_room_are_refused(trained, prompt, words):
     """Nothing to hold fixed, or nothing to fill in."""
     model = dl.load(trained)

@@ -266,8 +266,8 @@ def _builder_class() -> type:
                         raise DataError(f"document {number} of split {split}: a lone surrogate at character "
                                         f"{error.start}; expected valid Unicode") from error
                 if number < 0:
-                    raise DataError(f"split {split!r} of the corpus got no document: use a larger corpus, or a larger "
-                                    f"fraction or count for it")
+                    raise DataError(f"split {split!r} of the corpus got no document: use more of them (in a .txt file, lines "
+                                    f"of {text_files.SEPARATOR} part them), or a larger fraction or count for it")
                 _log.info("corpus: %d documents in split %s", number + 1, split)
 
     return TextCorpus

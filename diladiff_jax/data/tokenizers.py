@@ -30,6 +30,12 @@ _NAMES = {"pad": "[PAD]", "mask": MASK_TEXT, "eot": "<|endoftext|>"}  # of the s
 _MULTIPLE = 128
 _TRAINING_THREADS = 4  # a constant: unigram training sums per thread, so another count is another vocabulary
 _BLOCK = "\N{LOWER ONE EIGHTH BLOCK}"  # U+2581, which SentencePiece takes for a space
+_STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Text for a terminal or a log: what would steer it (controls but tabs and newlines, reversals, surrogates) is escaped, as in "\\x1b"."""
+    return _STEERING.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), text)
 
 
 class Tokenizer(abc.ABC):
@@ -410,7 +416,8 @@ def train(documents: Iterable[str], kind: str, vocab_size: int, lowercase: bool 
             allow_whitespace_only_pieces=True, unk_id=0, bos_id=-1, eos_id=-1, pad_id=-1,
             num_threads=_TRAINING_THREADS, minloglevel=2)
     except RuntimeError as error:
-        raise DataError(f"tokenizer.vocab_size={vocab_size}: SentencePiece cannot train it ({error})") from error
+        reason = re.sub(r"^.*\)\] ", "", str(error))  # without the place in its source
+        raise DataError(f"tokenizer.vocab_size={vocab_size}: SentencePiece cannot train it ({reason})") from error
     return _SentencePiece(kind, lowercase, {"sentencepiece.model": model.getvalue()})
 
 

@@ -20,6 +20,7 @@ from diladiff_jax import config as config_lib
 from diladiff_jax import config_file, pretrained
 from diladiff_jax.data.pipeline import Batches
 from diladiff_jax.data.prepare import Prepared, load_prepared, prepare
+from diladiff_jax.data.tokenizers import printable
 from diladiff_jax.objectives.base import Context, Objective
 from diladiff_jax.objectives.diladiff import student_from_teacher
 from diladiff_jax.training import sharding
@@ -195,6 +196,8 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, stop_sig
     progress = Progress(stage, start, settings.steps, out=main)
     if start:
         progress.say(f"{stage}: goes on from step {start} of {settings.steps}" + (f", which is not below stop_at = {stop_at}" if start >= stop else ""))
+    if len(rows) < settings.batch:
+        progress.say(f"{stage}: there are {len(rows)} rows, so that a batch of {settings.batch} holds each of them about {settings.batch / len(rows):.1f} times")
     writer = MetricsWriter(experiment.workdir / stage / "metrics", progress.say) if main else None
     validation = _validation_batches(prepared, config, settings.batch, mesh)
     preview = make_preview(experiment, stage, prepared) if config.logging.samples and stage != "scorer" else None
@@ -249,7 +252,7 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, stop_sig
                     progress.say(f"{stage} {done}: validation " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()))
                     if preview is not None:
                         for text in preview(state, preview_key):
-                            progress.say(f"  | {text}")
+                            progress.say("  | " + printable(text).replace("\n", "\n  | "))
             # While updates are skipped what they start from may be what is wrong: it must not push out the checkpoints of before.
             if last or told or done % log.checkpoint_every == 0 and not watch.in_a_row:
                 with throughput.paused():

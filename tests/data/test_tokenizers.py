@@ -1,4 +1,5 @@
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -7,6 +8,8 @@ from hypothesis import strategies as st
 
 from diladiff_jax.data import tokenizers
 from diladiff_jax.data.errors import DataError
+
+REORDERING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # Unicode's classes of characters that turn what follows around
 
 TEXT = ["The small dog ran home. A cat sat on the mat!\n\n\tdef f(x):\n        return 1\n",
         "Once upon a time there was a fox.  The fox had two \N{FOX FACE} friends, né?"] * 40
@@ -189,3 +192,18 @@ def test_bad_input_is_refused_in_one_line(all_kinds, tmp_path):
             attempt()
             pytest.fail(f"attempt {number} was accepted")
         assert "\n" not in str(error.value) and len(str(error.value)) > 10
+
+
+@given(st.text(st.characters(codec=None)))
+def test_printable_text_steers_no_terminal_and_loses_nothing(text):
+    """Against Unicode's own categories: no control, surrogate or separator of lines is left, and all else stays as it was."""
+    shown = tokenizers.printable(text)
+    assert all(c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs", "Zl", "Zp") and unicodedata.bidirectional(c) not in REORDERING for c in shown)
+    assert shown == "".join(tokenizers.printable(c) for c in text)
+    assert all(tokenizers.printable(c) in (c, ascii(c)[1:-1]) for c in text)
+
+
+@pytest.mark.parametrize(("text", "shown"), [("a\x1b[31mb", "a\\x1b[31mb"), ("\u202etxt", "\\u202etxt"), ("a\r\nb\tc", "a\\r\nb\tc"), ("caf\xe9 \u65e5\xa0\u200d", "caf\xe9 \u65e5\xa0\u200d")])
+def test_what_is_shown_of_a_text(text, shown):
+    """Letters, spaces and joiners of any script stay."""
+    assert tokenizers.printable(text) == shown
