@@ -24,7 +24,7 @@ autoencoder stage trains its decoder, and the autoregressive scorer."""
 PREDECESSOR = {"mdlm": None, "autoencoder": "mdlm", "ladiff": "autoencoder", "diladiff": "ladiff", "mdlm_long": "mdlm", "scorer": None}
 
 
-_MOST = {"width": 2**17, "layers": 1024, "length": 2**20, "vocabulary": 2**20, "batch": 2**20}
+_MOST = {"width": 2**17, "layers": 1024, "length": 2**17, "vocabulary": 2**20, "batch": 2**20}
 """Far beyond what is in use anywhere: what is above is a slip of the hand, which would be traced or allocated for hours before it fails."""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from diladiff_jax import files
 from diladiff_jax.config import PREDECESSOR, ConfigError, resolve
 
 MAY_CHANGE = ("mesh", "memory", "sampling", "evaluation", "logging")
@@ -70,9 +71,14 @@ def require_own(config: ConfigDict, workdir: str | pathlib.Path) -> None:
 
 
 def _made(workdir: pathlib.Path) -> bool:
-    """Whether something was made from `WORKDIR/config.json`."""
+    """Whether something was made from `WORKDIR/config.json`. Raises ConfigError where something was trained, and that file is gone."""
     try:
-        return (workdir / "config.json").exists() and ((workdir / "prepared.json").exists() or any(workdir.glob("*/checkpoints/*")))
+        trained = any(workdir.glob("*/checkpoints/*"))
+        if (workdir / "config.json").exists():
+            return trained or (workdir / "prepared.json").exists()
+        if trained:
+            raise ConfigError(f"{workdir} has trained stages and no config.json, which alone says what they are; put it back, or take another --workdir")
+        return False
     except OSError as error:
         raise ConfigError(f"workdir {workdir} cannot be read ({error.strerror}); give a folder that can be") from None
 
@@ -92,9 +98,7 @@ def save(config: ConfigDict, workdir: str | pathlib.Path, *, first: bool = False
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(".json.tmp")
-        aside.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-        aside.replace(path)
+        files.write(path, json.dumps(config.to_dict(), indent=2) + "\n")
     except OSError as error:
         raise ConfigError(f"workdir {workdir} cannot be written ({error.strerror}); give a folder that can be") from None
 

@@ -208,6 +208,8 @@ class Model:
         """
         if not isinstance(num, numbers.Integral) or num < 1:
             raise ValueError(f"num is {num!r}; it must be a whole number of at least 1")
+        if isinstance(start, numbers.Integral) and start + num > 2**31:
+            raise ValueError(f"num is {num} from start = {start} on; the last sample's index must be below 2^31")
         blank = np.full((1, self.length), self.tokenizer.mask_id, np.int32) if prompt is None else self.prompt_tokens(prompt)
         if len(blank) != 1:
             raise ValueError(f"{len(blank)} prompts are given; a stream fills in one")

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from diladiff_jax import files
 from diladiff_jax.nn import bert, gpt2
 
 ENCODER_FILES = ("config.json", "vocab.txt", "model.safetensors")
@@ -31,7 +32,7 @@ def locate(path: str, names: tuple[str, ...]) -> pathlib.Path:
     Raises:
       PretrainedError: neither, or the download failed.
     """
-    folder = pathlib.Path(path).expanduser()
+    folder = files.expand(path)
     if folder.is_dir():
         return folder
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path):
@@ -49,7 +50,7 @@ def adopt(path: str, directory: str | os.PathLike[str]) -> None:
     """Copies an encoder's files from `path` (see `locate`) into `directory`, aside and then renamed; one that is there already stays.
 
     Raises:
-      PretrainedError: as `locate`; or a file is missing.
+      PretrainedError: as `locate`; or a file is missing, or cannot be copied.
     """
     directory = pathlib.Path(directory)
     if directory.exists():
@@ -60,10 +61,12 @@ def adopt(path: str, directory: str | os.PathLike[str]) -> None:
     aside.mkdir(parents=True)
     try:
         for name in ENCODER_FILES:
+            if not (found / name).is_file():
+                raise PretrainedError(f"{found / name} is missing, or no regular file; an encoder's folder holds {', '.join(ENCODER_FILES)}")
             shutil.copyfile(found / name, aside / name)
         aside.rename(directory)
-    except FileNotFoundError as error:
-        raise PretrainedError(f"{error.filename} is missing; an encoder's folder holds {', '.join(ENCODER_FILES)}") from None
+    except OSError as error:
+        raise PretrainedError(f"{error.filename} cannot be copied ({error.strerror}); an encoder's folder holds {', '.join(ENCODER_FILES)}") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

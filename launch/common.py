@@ -8,10 +8,15 @@ import logging
 import os
 import pathlib
 import re
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
+
+_SCRIPT = sys.argv[0].endswith(".py") and pathlib.Path(sys.argv[0]).resolve().parent == pathlib.Path(__file__).resolve().parent
+if _SCRIPT and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until everything is imported: libraries' initialization makes other errors of an exception
 
 try:
     import absl.logging
@@ -87,6 +92,8 @@ def run(main: Callable[[Sequence[str]], None], usage: str) -> None:
             return _refuse(f"unexpected argument {argv[1]!r}; flags are written --name=value (see --help)")
         _compilation_cache()
         try:
+            if _SCRIPT and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
             main(argv)
         except (ConfigError, DataError, PretrainedError, CheckpointError, TrainingError, DistributedError, UsageError) as error:
             return _refuse(str(error))
@@ -162,25 +169,27 @@ def write_json(flag: str, path: pathlib.Path, document: dict[str, Any]) -> None:
     Raises:
       UsageError: it cannot be written.
     """
-    aside = path.with_name(path.name + ".tmp")
+    from diladiff_jax import files
+
     try:
-        aside.write_text(json.dumps(document, indent=2) + "\n")
-        aside.replace(path)
+        files.write(path, json.dumps(document, indent=2) + "\n")
     except OSError as error:
         raise UsageError(f"--{flag}={path} cannot be written ({error.strerror}); give a file in a folder that can be") from None
 
 
 def _parse(argv: Sequence[str]) -> Sequence[str]:
-    argv = list(argv)
+    argv, lent = list(argv), False
     workdir = given(argv, "workdir")
-    if workdir == "":
-        raise SystemExit(_refuse("--workdir is empty; give the experiment's folder, --workdir=DIR"))
+    for name in ("workdir", "init_from"):
+        if given(argv, name) == "":
+            raise SystemExit(_refuse(f"--{name} is empty; give an experiment's folder, --{name}=DIR"))
     if given(argv, "config") is None and workdir is not None and "config" in flags.FLAGS:
         # Before the overrides, which are laid over what it loads. A fresh workdir has the settings of the one it starts from.
         folder = workdir if (pathlib.Path(workdir) / "config.json").exists() else given(argv, "init_from") or workdir
         argv.insert(1, f"--config={pathlib.Path(__file__).with_name('workdir_config.py')}:{folder}")
+        lent = folder != workdir and (pathlib.Path(folder) / "bundle.json").exists()
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
     except SystemExit:
         if any(word.startswith("-") and word.lstrip("-").partition("=")[0] in ("help", "helpshort", "helpfull", "helpxml", "?") for word in argv[1:]):
             raise SystemExit(0) from None  # absl ends it with 1
@@ -202,6 +211,10 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
         if isinstance(error, TypeError) and "get_config" in reason:
             reason = f"this experiment takes no :ARGUMENT ({reason})"
         raise SystemExit(_refuse(reason if given(argv, "config") is None or "config" in reason else f"--config={given(argv, 'config')}: {reason}")) from None
+    # Settings that came from elsewhere fetch nothing by themselves.
+    if lent and (corpus := flags.FLAGS.config.data.corpus) not in ("stories", "pydocs", "text_files") and given(argv, "config.data.corpus") is None:
+        raise SystemExit(_refuse(f"the bundle {folder} was trained on {corpus!r}, which would be fetched; say --config.data.corpus={corpus} if it may be, or give your own --config"))
+    return rest
 
 
 def _said(error: flags.Error) -> str:

@@ -6,12 +6,13 @@
 A small experiment (the first stage, a network of width 16) is trained once undisturbed. Then it is trained again and again under
 a fault, each time restarted by the same command until it ends. Survived means: it ended, its parameters, average, optimizer state
 and data position are those of the undisturbed run bit for bit, at no moment after the first checkpoint was there none to go on from,
-and no command ended in a traceback.
+every start went on from the last one (and not from scratch, whose end would be the same), and no command ended in a traceback.
 
   SIGKILL            at a random moment, the start included
   SIGKILL, saving    while a checkpoint is being written
   SIGTERM            at a random moment: exit code 75 and a checkpoint, where it was training
   one of two         SIGKILL to one of two processes on loopback, while a checkpoint is being written; compared with two undisturbed ones
+  autoencoder        the second stage, which has statistics of its own, by SIGKILL while saving, and with a flipped bit in them
   damage             of the last checkpoint: a flipped bit, a file cut short, a file gone; training goes on from the one before
   damage of all      one line, exit code 1, no file changed
   file size limit    no file may grow past a random size below what a checkpoint needs: one line, exit code 1, nothing saved is lost
@@ -33,6 +34,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import socket
@@ -59,10 +61,11 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the moments, places and cases.")
 
 EVERY = 25  # steps from checkpoint to checkpoint
 SETTINGS = [
-    "--config=" + str(common.ROOT / "configs" / "tiny.py"), "--stage=mdlm", "--config.data.documents=300", "--config.data.validation_documents=40",
+    "--config=" + str(common.ROOT / "configs" / "tiny.py"), "--config.data.documents=300", "--config.data.validation_documents=40",
     "--config.data.scorer_documents=60", "--config.backbone.width=16", "--config.backbone.num_layers=1", "--config.backbone.heads=2",
     "--config.decoder.cross_layers=(0,)", "--config.mdlm.batch=8", "--config.mdlm.optimizer=adamw",
-    f"--config.logging.checkpoint_every={EVERY}", "--config.logging.validate_every=100000", "--config.logging.metrics_every=100", "--config.logging.samples=0",
+    "--config.encoder.width=16", "--config.encoder.heads=2", "--config.encoder.num_layers=1", "--config.encoder.num_latents=4", "--config.encoder.latent_dim=8",
+    "--config.autoencoder.batch=8", "--config.autoencoder.optimizer=adamw", f"--config.logging.checkpoint_every={EVERY}", "--config.logging.validate_every=100000", "--config.logging.metrics_every=100", "--config.logging.samples=0",
 ]  # fmt: skip
 
 
@@ -70,17 +73,19 @@ class Lost(Exception):
     """A fault that was not survived: what was wrong."""
 
 
-def start(workdir: pathlib.Path, *words: str, limit: int | None = None, **variables: str) -> subprocess.Popen[str]:
+def start(workdir: pathlib.Path, *words: str, stage: str = "mdlm", limit: int | None = None, **variables: str) -> subprocess.Popen[str]:
     """One process of launch/train.py, on one device, with more environment variables; with `limit` no file of its grows past so many KiB."""
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"} | variables
-    command = [sys.executable, str(common.ROOT / "launch" / "train.py"), f"--workdir={workdir}", *SETTINGS, f"--config.mdlm.steps={_STEPS.value}", *words]
+    command = [sys.executable, str(common.ROOT / "launch" / "train.py"), f"--workdir={workdir}", *SETTINGS, f"--stage={stage}"]
+    command += [f"--config.mdlm.steps={_STEPS.value}", f"--config.autoencoder.steps={_STEPS.value}", *words]
     if limit is not None:
         command = ["bash", "-c", f'ulimit -f {limit}; exec "$@"', "-", *command]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def ended(process: subprocess.Popen[str], *allowed: int) -> str:
-    """What a process printed, once it has ended with one of these exit codes and no traceback."""
+def ended(process: subprocess.Popen[str], *allowed: int, stands: int | None = None) -> str:
+    """What a process printed, once it has ended with one of these exit codes and no traceback; and went on from `stands`, the step of the last
+    checkpoint when it started, if it came so far (as it has where it ended by itself, but not in an error)."""
     try:
         out = process.communicate(timeout=600)[0]
     except subprocess.TimeoutExpired:
@@ -90,26 +95,32 @@ def ended(process: subprocess.Popen[str], *allowed: int) -> str:
         raise Lost(f"exit code {process.returncode}: {out[-600:]}")
     if process.returncode == 1 and len([line for line in out.splitlines() if line.startswith("error: ")]) != 1:
         raise Lost(f"not one line of error: {out[-600:]}")
+    if stands is not None:
+        went_on, came = re.findall(r": goes on from step (\d+) of", out), process.returncode == 0 or "which is saved" in out
+        if went_on not in ([str(stands)], []) or (came and not went_on and 0 < stands and "trained already" not in out):
+            raise Lost(f"it did not go on from step {stands}: {out[-600:]}")
     return out
 
 
-def steps_of(workdir: pathlib.Path) -> list[int]:
+def steps_of(workdir: pathlib.Path, stage: str = "mdlm") -> list[int]:
     """Committed checkpoints, in order."""
-    folder = workdir / "mdlm" / "checkpoints"
+    folder = workdir / stage / "checkpoints"
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
 
 
 @functools.cache
-def arrays_of(workdir: pathlib.Path) -> dict[str, bytes]:
+def arrays_of(workdir: pathlib.Path, stage: str = "mdlm") -> dict[str, bytes]:
     """Every array of the last checkpoint, and the data position, as bytes."""
     import jax
     import numpy as np
     import orbax.checkpoint as ocp
 
-    folder = (workdir / "mdlm" / "checkpoints").absolute() / str(steps_of(workdir)[-1])
+    folder = (workdir / stage / "checkpoints").absolute() / str(steps_of(workdir, stage)[-1])
     found = {"step": folder.name.encode(), "data": next((folder / "data").rglob("metadata")).read_bytes()}
     anywhere = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    for item in ("params", "ema", "training"):
+    for item in ("params", "ema", "training", "statistics"):
+        if not (folder / item).is_dir():  # which of them a stage has, its reference has too
+            continue
         with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
             tree = reader.restore(folder / item, args=ocp.args.StandardRestore(fallback_sharding=anywhere))
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
@@ -117,9 +128,9 @@ def arrays_of(workdir: pathlib.Path) -> dict[str, bytes]:
     return found
 
 
-def same(workdir: pathlib.Path, reference: pathlib.Path) -> None:
+def same(workdir: pathlib.Path, reference: pathlib.Path, stage: str = "mdlm") -> None:
     """Raises Lost where the last checkpoints differ in a bit."""
-    ours, theirs = arrays_of(workdir), arrays_of(reference)
+    ours, theirs = arrays_of(workdir, stage), arrays_of(reference, stage)
     different = [name for name in theirs if ours.get(name) != theirs[name]]
     if different or ours.keys() != theirs.keys():
         raise Lost(f"{len(different)} of {len(theirs)} arrays differ from the undisturbed run's, {different[:1]} first")
@@ -150,32 +161,32 @@ class Table:
         print(f"{fault}: survived", flush=True)
 
 
-def there(workdir: pathlib.Path, before: int) -> int:
+def there(workdir: pathlib.Path, before: int, stage: str = "mdlm") -> int:
     """The last committed step, which may not fall, and whose checksums, where it has them already, hold."""
     from diladiff_jax.training import checksums
 
-    steps = steps_of(workdir)
+    steps = steps_of(workdir, stage)
     if before and (not steps or steps[-1] < before):
         raise Lost(f"checkpoint {before} was there and is not any more; there are {steps}")
-    if steps and (why := checksums.damage(workdir / "mdlm" / "checkpoints" / str(steps[-1]))):
+    if steps and (why := checksums.damage(workdir / stage / "checkpoints" / str(steps[-1]))):
         raise Lost(f"checkpoint {steps[-1]}: {why}")
     return steps[-1] if steps else 0
 
 
-def being_written(workdir: pathlib.Path) -> set[tuple[str, int]]:
+def being_written(workdir: pathlib.Path, stage: str = "mdlm") -> set[tuple[str, int]]:
     """Temporary folders of checkpoints, by name and inode: those of killed processes stay until their step is saved again."""
     found = set()
-    for path in (workdir / "mdlm" / "checkpoints").glob("*tmp*"):
+    for path in (workdir / stage / "checkpoints").glob("*tmp*"):
         with contextlib.suppress(FileNotFoundError):
             found.add((path.name, path.stat().st_ino))
     return found
 
 
-def until_saving(process: subprocess.Popen[str], workdir: pathlib.Path, skip: int, before: set[tuple[str, int]]) -> bool:
+def until_saving(process: subprocess.Popen[str], workdir: pathlib.Path, skip: int, before: set[tuple[str, int]], stage: str = "mdlm") -> bool:
     """Waits until a checkpoint is being written that was not `before`, the `skip`-th such; whether it still was, and the process there."""
     seen: set[tuple[str, int]] = set()
     while process.poll() is None:
-        now = being_written(workdir) - before
+        now = being_written(workdir, stage) - before
         if now - seen and len(seen | now) > skip:
             return True
         seen |= now
@@ -183,9 +194,9 @@ def until_saving(process: subprocess.Popen[str], workdir: pathlib.Path, skip: in
     return False
 
 
-def stopped_runs(table: Table, rng: random.Random, folder: pathlib.Path, reference: pathlib.Path, moments: list[str]) -> None:
-    """SIGKILL and SIGTERM: runs that are stopped until all `moments` are used up, each run to its end."""
-    run = 0
+def stopped_runs(table: Table, rng: random.Random, folder: pathlib.Path, reference: pathlib.Path, moments: list[str], seconds: float) -> None:
+    """SIGKILL and SIGTERM: runs, which undisturbed take so many seconds, that are stopped until all `moments` are used up, each run to its end."""
+    run = went_on = stops = 0
     while moments:
         workdir, last, used = folder / f"stopped_{run}", 0, []
         run += 1
@@ -194,7 +205,7 @@ def stopped_runs(table: Table, rng: random.Random, folder: pathlib.Path, referen
                 remains = being_written(workdir)
                 process = start(workdir)
                 if not moments:
-                    ended(process, 0)
+                    ended(process, 0, stands=last)
                     break
                 kind = moments[-1]
                 if kind == "SIGKILL, saving":
@@ -202,15 +213,16 @@ def stopped_runs(table: Table, rng: random.Random, folder: pathlib.Path, referen
                 else:
                     # Some moments are before the first step, some long after.
                     with contextlib.suppress(subprocess.TimeoutExpired):
-                        process.wait(rng.uniform(1.0, 16.0))
+                        process.wait(rng.uniform(0.1, 1.0) * seconds)
                 process.send_signal(signal.SIGTERM if kind == "SIGTERM" else signal.SIGKILL)
                 # Before training begins SIGTERM ends a process as it does any other.
-                out = ended(process, 0, 75, -signal.SIGTERM) if kind == "SIGTERM" else ended(process, 0, -signal.SIGKILL)
+                out = ended(process, 0, *((75, -signal.SIGTERM) if kind == "SIGTERM" else (-signal.SIGKILL,)), stands=last)
                 if process.returncode == 0:  # it was faster
                     break
                 used.append(moments.pop())
+                went_on, stops = went_on + ("goes on from step" in out), stops + 1
                 before, last = last, there(workdir, last)
-                if process.returncode == 75 and f"after step {last}, which is saved" not in out:
+                if process.returncode == 75 and f"after step {last}, which is saved" not in out and ("before training" not in out or last > before):
                     raise Lost(f"SIGTERM, and the last checkpoint is {last}: {out[-600:]}")
                 if process.returncode == -signal.SIGTERM and last > before:
                     raise Lost(f"SIGTERM killed it while it was training; {before} was saved before, now {last}")
@@ -223,6 +235,9 @@ def stopped_runs(table: Table, rng: random.Random, folder: pathlib.Path, referen
             for kind in used:
                 table.count(kind, True)
         shutil.rmtree(workdir, ignore_errors=True)
+    print(f"{went_on} of {stops} stopped processes had gone on from a checkpoint", flush=True)
+    if stops >= 10 and not went_on:
+        table.count("SIGKILL", False, "no process ever went on from a checkpoint")
 
 
 def pair(workdir: pathlib.Path) -> list[subprocess.Popen[str]]:
@@ -238,6 +253,7 @@ def one_of_two(rng: random.Random, workdir: pathlib.Path, reference: pathlib.Pat
     both, victim = pair(workdir), rng.randrange(2)
     if not until_saving(both[victim], workdir, rng.randrange(3), set()):
         raise Lost(f"no checkpoint was ever written: {ended(both[victim], 0)[-600:]}")
+    last = there(workdir, 0)
     both[victim].send_signal(signal.SIGKILL)
     ended(both[victim], -signal.SIGKILL)
     time.sleep(1)
@@ -245,15 +261,15 @@ def one_of_two(rng: random.Random, workdir: pathlib.Path, reference: pathlib.Pat
         raise Lost("the other process ended as if nothing had been")
     both[1 - victim].kill()
     both[1 - victim].communicate()
-    there(workdir, 0)
-    for process in pair(workdir):
-        ended(process, 0)
+    last = there(workdir, last)
+    for i, process in enumerate(pair(workdir)):
+        ended(process, 0, stands=None if i else last)  # the first one says it for both
     same(workdir, reference)
 
 
-def spoil(rng: random.Random, step_folder: pathlib.Path, how: str) -> None:
-    """Damages one file of a checkpoint."""
-    files = [p for item in step_folder.iterdir() if item.is_dir() for p in item.rglob("*") if p.is_file() and p.stat().st_size]
+def spoil(rng: random.Random, step_folder: pathlib.Path, how: str, items: tuple[str, ...] = ()) -> None:
+    """Damages one file of a checkpoint, of these items or any."""
+    files = [p for item in step_folder.iterdir() if item.is_dir() and (not items or item.name in items) for p in item.rglob("*") if p.is_file() and p.stat().st_size]
     path = rng.choice(sorted(files))
     data = bytearray(path.read_bytes())
     if how == "a file gone":
@@ -270,10 +286,37 @@ def damaged(rng: random.Random, half: pathlib.Path, workdir: pathlib.Path, refer
     shutil.copytree(half, workdir)
     before, last = steps_of(workdir)[-2:]
     spoil(rng, workdir / "mdlm" / "checkpoints" / str(last), how)
-    out = ended(start(workdir), 0)
-    if f"{last} is damaged" not in out or f"goes on from step {before}" not in out:
+    out = ended(start(workdir), 0, stands=before)
+    if f"{last} is damaged" not in out:
         raise Lost(f"the damage was not said: {out[-600:]}")
     same(workdir, reference)
+
+
+def autoencoder_killed(rng: random.Random, workdir: pathlib.Path, reference: pathlib.Path) -> None:
+    """The second stage, from the first one's end: SIGKILL while it saves, twice."""
+    shutil.copytree(reference, workdir, ignore=shutil.ignore_patterns("autoencoder"))
+    last = 0
+    for _ in range(2):
+        remains = being_written(workdir, "autoencoder")
+        process = start(workdir, stage="autoencoder")
+        if not until_saving(process, workdir, rng.randrange(3), remains, "autoencoder"):
+            break
+        process.send_signal(signal.SIGKILL)
+        ended(process, 0, -signal.SIGKILL, stands=last)
+        last = there(workdir, last, "autoencoder")
+    ended(start(workdir, stage="autoencoder"), 0, stands=last)
+    same(workdir, reference, "autoencoder")
+
+
+def statistics_damaged(rng: random.Random, half: pathlib.Path, workdir: pathlib.Path, reference: pathlib.Path) -> None:
+    """A flipped bit in the statistics of the last checkpoint of the second stage."""
+    shutil.copytree(half, workdir)
+    before, last = steps_of(workdir, "autoencoder")[-2:]
+    spoil(rng, workdir / "autoencoder" / "checkpoints" / str(last), "a flipped bit", ("statistics",))
+    out = ended(start(workdir, stage="autoencoder"), 0, stands=before)
+    if f"{last} is damaged" not in out:
+        raise Lost(f"the damage was not said: {out[-600:]}")
+    same(workdir, reference, "autoencoder")
 
 
 def all_damaged(rng: random.Random, half: pathlib.Path, workdir: pathlib.Path) -> None:
@@ -294,9 +337,9 @@ def limited(rng: random.Random, half: pathlib.Path, workdir: pathlib.Path, refer
     last = there(workdir, 0)
     largest = max(p.stat().st_size for p in (workdir / "mdlm" / "checkpoints").rglob("*") if p.is_file())
     out = ended(start(workdir, limit=max(1, int(rng.uniform(0, 0.9) * largest / 1024))), 1)
-    if "cannot be written" not in out or there(workdir, last) != last:
+    if not re.search(r"^error: .*cannot be written", out, re.MULTILINE) or there(workdir, last) != last:
         raise Lost(f"it was not said, or something was saved: {out[-600:]}")
-    ended(start(workdir), 0)
+    ended(start(workdir), 0, stands=last)
     same(workdir, reference)
 
 
@@ -306,7 +349,7 @@ def without_metrics(half: pathlib.Path, workdir: pathlib.Path, reference: pathli
     path = workdir / "mdlm" / "metrics" / "metrics.jsonl"
     path.unlink()
     path.symlink_to("/dev/full")
-    if "metrics cannot be written" not in ended(start(workdir), 0):
+    if "metrics cannot be written" not in ended(start(workdir), 0, stands=steps_of(workdir)[-1]):
         raise Lost("it was not said")
     same(workdir, reference)
 
@@ -331,7 +374,7 @@ def cut_rows(half: pathlib.Path, workdir: pathlib.Path, reference: pathlib.Path,
         if "train-00000.array_record cannot be read" not in (out := ended(process, 1)):
             raise Lost(f"it was not said: {out[-600:]}")
         path.write_bytes(whole)
-        ended(start(workdir), 0)
+        ended(start(workdir), 0, stands=there(workdir, 0))
     same(workdir, reference)
 
 
@@ -395,12 +438,14 @@ def main(argv: list[str]) -> None:
         reference, half = folder / "reference", folder / "half"
         try:
             ended(start(half, f"--stop_at={_STEPS.value // 2}"), 0)
+            started = time.monotonic()
             ended(start(reference), 0)
+            seconds = time.monotonic() - started
         except Lost as error:
             raise common.UsageError(f"the undisturbed run did not end well: {error}") from None
         moments = ["SIGKILL, saving" if i % 5 == 4 else "SIGKILL" for i in range(_KILLS.value)] + ["SIGTERM"] * _TERMS.value
         rng.shuffle(moments)
-        stopped_runs(table, rng, folder, reference, moments)
+        stopped_runs(table, rng, folder, reference, moments, seconds)
         if _SEVERAL.value:
             for process in pair(folder / "pair"):
                 ended(process, 0)
@@ -409,8 +454,14 @@ def main(argv: list[str]) -> None:
         for how in ("a flipped bit", "a file cut short", "a file gone"):
             for i in range(_DAMAGES.value):
                 table.trial(f"damage: {how}", lambda: damaged(rng, half, folder / f"{how}_{i}", reference, how))  # noqa: B023
+        if _DAMAGES.value:
+            second, half_of_second = shutil.copytree(reference, folder / "second"), shutil.copytree(reference, folder / "half_of_second")
+            ended(start(half_of_second, f"--stop_at={_STEPS.value // 2}", stage="autoencoder"), 0)
+            ended(start(second, stage="autoencoder"), 0)
         for i in range(_DAMAGES.value):
             table.trial("damage of all", lambda: all_damaged(rng, half, folder / f"all_{i}"))  # noqa: B023
+            table.trial("autoencoder: SIGKILL, saving", lambda: autoencoder_killed(rng, folder / f"second_killed_{i}", second))  # noqa: B023
+            table.trial("autoencoder: a flipped bit", lambda: statistics_damaged(rng, half_of_second, folder / f"second_flipped_{i}", second))  # noqa: B023
             table.trial("file size limit", lambda: limited(rng, half, folder / f"limit_{i}", reference))  # noqa: B023
         table.trial("metrics on a full device", lambda: without_metrics(half, folder / "metrics", reference))
         table.trial("not a number", lambda: not_a_number(folder / "nan"))

@@ -11,11 +11,13 @@ there before; a file of anything else is not overwritten. A stopped command goes
 sample that was written.
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import common
 from absl import flags
@@ -92,10 +94,10 @@ def _write(path: pathlib.Path, batches: Callable[[int], Iterator[Any]], used: di
     """
     partial, about = (path.with_name(path.name + ending) for ending in (".partial", ".partial.json"))
     try:
-        done, size = _left(partial, about, origin)
-        with partial.open("r+b" if done else "wb") as out:
+        with partial.open("a+b") as out:
+            _lock(out, partial)
+            done, size = _left(partial, about, origin)
             out.truncate(size)
-            out.seek(size)
             about.write_text(json.dumps(origin))  # only now: what another run had left must not be taken for this one's
             if done:
                 print(f"{done} samples are there already: {partial}", flush=True)
@@ -106,19 +108,44 @@ def _write(path: pathlib.Path, batches: Callable[[int], Iterator[Any]], used: di
                     done += 1
                 out.flush()
             os.fsync(out.fileno())
-        partial.replace(path)
-        about.unlink()
+            partial.replace(path)  # while it is held
+            about.unlink()
     except OSError as error:
         raise common.UsageError(f"--out={path} cannot be written ({error.strerror}); give a file in a folder that can be") from None
 
 
+def _lock(out: BinaryIO, partial: pathlib.Path) -> None:
+    """Holds the file until it is closed; file systems without locks go without.
+
+    Raises:
+      UsageError: another process has it.
+    """
+    with contextlib.suppress(OSError):
+        try:
+            fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise common.UsageError(f"another sample.py writes to {partial}; wait for it or end it, or give another --out") from None
+    if not partial.exists() or os.fstat(out.fileno()).st_ino != partial.stat().st_ino:
+        raise common.UsageError(f"another sample.py has just finished {partial.with_suffix('')}; give another --out, or the same command again")
+
+
 def _left(partial: pathlib.Path, about: pathlib.Path, origin: dict[str, Any]) -> tuple[int, int]:
-    """How many whole records an earlier run of the same origin has left, at most --num, and the bytes they take; (0, 0) if it was another's."""
-    try:
-        if json.loads(about.read_text()) != origin or not partial.exists():
-            return 0, 0
-    except (OSError, ValueError):
+    """How many whole records an earlier run of the same origin has left, at most --num, and the bytes they take.
+
+    Raises:
+      UsageError: the file is another's.
+    """
+    if not partial.stat().st_size:
         return 0, 0
+    try:
+        others = json.loads(about.read_text())
+        if others != origin:
+            key = next((key for key in origin if others.get(key) != origin[key]), "settings")
+            raise common.UsageError(f"{partial} has samples of another command (its {key} is {str(others.get(key))[:100]}); let that one go on, or remove the file")
+    except (OSError, ValueError, RecursionError, AttributeError) as error:
+        if isinstance(error, common.UsageError):
+            raise
+        raise common.UsageError(f"{partial} is there, and {about.name} beside it does not say what it is; remove it, or give another --out") from None
     count = size = 0
     with partial.open("rb") as lines:
         for line in lines:  # in bytes, a line ends at a newline and nowhere else

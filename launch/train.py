@@ -10,7 +10,10 @@ them, which ends with exit code 75.
 passed over.
 """
 
+import os
 import signal
+import sys
+from types import FrameType
 
 import common
 from absl import flags
@@ -22,10 +25,17 @@ common.distributed_flags()
 _STOP_AT = flags.DEFINE_integer("stop_at", None, "End after this many steps of a stage, with a checkpoint.", lower_bound=1)
 
 
+def _before_training(number: int, frame: FrameType | None) -> None:
+    print("stopped by SIGTERM before training; the same command goes on", file=sys.stderr, flush=True)
+    os._exit(common.PREEMPTED)  # at once: what is half made lies aside
+
+
 def main(argv: list[str]) -> None:
     from diladiff_jax import config as config_lib
     from diladiff_jax.training.loop import train
 
+    # Preparing text may take hours, and so may waiting for others: told to end in them, launchers shall start it again as later in training.
+    signal.signal(signal.SIGTERM, _before_training)
     common.join_processes()
     config = common.experiment(_CONFIG)
     known = config_lib.STAGES + config_lib.BASELINES

@@ -13,15 +13,16 @@ PACKAGE = "diladiff_jax"
 
 # Training may also read the networks and the mathematics that its objectives are made of.
 ALLOWED = {
+    "files": set(),
     "nn": set(),
     "diffusion": set(),
-    "data": set(),
+    "data": {"files"},
     "config": set(),
-    "config_file": {"config"},
-    "pretrained": {"nn"},
+    "config_file": {"config", "files"},
+    "pretrained": {"nn", "files"},
     "objectives": {"nn", "diffusion"},
     "sampling": {"nn", "diffusion"},
-    "training": {"objectives", "sampling", "data", "config", "config_file", "nn", "diffusion", "pretrained"},
+    "training": {"files", "objectives", "sampling", "data", "config", "config_file", "nn", "diffusion", "pretrained"},
     "evaluation": {"objectives", "sampling", "nn", "diffusion", "data", "config", "pretrained"},
     "model": {"nn", "diffusion", "data", "config", "config_file", "objectives", "sampling", "training", "evaluation", "pretrained"},
 }

@@ -16,6 +16,7 @@ import itertools
 import json
 import logging
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from diladiff_jax.data.errors import DataError
 
 SPLITS = ("train", "validation", "scorer")
 _READ = 1024  # documents a batched read
+_FEATURES = "tensorflow_datasets.core.features."
 _log = logging.getLogger(__name__)
 
 
@@ -201,12 +203,14 @@ def _prepared_tfds(name: str) -> Any:
     import tensorflow_datasets as tfds
 
     if (Path(name) / "dataset_info.json").is_file():
-        return tfds.builder_from_directory(name)
+        return prepared_folder(Path(name))
+    if not re.fullmatch(r"\w[\w/.+-]*(:\d[\d.*]*)?", name):
+        # TFDS would take it for a bucket, or for code of a community's to be fetched and run.
+        raise _unknown(name)
     try:
         builder = tfds.builder(name, file_format="array_record")
     except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
-        raise DataError(f"data.corpus={name!r}: expected text_files, pydocs, stories, the name of a TFDS dataset or the "
-                        "folder of a prepared one") from error
+        raise _unknown(name) from error
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare()
@@ -214,6 +218,42 @@ def _prepared_tfds(name: str) -> Any:
         raise DataError(f"data.corpus={name!r}: TFDS cannot prepare it ({type(error).__name__}: "
                         f"{str(error)[:200]})") from error
     return builder
+
+
+def _unknown(name: str) -> DataError:
+    return DataError(f"data.corpus={name!r}: expected text_files, pydocs, stories, the name of a TFDS dataset or the "
+                     "folder of a prepared one")
+
+
+def prepared_folder(folder: Path) -> Any:
+    """The builder of a dataset that TFDS has prepared in `folder`, without executing anything that its files name.
+
+    Raises:
+      DataError: no such dataset, or one with features of classes that are not TFDS's own, which it would import.
+    """
+    import tensorflow_datasets as tfds
+
+    path = folder / "features.json"
+    try:
+        foreign = _foreign_classes(json.loads(path.read_text()))
+        if not foreign:
+            return tfds.builder_from_directory(str(folder))
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{folder}: no dataset that TFDS has prepared ({type(error).__name__}: {str(error)[:200]}); prepare it again") from error
+    raise DataError(f"{path} names the class {foreign[0][:100]!r}, which would be imported; expected classes of {_FEATURES}* alone")
+
+
+def _foreign_classes(description: Any) -> list[str]:
+    """The classes that a features.json (its present form and its old one) names and that are not TFDS's own."""
+    if isinstance(description, str) and description.lstrip().startswith("{"):  # the old form may have JSON in a text
+        return _foreign_classes(json.loads(description))
+    if isinstance(description, list):
+        return [name for part in description for name in _foreign_classes(part)]
+    if not isinstance(description, dict):
+        return []
+    named = [description[key] for key in ("pythonClassName", "python_class_name", "type") if isinstance(description.get(key), str)]
+    inner = [name for part in description.values() for name in _foreign_classes(part)]
+    return [name for name in named if not name.startswith(_FEATURES)] + inner
 
 
 def _tfds_documents(builder: Any, field: str) -> Iterator[str]:
@@ -305,9 +345,7 @@ class Documents(Sequence[str]):
 
     def __init__(self, directory: Path, split: str):
         """Raises DataError if the corpus there has no such split."""
-        import tensorflow_datasets as tfds
-
-        builder = tfds.builder_from_directory(str(built(directory)))
+        builder = prepared_folder(built(directory))
         if split not in builder.info.splits:
             raise DataError(f"{directory}: no split {split!r} (found {', '.join(builder.info.splits)}); set "
                             f"data.{split}_fraction or data.{split}_documents and prepare again")

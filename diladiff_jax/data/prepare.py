@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from diladiff_jax import files
 from diladiff_jax.data import corpora, packing, tokenizers
 from diladiff_jax.data.errors import DataError, ReadError
 
@@ -134,8 +135,12 @@ def prepare(data: Mapping[str, Any], tokenizer: Mapping[str, Any], workdir: str 
         models trained there depend on.
     """
     settings, workdir = corpora.Settings.of(data), Path(workdir)
-    text_key = settings.corpus_key()
     root = _root(settings, workdir)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{'data.directory=' if settings.directory else ''}{root} cannot be made ({error.strerror}); give a folder that can be") from error
+    text_key = _prepared_key(settings, workdir) or settings.corpus_key()
     text = root / f"text-{text_key}"
     corpora.build(settings, text)
     made = _tokenizer(tokenizer, text, text_key, workdir / "tokenizer")
@@ -143,10 +148,26 @@ def prepare(data: Mapping[str, Any], tokenizer: Mapping[str, Any], workdir: str 
     if not (rows / "rows.json").is_file():
         _write_rows(text, made, settings, rows)
     record = {"data": _recorded(settings), "text": text.name, "rows": rows.name}
-    aside = workdir / f"prepared.json.tmp-{os.getpid()}"
-    aside.write_text(json.dumps(record, indent=2) + "\n")
-    aside.replace(workdir / "prepared.json")
+    files.write(workdir / "prepared.json", json.dumps(record, indent=2) + "\n")
     return load_prepared(settings, workdir)
+
+
+def _prepared_key(settings: corpora.Settings, workdir: Path) -> str | None:
+    """The key of the corpus that the workdir has prepared with these settings, if it has: what became of its files since does not matter."""
+    try:
+        record = json.loads((workdir / "prepared.json").read_text())
+        root, key = _root(settings, workdir), record["text"].removeprefix("text-")
+        if _made_with(record, settings) != _recorded(settings) or not corpora.is_built(root / record["text"]) or not (root / record["rows"] / "rows.json").is_file():
+            return None
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        return None
+    try:
+        changed = settings.corpus_key() != key
+    except DataError:
+        changed = True
+    if changed:
+        _log.info("the files of the corpus are not as they were when %s was prepared, and it is used as it is; for what they hold now, take another workdir", workdir)
+    return key
 
 
 def load_prepared(data: Mapping[str, Any], workdir: str | os.PathLike[str]) -> Prepared:
@@ -161,8 +182,7 @@ def load_prepared(data: Mapping[str, Any], workdir: str | os.PathLike[str]) -> P
         record = json.loads((workdir / "prepared.json").read_text())
         text, rows = (_root(settings, workdir) / record[name] for name in ("text", "rows"))
         about = json.loads((rows / "rows.json").read_text())
-        defaults = {f.name: f.default for f in dataclasses.fields(corpora.Settings)}
-        recorded = {name: record["data"].get(name, defaults[name]) for name in _recorded(settings)}  # a setting that came later was at its default
+        recorded = _made_with(record, settings)
         fingerprint, length, counts, dtype = (about[name] for name in ("tokenizer", "length", "counts", "dtype"))
         if dtype not in _DTYPES or not all(isinstance(counts[split]["rows"], int) for split in counts):
             raise TypeError("counts or dtype")
@@ -181,11 +201,17 @@ def load_prepared(data: Mapping[str, Any], workdir: str | os.PathLike[str]) -> P
 
 
 def _root(settings: corpora.Settings, workdir: Path) -> Path:
-    return Path(settings.directory).expanduser() if settings.directory else workdir / "data"
+    return files.expand(settings.directory) if settings.directory else workdir / "data"
 
 
 def _recorded(settings: corpora.Settings) -> dict[str, Any]:
     return {name: value for name, value in dataclasses.asdict(settings).items() if name != "directory"}
+
+
+def _made_with(record: Mapping[str, Any], settings: corpora.Settings) -> dict[str, Any]:
+    """The settings in a `prepared.json`; one that came later was at its default."""
+    defaults = {f.name: f.default for f in dataclasses.fields(corpora.Settings)}
+    return {name: record["data"].get(name, defaults[name]) for name in _recorded(settings)}
 
 
 def _fingerprint(tokenizer: tokenizers.Tokenizer) -> str:
@@ -222,14 +248,12 @@ def _tokenizer(config: Mapping[str, Any], text: Path, text_key: str, directory: 
 
 
 def _write_rows(text: Path, tokenizer: tokenizers.Tokenizer, settings: corpora.Settings, directory: Path) -> None:
-    import tensorflow_datasets as tfds
-
     aside = directory.with_name(f"{directory.name}.tmp-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     dtype = _DTYPES[tokenizer.vocab_size > 2**16]
     try:
-        found = tfds.builder_from_directory(str(corpora.built(text))).info.splits
+        found = corpora.prepared_folder(corpora.built(text)).info.splits
         counts = {split: _write_split(corpora.Documents(text, split), tokenizer, settings, aside / split, dtype)
                   for split in corpora.SPLITS if split in found}
         about = {"format": 1, "length": settings.length, "packing": settings.packing, "dtype": dtype,

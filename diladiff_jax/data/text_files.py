@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from diladiff_jax.data.errors import DataError
+from diladiff_jax.files import expand
 
 SEPARATOR = "<|endoftext|>"  # a line of its own in a .txt file that separates documents (as in TinyStories)
 _COMPRESSED = (".gz", ".xz", ".zst")
@@ -29,7 +30,7 @@ def matching(files: str) -> list[Path]:
     """
     if not files:
         raise DataError(f"data.files is empty: name a folder, a glob or a file of {_READABLE}")
-    path = Path(files).expanduser()
+    path = expand(files)
     if path.is_dir():
         found = sorted(p for p in path.rglob("*") if p.is_file() and _kind(p))
     else:
@@ -130,6 +131,8 @@ def _jsonl(path: Path, field: str) -> Iterator[str]:
             raise DataError(f"{path}, line {number}: not JSON ({reason}); expected one object a line") from error
         text = record.get(field) if isinstance(record, dict) else None
         if not isinstance(text, str):
+            if text is not None:
+                raise DataError(f"{path}, line {number}: field {field!r} is of type {type(text).__name__}; expected a text")
             keys = ", ".join(sorted(record)) if isinstance(record, dict) else f"a {type(record).__name__}"
             raise DataError(f"{path}, line {number}: no text in field {field!r} (found {keys}); set data.field")
         yield text

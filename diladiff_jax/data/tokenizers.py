@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from diladiff_jax.data.errors import DataError
+from diladiff_jax.files import expand
 
 TRAINED = ("unigram", "bpe")
 FROM_FILE = ("wordpiece", "byte_bpe", "sentencepiece")
@@ -359,7 +360,7 @@ def from_vocabulary(path: str | os.PathLike[str], kind: str, lowercase: bool = F
     if kind not in FROM_FILE:
         raise DataError(f"tokenizer.kind={kind!r} takes no file: expected one of {', '.join(FROM_FILE)}")
     build, names = _KINDS[kind]
-    path = Path(path).expanduser()
+    path = expand(path)
     paths = [path]
     if kind == "byte_bpe":
         if not path.name.endswith("vocab.json"):

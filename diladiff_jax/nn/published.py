@@ -23,17 +23,17 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def setting(config: Mapping[str, Any], name: str, kind: type, default: Any = None) -> Any:
-    """A value of config.json; whole numbers must be above 0, and no larger than any network has (of layers 1,024).
+    """A value of config.json; numbers must be above 0, and no larger than any network has (of layers 1,024).
 
     Raises:
       ValueError: missing without a default, or not of the kind.
     """
     value, most = config.get(name, default), 1024 if "layer" in name else 2**24
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= most:
         value = float(value)
-    if not isinstance(value, kind) or isinstance(value, bool) or (kind is int and not 1 <= value <= most):
-        words = {int: f"a whole number from 1 to {most}", float: "a number", str: "text"}[kind]
-        raise ValueError(f"{name} is {value!r}; it must be {words}")
+    if not isinstance(value, kind) or isinstance(value, bool) or (kind is int and not 1 <= value <= most) or (kind is float and not 0 < value <= most):
+        words = {int: f"a whole number from 1 to {most}", float: f"a number above 0, and {most} at most", str: "text"}[kind]
+        raise ValueError(f"{name} is {repr(value)[:100]}; it must be {words}")
     return value
 
 

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diladiff_jax import config as config_lib
-from diladiff_jax import pretrained
+from diladiff_jax import files, pretrained
 from diladiff_jax.nn import bert
 from diladiff_jax.sampling.pipeline import MODELS, Controls
 from diladiff_jax.training import hlo, hlo_costs, roofline, sharding
@@ -86,7 +86,7 @@ class AbstractExperiment(Experiment):
     def _published_encoder(self) -> bert.Bert | None:
         if self.config.features.source != "bert":
             return None
-        folder, dtype = pathlib.Path(self.config.features.path).expanduser(), jnp.dtype(self.config.features.compute_dtype)
+        folder, dtype = files.expand(self.config.features.path), jnp.dtype(self.config.features.compute_dtype)
         found = pretrained.read_config(folder) if (folder / "config.json").is_file() else BERT_BASE | {"vocab_size": self.config.tokenizer.vocab_size}
         # Which ids begin and end a text is no matter of shapes.
         return bert.from_config(found, pieces=found["vocab_size"], cls_id=0, sep_id=1, dtype=dtype)

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from diladiff_jax import config_file, pretrained
 from diladiff_jax.config import BASELINES, STAGES
@@ -43,6 +44,10 @@ _STATISTICS = "statistics"
 _NAMES = re.compile(rf"config\.json|(tokenizer|features)/\w[\w.-]*|({'|'.join((*STAGES, *BASELINES, _STATISTICS))})(-\d+-of-\d+)?\.safetensors")
 _MANIFEST_BYTES = 4 << 20
 _FILE_BYTES = 4 << 30  # tensors of one file: what export holds in memory at a time, and what file systems and hubs take
+_EMPTY = ("evaluation.scorer", "data.directory")
+_PLAIN = ("data.files", "data.validation_files", "tokenizer.file", "features.path")
+_CORPUS = re.compile(r"\w[\w.+-]*(/\w[\w.+-]*)?(:\d[\d.]*)?")  # a name of TFDS's, such as "wiki40b/en:1.3.0", at most
+_MOST_LAYERS = 256  # of a network: more would take minutes to trace, before the tensors' shapes can say that the settings are not theirs
 _DTYPES = {"F32": np.float32, "BF16": jnp.bfloat16}
 
 
@@ -86,8 +91,21 @@ class Bundle:
         read += [f"features/{name}" for name in pretrained.ENCODER_FILES] if experiment.features.source == "bert" else []
         for name in read:
             self._check(name)
-        if scorer := experiment.evaluation.scorer:
-            raise self._wrong("config.json", f"names evaluation.scorer {scorer[:100]!r}; in a bundle it must be empty, for nothing is fetched unasked")
+        self._check_settings(experiment)
+
+    def _check_settings(self, experiment: ConfigDict) -> None:
+        """What a stranger's settings would have fetched, read, written or built, where that is more than the experiment itself."""
+        for key in _EMPTY:
+            if value := _setting(experiment, key):
+                raise self._wrong("config.json", f"names {key} {value[:100]!r}; in a bundle it must be empty, for nothing is fetched, read or written unasked")
+        for key in _PLAIN:
+            if (value := _setting(experiment, key)) and not re.fullmatch(r"[^\W_][^/\\:]*|[*?[][^/\\:]*", value):
+                raise self._wrong("config.json", f"names {key} {value[:100]!r}; in a bundle it must be a last name alone, without a folder")
+        if not _CORPUS.fullmatch(corpus := experiment.data.corpus):
+            raise self._wrong("config.json", f"names data.corpus {corpus[:100]!r}; in a bundle it must be a name, and no folder")
+        for network in ("backbone", "encoder", "latent_denoiser", "scorer_network"):
+            if (layers := experiment[network].num_layers) > _MOST_LAYERS:
+                raise self._wrong("config.json", f"has {network}.num_layers of {layers}; a bundle's may be {_MOST_LAYERS} at most")
 
     def steps(self, stage: str) -> int:
         """Updates that the stage was trained for; 0 where the bundle does not have it."""
@@ -164,14 +182,23 @@ class Bundle:
                 self._check(name)
                 try:
                     opened = stack.enter_context(safetensors.safe_open(self.folder / name, framework="numpy"))
-                    places |= {key: (name, opened.get_slice(key)) for key in opened.keys()}
+                    found = {key: (name, opened.get_slice(key)) for key in opened.keys()}
                 except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
                     raise self._wrong(name, f"is not a whole safetensors file ({str(error)[:100]})") from None
+                if twice := places.keys() & found.keys():
+                    raise self._wrong(name, f"has the tensor {min(twice)[:100]!r}, which {places[min(twice)][0]} has too")
+                places |= found
             self._require_same(names[0], wanted, places)
-            # A scalar's slice is a number.
-            take = lambda part, leaf, index: np.asarray(part[index] if leaf.ndim else part[...], leaf.dtype)  # noqa: E731
+
+            def take(key: str, leaf: Any, index: Any) -> np.ndarray:
+                name, part = places[key]
+                values = np.asarray(part[index] if leaf.ndim else part[...], leaf.dtype)  # a scalar's slice is a number
+                if not np.isfinite(values).all():
+                    raise self._wrong(name, f"has numbers in {key} that are not finite")
+                return values
+
             arrays = [
-                jax.make_array_from_callback(leaf.shape, sharding, functools.partial(take, places[_name(path)][1], leaf))
+                jax.make_array_from_callback(leaf.shape, sharding, functools.partial(take, _name(path), leaf))
                 for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True)
             ]
         return jax.tree.unflatten(tree, arrays)
@@ -236,9 +263,12 @@ def export(experiment: Experiment, out: str | os.PathLike[str], *, stages: tuple
 def _write(experiment: Experiment, folder: pathlib.Path, trained: dict[str, int], dtype: Any) -> None:
     settings = experiment.config.to_dict()
     # Where text and networks lay here is nobody else's, and a reader may not be sent anywhere.
-    settings["evaluation"]["scorer"], settings["data"]["directory"] = "", ""
-    for block, name in (("data", "files"), ("data", "validation_files"), ("tokenizer", "file"), ("features", "path")):
+    for block, name in (key.split(".") for key in _EMPTY):
+        settings[block][name] = ""
+    for block, name in (key.split(".") for key in _PLAIN):
         settings[block][name] = pathlib.PurePath(settings[block][name]).name
+    if not _CORPUS.fullmatch(settings["data"]["corpus"]):  # the folder of a prepared dataset
+        settings["data"]["corpus"] = pathlib.PurePath(settings["data"]["corpus"]).name
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
     experiment.tokenizer.save(folder / "tokenizer")
     if experiment.networks.bert is not None:
@@ -264,6 +294,9 @@ def _save(folder: pathlib.Path, stem: str, tree: Any, dtype: Any) -> list[str]:
     names = [f"{stem}.safetensors"] if len(parts) == 1 else [f"{stem}-{i}-of-{len(parts)}.safetensors" for i in range(1, len(parts) + 1)]
     for name, part in zip(names, parts, strict=True):
         # The writer reads memory as it lies, and knows of no strides.
+        for key, leaf in part.items():
+            if not np.isfinite(np.asarray(leaf)).all():
+                raise CheckpointError(f"{stem} has numbers in {key} that are not finite; a model that has diverged is not exported")
         save_file({key: np.asarray(leaf).astype(dtype if leaf.ndim > 1 else np.float32, order="C") for key, leaf in part.items()}, folder / name)
         for leaf in part.values():
             leaf.delete()  # with the copy on the host that it keeps
@@ -282,6 +315,11 @@ def _parts(leaves: dict[str, Any]) -> Iterator[dict[str, Any]]:
         part[key] = leaf
         size += 4 * leaf.size
     yield part
+
+
+def _setting(experiment: ConfigDict, key: str) -> Any:
+    block, name = key.split(".")
+    return experiment[block][name]
 
 
 def _name(path: Any) -> str:

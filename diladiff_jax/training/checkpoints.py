@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -58,6 +59,9 @@ class Checkpoints:
         if self._sealer is not None:  # of a checkpoint that was removed by hand
             checksums.sums_of(self.directory / str(step)).unlink(missing_ok=True)
         with self._written():
+            if self._sealer is not None:  # asynchronously, Orbax would wait for minutes for a folder that it could not make
+                with tempfile.TemporaryDirectory(prefix="room.", dir=self.directory):
+                    pass
             self._manager.save(step, args=ocp.args.Composite(**items))
         if self._sealer is not None:
             self._sealer.expect(step)
@@ -88,7 +92,7 @@ class Checkpoints:
             statistics=found.get("statistics", {}),
             key=training["key"],
         )
-        if self._sealer is not None and not checksums.sums_of(self.directory / str(self.latest_step())).exists():
+        if self._sealer is not None and checksums.unverified(self.directory / str(self.latest_step())):
             self._sealer.expect(self.latest_step())  # its process was killed before it could
         return state, found["data"]
 
@@ -120,11 +124,17 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax raises bare exceptions for damaged files
-            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            first = str(error).strip().partition("\n")[0].partition(" See full TensorStore details")[0]
+            reason = first[:200] or type(error).__name__
             raise CheckpointError(
                 f"checkpoint {self.directory / str(step)} cannot be read as this experiment's ({reason}); "
                 f"remove that folder to go on from the one before, or use the config it was made with"
             ) from error
+
+    def last(self) -> str:
+        """What there is to go on from, in words."""
+        there = checkpoint_steps(self.directory)
+        return f"the last one there is step {max(there)}" if there else "there is none before"
 
     def wait(self) -> None:
         """Until the save under way is committed."""
@@ -146,9 +156,7 @@ class Checkpoints:
         except Exception as error:  # Orbax's background threads hand on bare ones: no space, no permission
             text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             reason = text if len(text) <= 200 else f"... {text[-200:]}"  # what the system said stands last
-            there = [entry.name for entry in self.directory.glob("[0-9]*") if entry.name.isdigit()] if self.directory.is_dir() else []
-            last = f"the last one there is step {max(map(int, there))}" if there else "there is none before"
-            raise CheckpointError(f"a checkpoint cannot be written to {self.directory} ({reason}); {last}") from error
+            raise CheckpointError(f"a checkpoint cannot be written to {self.directory} ({reason}); {self.last()}") from error
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -161,21 +169,27 @@ def set_damaged_aside(checkpoints: pathlib.Path, say: Callable[[str], None]) -> 
     """Moves damaged checkpoints that are newer than the last whole one to `STAGE/damaged/STEP`, so that training goes on from that one.
 
     Raises:
-      CheckpointError: none is whole. Nothing is moved then: training must not begin anew unasked.
+      CheckpointError: none is whole, or none is there where some were. Nothing is moved then: training must not begin anew unasked.
     """
-    if not checkpoints.is_dir():
-        return
-    steps = sorted((int(entry.name) for entry in checkpoints.iterdir() if entry.is_dir() and entry.name.isdigit()), reverse=True)
+    steps = sorted(checkpoint_steps(checkpoints), reverse=True)
+    sealed = max((int(path.stem) for path in (checkpoints.parent / "checksums").glob("*.json") if path.stem.isdecimal()), default=0)
+    anew = f"put a copy back, or remove {checkpoints.parent} to train this stage anew"
+    if sealed and not steps:
+        raise CheckpointError(f"{checkpoints} holds no checkpoint, and step {sealed} was there; {anew}")
+    if sealed > max(steps, default=0):
+        say(f"checkpoint {checkpoints / str(sealed)} is gone; training goes on from step {steps[0]}")
     found: list[tuple[int, str]] = []
     for step in steps:
         why = checksums.damage(checkpoints / str(step))
         if why is None:
             break
         found.append((step, why))
+    if len(found) < len(steps) and (why := checksums.unverified(checkpoints / str(steps[len(found)]))):
+        say(f"checkpoint {checkpoints / str(steps[len(found)])} {why}; it is read as it is")
     if not found:
         return
     if len(found) == len(steps):
-        raise CheckpointError(f"no checkpoint in {checkpoints} is whole: " + "; ".join(f"{step}: {why}" for step, why in found) + "; put a copy back, or remove that folder to train this stage anew")
+        raise CheckpointError(f"no checkpoint in {checkpoints} is whole: " + "; ".join(f"{step}: {why}" for step, why in found) + f"; {anew}")
     good = steps[len(found)]
     for step, why in found:
         goal = _free(checkpoints.parent / "damaged" / str(step))
@@ -184,6 +198,13 @@ def set_damaged_aside(checkpoints: pathlib.Path, say: Callable[[str], None]) -> 
         if checksums.sums_of(checkpoints / str(step)).exists():
             os.replace(checksums.sums_of(checkpoints / str(step)), goal.with_name(f"{goal.name}.json"))
         say(f"checkpoint {checkpoints / str(step)} is damaged ({why}); it is now {goal}, and training goes on from step {good}")
+
+
+def checkpoint_steps(checkpoints: pathlib.Path) -> list[int]:
+    """The committed steps under a checkpoint directory, in no order; none where there is no such folder."""
+    if not checkpoints.is_dir():
+        return []
+    return [int(entry.name) for entry in checkpoints.iterdir() if entry.name.isdecimal() and entry.is_dir()]
 
 
 def require_whole(step_folder: pathlib.Path, items: Iterable[str]) -> None:

@@ -1,19 +1,21 @@
 """Checksums of checkpoints. Orbax notices a file that is missing, and of one that was changed after it was committed most often nothing:
 a flipped bit comes back as another parameter. Here a checkpoint is held against what was written before anything is read from it.
 
-`STAGE/checksums/STEP.json` is written by the first process once `STAGE/checkpoints/STEP` is committed: `{"files": {path: [bytes, crc32]}}`.
+`STAGE/checksums/STEP.json` is written by the first process once `STAGE/checkpoints/STEP` is committed:
+`{"files": {path: [bytes, crc32]}, "crc32": of "files" as text}`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import pathlib
 import queue
 import threading
 import zlib
 from collections.abc import Iterable, Iterator
+
+from diladiff_jax import files
 
 _CHUNK = 1 << 20
 
@@ -38,34 +40,67 @@ def _item_files(step_folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def seal(step_folder: pathlib.Path) -> None:
-    """Writes the checksums of a committed checkpoint, aside and renamed.
+    """Has a committed checkpoint on the disk, and then writes its checksums.
 
     Raises:
       OSError: it is gone, or there is no space.
     """
-    files = {str(path.relative_to(step_folder)): [path.stat().st_size, crc32(path)] for path in _item_files(step_folder)}
+    found, folders = {}, {step_folder, step_folder.parent}
+    for path in _item_files(step_folder):
+        found[str(path.relative_to(step_folder))] = [path.stat().st_size, crc32(path)]
+        files.sync(path)  # Orbax leaves some of them, the data position too, to the system
+        folders |= {path.parent}
+    for folder in folders:
+        with contextlib.suppress(OSError):  # some file systems know no syncing of folders
+            files.sync(folder)
     target = sums_of(step_folder)
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_suffix(".tmp")
-    with aside.open("w") as out:
-        out.write(json.dumps({"files": files}))
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(aside, target)
+    files.write(target, json.dumps({"files": found, "crc32": _total(found)}))
+
+
+def _total(found: dict[str, list[int]]) -> int:
+    return zlib.crc32(json.dumps(found, sort_keys=True).encode())
+
+
+def _recorded(step_folder: pathlib.Path) -> dict[str, list[int]]:
+    """`{path: [bytes, crc32]}`. Raises OSError where there is no record, ValueError where it is not as it was written."""
+    try:
+        record = json.loads(sums_of(step_folder).read_text())
+        if record["crc32"] == _total(record["files"]):
+            return record["files"]
+    except (KeyError, TypeError, RecursionError):
+        pass
+    raise ValueError("another total")
+
+
+def unverified(step_folder: pathlib.Path) -> str | None:
+    """Why a checkpoint cannot be held against checksums; None where it can."""
+    try:
+        _recorded(step_folder)
+    except FileNotFoundError:
+        return "has no checksums (its process ended before they were written, or they were not copied along)"
+    except (OSError, ValueError):
+        return f"has checksums, {sums_of(step_folder)}, that cannot be read"
+    return None
 
 
 def damage(step_folder: pathlib.Path, items: Iterable[str] | None = None) -> str | None:
     """What is not as it was written, in these items or in all: "FILE is missing", "FILE has 10 bytes of 20", "FILE was changed".
 
-    None where all is well, and where there are no checksums to hold it against: of an older checkpoint, of one whose process was killed
-    before they were written, or where they themselves cannot be read.
+    None where all is well. Without checksums to hold it against (see `unverified`) only files that are missing or empty are seen, as
+    they are where a copy or a disk ended early.
     """
+    items = None if items is None else set(items)
     try:
-        files = json.loads(sums_of(step_folder).read_text())["files"]
-        wanted = {name: (int(size), int(total)) for name, (size, total) in files.items() if items is None or name.split("/")[0] in items}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+        wanted = _recorded(step_folder)
+    except (OSError, ValueError):
+        return _gap(step_folder, items)
+    for path in _item_files(step_folder):
+        if (name := str(path.relative_to(step_folder))) not in wanted and (items is None or name.split("/")[0] in items):
+            return f"{name} was not among its files"
     for name, (size, total) in wanted.items():
+        if items is not None and name.split("/")[0] not in items:
+            continue
         path = step_folder / name
         try:
             found = path.stat().st_size
@@ -77,6 +112,17 @@ def damage(step_folder: pathlib.Path, items: Iterable[str] | None = None) -> str
             return f"{name} is missing"
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
+    return None
+
+
+def _gap(step_folder: pathlib.Path, items: set[str] | None) -> str | None:
+    for item in sorted(items or {"params", "training", "data"}):
+        for name in ("metadata",) if item == "data" else ("_METADATA", "manifest.ocdbt"):
+            if not (step_folder / item / name).is_file():
+                return f"{item}/{name} is missing"
+    for path in _item_files(step_folder):
+        if not path.stat().st_size:
+            return f"{path.relative_to(step_folder)} is empty"
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import pathlib
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from diladiff_jax import config, pretrained
+from diladiff_jax import config, config_file, files, pretrained
 from diladiff_jax.data import tokenizers
 from diladiff_jax.data.tokenizers import Tokenizer
 from diladiff_jax.diffusion.gaussian import make_schedule
@@ -23,7 +24,7 @@ from diladiff_jax.objectives.base import Context, Objective
 from diladiff_jax.objectives.build import FROZEN, build_objective, features_source, frozen_sources
 from diladiff_jax.sampling.pipeline import Sampler
 from diladiff_jax.training import bundles, checksums, sharding
-from diladiff_jax.training.checkpoints import CheckpointError, Checkpoints
+from diladiff_jax.training.checkpoints import CheckpointError, Checkpoints, checkpoint_steps
 
 
 class Experiment:
@@ -158,9 +159,11 @@ def check_source(workdir: str | pathlib.Path, source: str | pathlib.Path) -> Non
     workdir, source = pathlib.Path(workdir), pathlib.Path(source).absolute()
     if bundles.is_bundle(source):
         bundles.Bundle(source).check()
-    if (workdir / _SOURCE).exists() and any(_last_step(workdir / stage / "checkpoints") for stage in config.PREDECESSOR):
-        noted = _source(workdir)
-        if noted != source and noted.is_dir():  # one that was moved may be given again
+    noted = None
+    if _noted(workdir) and any(_last_step(workdir / stage / "checkpoints") for stage in config.PREDECESSOR):
+        with contextlib.suppress(CheckpointError):  # a note that cannot be read is written anew
+            noted = _source(workdir)
+        if noted not in (None, source) and noted.is_dir():  # one that was moved may be given again
             raise CheckpointError(f"{workdir} was started from {noted}, and stages here were trained from that; start from {source} in a fresh workdir")
     theirs, ours = source / "tokenizer" / "tokenizer.json", workdir / "tokenizer" / "tokenizer.json"
     if not theirs.is_file():
@@ -168,7 +171,7 @@ def check_source(workdir: str | pathlib.Path, source: str | pathlib.Path) -> Non
     hashes = tokenizers.load(theirs.parent).file_hashes()
     if ours.exists() and tokenizers.load(ours.parent).file_hashes() != hashes:
         raise CheckpointError(f"{workdir} has another tokenizer than {source}; start from it in a fresh workdir")
-    if (source / "features").is_dir() and (workdir / "features").is_dir():
+    if _has_features(source) and (workdir / "features").is_dir():
         for name in pretrained.ENCODER_FILES:
             if checksums.crc32(source / "features" / name) != checksums.crc32(workdir / "features" / name):
                 raise CheckpointError(f"{workdir / 'features' / name} differs from that of {source}; start from it in a fresh workdir")
@@ -184,9 +187,19 @@ def remember_source(workdir: str | pathlib.Path, source: str | pathlib.Path) -> 
     if not (workdir / "tokenizer" / "tokenizer.json").exists():
         # By name, aside and renamed: what else lies in a stranger's folder stays there.
         tokenizers.load(source / "tokenizer").save(workdir / "tokenizer", {"taken_from": str(source)})
-    if (source / "features").is_dir():  # the encoder that its stages were trained on
+    if _has_features(source):  # the encoder that its stages were trained on
         pretrained.adopt(str(source / "features"), workdir / "features")
-    (workdir / _SOURCE).write_text(json.dumps({"workdir": str(source)}) + "\n")
+    files.write(workdir / _SOURCE, json.dumps({"workdir": str(source)}) + "\n")
+
+
+def _has_features(source: pathlib.Path) -> bool:
+    """Whether the source's settings use the published encoder in its folder; what else lies there is nobody's."""
+    return config_file.load(source).features.source == "bert" and (source / "features").is_dir()
+
+
+def _noted(workdir: pathlib.Path) -> bool:
+    """Whether the workdir was started from another; a bundle never is, whatever lies in it."""
+    return (workdir / _SOURCE).exists() and not bundles.is_bundle(workdir)
 
 
 def _source(workdir: pathlib.Path) -> pathlib.Path:
@@ -205,7 +218,7 @@ def _home(workdir: pathlib.Path, stage: str, source: pathlib.Path | None = None)
         if _steps(workdir, before):
             return workdir
         before = config.PREDECESSOR[before]
-    if source is None and (workdir / _SOURCE).exists():
+    if source is None and _noted(workdir):
         source = _source(workdir)
     return source if source is not None and _steps(source, stage) else workdir
 
@@ -213,7 +226,7 @@ def _home(workdir: pathlib.Path, stage: str, source: pathlib.Path | None = None)
 def require_source(workdir: str | pathlib.Path) -> None:
     """Raises CheckpointError where the workdir or bundle that this workdir was started from is gone: what it lent would be trained anew."""
     workdir = pathlib.Path(workdir)
-    if (workdir / _SOURCE).exists() and not (theirs := _source(workdir)).is_dir():
+    if _noted(workdir) and not (theirs := _source(workdir)).is_dir():
         raise CheckpointError(f"{theirs}, which {workdir} was started from, is not there; put it back, or tell where it is now with launch/train.py --init_from=FOLDER")
 
 
@@ -245,9 +258,7 @@ def _steps(home: pathlib.Path, stage: str) -> int:
 
 def _last_step(directory: pathlib.Path) -> int:
     """The highest committed step under a checkpoint directory; 0 if there is none."""
-    if not directory.is_dir():
-        return 0
-    return max((int(entry.name) for entry in directory.iterdir() if entry.is_dir() and entry.name.isdigit()), default=0)
+    return max(checkpoint_steps(directory), default=0)
 
 
 def take(tree: Any, path: tuple[str, ...] | list[str]) -> Any:

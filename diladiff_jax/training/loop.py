@@ -31,7 +31,7 @@ from diladiff_jax.training.flops import model_flops
 from diladiff_jax.training.metrics import MetricsWriter, Progress
 from diladiff_jax.training.optimizer import make_optimizer
 from diladiff_jax.training.preview import make_preview
-from diladiff_jax.training.state import TrainState, compile_steps, init_state, state_shardings
+from diladiff_jax.training.state import TrainState, compile_steps, init_state, is_finite, state_shardings
 from diladiff_jax.training.throughput import Throughput, local_peak
 from diladiff_jax.training.watch import TrainingError, Watch
 
@@ -180,10 +180,11 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, stop_sig
     # 2. Where it stood, or a start from the predecessor.
     rows = prepared.rows("scorer" if stage == "scorer" else "train")
     batches = Batches(rows, settings.batch, config.seed + _stage_number(stage), sharding.local_places(mesh, settings.batch))
-    checkpoints = Checkpoints(experiment.own_directory(stage), keep=config.logging.keep_checkpoints)
+    checkpoints, skipped = Checkpoints(experiment.own_directory(stage), keep=config.logging.keep_checkpoints), 0
     if checkpoints.latest_step() is not None:
         state, position = checkpoints.restore(abstract, shardings, verify=False)  # `set_damaged_aside` has looked
         batches.set_state(position)
+        skipped = position.get("skipped", 0)
     else:
         state = jax.jit(lambda key: nn.unbox(fresh(key)), out_shardings=shardings)(key)
         state = start_from_predecessor(state, stage, context)
@@ -203,8 +204,9 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, stop_sig
     preview = make_preview(experiment, stage, prepared) if config.logging.samples and stage != "scorer" else None
     if main:  # all that can be refused has been looked at
         config_file.save(config, experiment.workdir)
-    log, window, pending, profiling = config.logging, [], None, False
-    watch = Watch(stage, experiment.workdir / stage / "skipped", config.logging.max_skips, progress.say)
+    log, window, pending, profiling, due = config.logging, [], None, False, False
+    watch = Watch(stage, experiment.workdir / stage / "skipped", config.logging.max_skips, progress.say, skipped=skipped)
+    sound = jax.jit(is_finite, out_shardings=sharding.replicated(mesh))
     throughput = _throughput(objective, settings, context, abstract, prepared.length, mesh)
     whole = sharding.whole_parameters(abstract.params, shardings.params, mesh)
     if whole:
@@ -232,8 +234,8 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, stop_sig
                 look()
             pending, done = (step, metrics, tokens), step + 1
             told = stop_signal.reached()
-            last = done == stop
-            if last or told or done % log.checkpoint_every == 0:  # nothing is saved before it was looked at
+            last, due = done == stop, due or done % log.checkpoint_every == 0
+            if last or told or due:  # nothing is saved before it was looked at
                 look()
                 pending = None
             if (done % log.metrics_every == 0 or last or told) and window:
@@ -250,15 +252,24 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, stop_sig
                     if writer:
                         writer.write(done, values, "validation")
                     progress.say(f"{stage} {done}: validation " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()))
+                    if last and not math.isfinite(values["loss"]):
+                        raise TrainingError(f"the validation loss of stage {stage} is {values['loss']} after step {done}; that is not saved ({checkpoints.last()}), and a lower learning rate may help")
                     if preview is not None:
                         for text in preview(state, preview_key):
                             progress.say("  | " + printable(text).replace("\n", "\n  | "))
             # While updates are skipped what they start from may be what is wrong: it must not push out the checkpoints of before.
-            if last or told or done % log.checkpoint_every == 0 and not watch.in_a_row:
+            save = done == settings.steps or (last or told or due) and not watch.in_a_row
+            if save:
                 with throughput.paused():
-                    checkpoints.save(state, batches.get_state())
+                    if not sound(state):
+                        raise TrainingError(f"parameters of stage {stage} are not finite after step {done}; that is not saved ({checkpoints.last()}), and a lower learning rate may help")
+                    checkpoints.save(state, batches.get_state() | {"skipped": watch.skipped})
+                due = False
+            saved = "which is saved" if save else f"which was skipped and is not saved ({checkpoints.last()})"
             if told and not last:
-                raise Preempted(f"stage {stage} was stopped by {stop_signal.name} after step {done}, which is saved; the same command goes on", by_hand=stop_signal.by_hand)
+                raise Preempted(f"stage {stage} was stopped by {stop_signal.name} after step {done}, {saved}; the same command goes on", by_hand=stop_signal.by_hand)
+            if last and not save:
+                progress.say(f"stage {stage} ends at step {done}, {saved}")
         return state
     finally:
         if profiling:

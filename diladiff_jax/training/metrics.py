@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 import sys
 import time
@@ -30,9 +31,12 @@ class MetricsWriter:
         named = {f"{prefix}/{name}": float(value) for name, value in values.items()}
 
         def written() -> None:
-            with (self._directory / "metrics.jsonl").open("a") as lines:
-                # After a failure the file may end in half a line.
-                lines.write(("\n" if self._failed else "") + json.dumps({"step": step, **named}) + "\n")
+            path = self._directory / "metrics.jsonl"
+            # JSON has no infinities; and after a failure, or a process that was killed, the file may end in half a line.
+            record = {"step": step} | {name: value if math.isfinite(value) else None for name, value in named.items()}
+            text = ("\n" if _is_cut(path) else "") + json.dumps(record) + "\n"
+            with path.open("a") as lines:
+                lines.write(text)
             if self._board is None:
                 self._board = EventsWriter(str(self._directory / "events"))
             for name, value in named.items():
@@ -89,6 +93,15 @@ class Progress:
         """Ends the bar's line."""
         if self._bar is not None:
             self._bar.close()
+
+
+def _is_cut(path: pathlib.Path) -> bool:
+    """Whether a file ends within a line."""
+    if not path.exists() or not path.stat().st_size:
+        return False
+    with path.open("rb") as lines:
+        lines.seek(-1, 2)
+        return lines.read() != b"\n"
 
 
 def _clock(seconds: float) -> str:

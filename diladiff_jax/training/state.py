@@ -150,6 +150,11 @@ def make_train_step(
     return train_step
 
 
+def is_finite(state: TrainState) -> Array:
+    """Whether all parameters, and their average, are finite numbers. An update is judged by its loss and gradient, before what it makes of them."""
+    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves((state.params, state.ema))]).all()
+
+
 def make_validation_step(objective: Objective) -> Callable[[TrainState, Context, Array, Array], Metrics]:
     """`(state, context, tokens, key) -> metrics` of the averaged parameters, without dropout or augmentation."""
 

@@ -24,13 +24,14 @@ class Watch:
       folder: where the batch of the last skipped update is kept when training stops for it.
       most: so many updates in a row may be skipped; one more stops the training.
       say: is told of skipped updates and of spikes.
+      skipped: updates of the stage that were skipped before.
     """
 
-    def __init__(self, stage: str, folder: pathlib.Path, most: int, say: Callable[[str], None]) -> None:
+    def __init__(self, stage: str, folder: pathlib.Path, most: int, say: Callable[[str], None], *, skipped: int = 0) -> None:
         self._stage, self._folder, self._most, self._say = stage, folder, most, say
         self.in_a_row = self._count = 0
         self._mean = self._variance = 0.0
-        self.skipped = 0
+        self.skipped = skipped
 
     def look(self, step: int, metrics: dict[str, jax.Array], tokens: jax.Array) -> dict[str, float] | None:
         """The metrics of update `step` as numbers, waiting for it; None if it was skipped.

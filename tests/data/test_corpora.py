@@ -1,4 +1,6 @@
 import collections
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -122,6 +124,32 @@ def test_a_public_dataset_is_read_by_folder_and_by_name(tmp_path):
     assert read({"corpus": "little_public_corpus", "field": "content"}) == by_folder
     with pytest.raises(DataError, match="no feature 'text' .*content"):
         read({"corpus": "little_public_corpus"})
+
+
+@pytest.mark.parametrize("features", [
+    {"pythonClassName": "evil.Text", "text": {}},
+    {"python_class_name": "evil.Text", "text": {}},
+    {"type": "evil.Text", "content": {}},
+    {"type": "tensorflow_datasets.core.features.features_dict.FeaturesDict", "content": {"content": {"type": "evil.Text", "content": {}}}},
+    {"type": "tensorflow_datasets.core.features.features_dict.FeaturesDict", "proto_cls": "tensorflow_datasets.FeaturesDict",
+     "content": json.dumps({"features": {"content": {"pythonClassName": "evil.Text", "text": {}}}})},
+])  # fmt: skip
+def test_a_prepared_folder_has_nothing_imported(tmp_path, monkeypatch, features):
+    """TFDS imports the module of every class that features.json names: where one is not its own, it is not asked."""
+    builder = LittlePublicCorpus(data_dir=str(tmp_path / "tfds"), file_format="array_record")
+    builder.download_and_prepare()
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'owned')!r}, 'w')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (Path(builder.data_path) / "features.json").write_text(json.dumps(features))
+    with pytest.raises(DataError, match="'evil.Text', which would be imported"):
+        read({"corpus": str(builder.data_path), "field": "content"})
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("name", ["huggingface:squad", "community:x/y", "gs://bucket/x", "~nobody/x", "../x"])
+def test_nothing_is_fetched_from_communities(name):
+    with pytest.raises(DataError, match="the name of a TFDS dataset"):
+        read({"corpus": name})
 
 
 @pytest.mark.parametrize("change, where", [

@@ -1,5 +1,6 @@
 """The commands as a user types them: samples to a file, help, and one line for bad input."""
 
+import fcntl
 import json
 import os
 import pathlib
@@ -34,8 +35,8 @@ def test_sample_writes_one_json_line_a_sample(trained, tmp_path):
 
 
 def test_a_stopped_sample_goes_on_after_what_it_has_written(trained, tmp_path):
-    """Two records and a torn third: the same command keeps the two and draws the rest, to the same file as one run's; records of other
-    settings are drawn anew."""
+    """Two records and a torn third: the same command keeps the two and draws the rest, to the same file as one run's; what another command, or
+    one with other settings, has written stays."""
     out = tmp_path / "a.jsonl"
     command = ["sample.py", f"--workdir={trained}", "--num=5", "--batch=2", "--decode_steps=3", f"--out={out}"]
     assert run(*command).returncode == 0
@@ -53,11 +54,17 @@ def test_a_stopped_sample_goes_on_after_what_it_has_written(trained, tmp_path):
     done = run(*command)
     assert done.returncode == 0 and "2 samples are there already" in done.stdout
     assert out.read_text() == "".join(kept + whole[2:]) and not partial.exists() and not about.exists()
-    for changed in (["--seed=1"], ["--config.sampling.order=count"]):
-        partial.write_text("".join(kept))
-        about.write_text(origin)
-        assert run(*command, *changed).returncode == 0
-        assert "kept" not in out.read_text() and out.read_text().count("\n") == 5
+    partial.write_text("".join(kept))
+    about.write_text(origin)
+    with partial.open("r+") as held:  # another process that writes to it
+        fcntl.flock(held, fcntl.LOCK_EX)
+        refusals = [(run(*command), "another sample.py writes to")]
+    refusals += [(run(*command, *changed), f"its {name} is") for name, changed in (("seed", ["--seed=1"]), ("order", ["--config.sampling.order=count"]))]
+    about.unlink()  # it may be anything now
+    refusals.append((run(*command), "does not say what it is"))
+    for refused, words in refusals:
+        assert refused.returncode == 1 and words in refused.stderr and refused.stderr.count("\n") == 1, refused.stderr
+        assert partial.read_text() == "".join(kept) and out.read_text() == "".join(kept + whole[2:])
 
 
 @slow

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 SHORT = {"SIGKILL": 2, "metrics on a full device": 1, "not a number": 1}
 LONGER = {
     "SIGKILL": 4, "SIGKILL, saving": 1, "SIGTERM": 2, "one of two": 1, "damage: a flipped bit": 1, "damage: a file cut short": 1, "damage: a file gone": 1,
-    "damage of all": 1, "file size limit": 1, "metrics on a full device": 1, "not a number": 1, "rows cut short for a second": 1, "rows cut short for good": 1,
+    "damage of all": 1, "autoencoder: SIGKILL, saving": 1, "autoencoder: a flipped bit": 1, "file size limit": 1, "metrics on a full device": 1, "not a number": 1, "rows cut short for a second": 1, "rows cut short for good": 1,
     "5000 steps: memory, files, threads": 1,
     "bad config": 25, "bad command line": 35, "bad corpus": 25, "bad prompt": 5, "bad workdir": 10,
 }

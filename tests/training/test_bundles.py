@@ -162,6 +162,7 @@ def test_stages_made_from_others_are_not_lent(trained, bundle, tmp_path):
     source, new = shutil.copytree(bundle, tmp_path / "source"), tmp_path / "new"
     new.mkdir()
     remember_source(new, source)
+    config_file.save(config_file.load(trained), new)
     (new / "mdlm" / "checkpoints").mkdir(parents=True)
     shutil.copytree(trained / "mdlm" / "checkpoints" / "6", new / "mdlm" / "checkpoints" / "6")
     assert {stage: trained_steps(new, stage) for stage in config_lib.PREDECESSOR} == {"mdlm": 6, "autoencoder": 0, "ladiff": 0, "diladiff": 0, "mdlm_long": 0, "scorer": 6}
@@ -305,15 +306,99 @@ def test_links_lead_nowhere_else(copy, tmp_path):
         read(copy)
 
 
-def test_nothing_is_fetched_unasked(copy):
-    """A bundle's config may not name a scorer, which would be downloaded."""
-    path = copy / "config.json"
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("evaluation.scorer", "somebody/model", "must be empty, for nothing is fetched"),
+        ("data.directory", "/tmp/outside", "must be empty"),
+        ("data.files", "../private/*.txt", "a last name alone"),
+        ("data.files", "~somebody", "a last name alone"),
+        ("data.validation_files", "/etc/passwd", "a last name alone"),
+        ("tokenizer.file", "..", "a last name alone"),
+        ("features.path", "owner/model", "a last name alone"),
+        ("data.corpus", "/tmp/dataset", "a name, and no folder"),
+        ("data.corpus", "../dataset", "a name, and no folder"),
+        ("data.corpus", "community:dataset", "a name, and no folder"),
+        ("backbone.num_layers", 1000, "256 at most"),
+        ("latent_denoiser.num_layers", 257, "256 at most"),
+    ],
+)
+def test_a_strangers_settings_reach_nothing(copy, tmp_path, key, value, words):
+    """What would be fetched, read or written outside the experiment, or traced for minutes, is refused when the bundle is opened, and before it is trained from."""
+    path, (block, name) = copy / "config.json", key.split(".")
     settings = json.loads(path.read_text())
-    settings["evaluation"]["scorer"] = "somebody/model"
+    settings[block][name] = value
+    if key == "data.corpus":
+        settings["data"]["scorer_fraction"] = 0.1
     path.write_text(json.dumps(settings))
     reseal(copy)
-    with pytest.raises(dl.CheckpointError, match="nothing is fetched unasked"):
-        dl.load(copy)
+    for opened in (lambda: dl.load(copy), lambda: check_source(tmp_path / "new", copy)):
+        with pytest.raises(dl.CheckpointError, match=f"config.json (names|has) {key} .*{words}") as refused:
+            opened()
+        assert "\n" not in str(refused.value)
+
+
+def test_what_else_lies_in_a_bundle_is_left_alone(trained, copy, tmp_path):
+    """A note of a source, which would lend it stages from any folder, or is a pipe; features that its settings do not use, links to somewhere."""
+    for stage in ("autoencoder", "ladiff", "diladiff"):
+        (copy / f"{stage}.safetensors").unlink()
+    manifest = json.loads((copy / "bundle.json").read_text())
+    manifest["stages"] = {"mdlm": manifest["stages"]["mdlm"]}
+    (copy / "bundle.json").write_text(json.dumps(manifest))
+    (copy / "init_from.json").write_text(json.dumps({"workdir": str(trained)}))
+    assert dl.load(copy).models == ("mdlm",)
+    (copy / "init_from.json").unlink()
+    os.mkfifo(copy / "init_from.json")
+    assert dl.load(copy).models == ("mdlm",) and trained_steps(copy, "autoencoder") == 0
+    (copy / "features").mkdir()
+    for name in ("config.json", "vocab.txt", "model.safetensors"):
+        (copy / "features" / name).symlink_to("/dev/zero")
+    (tmp_path / "new").mkdir()
+    check_source(tmp_path / "new", copy)
+    remember_source(tmp_path / "new", copy)
+    assert not (tmp_path / "new" / "features").exists()
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_numbers_are_finite(copy, number):
+    """One parameter, or one of the statistics, that is not: refused by name when it is read, though all sums are right."""
+
+    def spoiled(tensors):
+        key = sorted(tensors)[-1]
+        tensors[key] = tensors[key].copy()
+        tensors[key].flat[0] = number
+        return tensors
+
+    for name in ("mdlm", "statistics"):
+        before = (copy / f"{name}.safetensors").read_bytes()
+        rewritten(copy, f"{name}.safetensors", spoiled)
+        reseal(copy)
+        with pytest.raises(dl.CheckpointError, match=f"{name}.safetensors has numbers in .* that are not finite"):
+            read(copy)
+        (copy / f"{name}.safetensors").write_bytes(before)
+        reseal(copy)
+    read(copy)
+
+
+def test_a_tensor_has_one_place(trained, tmp_path, monkeypatch):
+    """Of two files of a stage that both have it neither is taken."""
+    monkeypatch.setattr(bundles, "_FILE_BYTES", 8192)
+    out = bundles.export(dl.load(trained).experiment, tmp_path / "cut", stages=("mdlm",))
+    first, second = sorted(out.glob("mdlm-*-of-*.safetensors"))[:2]
+    twice = load_file(first)
+    save_file(load_file(second) | {name: value + 1 for name, value in twice.items()}, second)
+    reseal(out)
+    with pytest.raises(dl.CheckpointError, match=f"has the tensor .*, which {first.name} has too"):
+        dl.load(out).trained("mdlm")
+
+
+def test_what_has_diverged_is_not_exported(trained, tmp_path, monkeypatch):
+    experiment = dl.load(trained).experiment
+    restore = experiment.restore
+    monkeypatch.setattr(experiment, "restore", lambda stage: jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.nan), restore(stage)))
+    with pytest.raises(dl.CheckpointError, match="mdlm has numbers in .* that are not finite"):
+        bundles.export(experiment, tmp_path / "out", stages=("mdlm",))
+    assert not list(tmp_path.iterdir())
 
 
 SMALL = 1 << 16

@@ -125,16 +125,78 @@ def test_where_none_is_whole_nothing_is_begun_anew(stage):
     assert {path: path.read_bytes() for path in stage.rglob("*") if path.is_file()} == before
 
 
-def test_checkpoints_without_checksums_are_read_as_they_are(stage):
-    """An older run, or one that was killed before they were written."""
+RECORDS = ["{", "", "[]", '{"files": {}}', '{"files": {}, "crc32": 0}', "[" * 20_000, '{"files": {"a": [1e999, 0]}, "crc32": 0}', '{"files": {"\\u0000": [1, 0], "\\ud800": [1, 0]}, "crc32": 0}']
+
+
+@pytest.mark.parametrize("record", [None, *RECORDS])
+def test_checkpoints_without_checksums_are_read_as_they_are(stage, record):
+    """Of a process that was killed before they were written, or with a record that cannot be read: that is said, and they are written anew."""
+    path, said = stage / "checksums" / "8.json", []
+    path.unlink() if record is None else path.write_text(record)
+    set_damaged_aside(stage / "checkpoints", said.append)
+    assert len(said) == 1 and f"{stage / 'checkpoints' / '8'} has " in said[0] and "read as it is" in said[0]
+    assert checksums.damage(stage / "checkpoints" / "8") is None and restored(stage) == 8
+    assert checksums.unverified(stage / "checkpoints" / "8") is None
+    set_damaged_aside(stage / "checkpoints", said.append)
+    assert len(said) == 1
+
+
+def test_a_flipped_bit_in_the_record_condemns_nothing_and_passes_for_nothing(stage):
+    """Of 200 flips of a record none makes a whole checkpoint a damaged one, and none is taken for the record that was written, but where the text means the same."""
+    path, rng = stage / "checksums" / "8.json", random.Random(3)
+    before, meaning = path.read_bytes(), json.loads(path.read_bytes())
+    for _ in range(200):
+        path.write_bytes(before)
+        flip(path, rng)
+        assert checksums.damage(stage / "checkpoints" / "8") is None
+        if checksums.unverified(stage / "checkpoints" / "8") is None:
+            assert json.loads(path.read_bytes())["files"] == meaning["files"]
+
+
+def test_a_file_that_was_not_there_is_damage(stage):
+    (stage / "checkpoints" / "8" / "params" / "more").write_text("x")
+    assert checksums.damage(stage / "checkpoints" / "8") == "params/more was not among its files"
+    assert checksums.damage(stage / "checkpoints" / "8", ["data"]) is None
+
+
+@pytest.mark.parametrize("gone", ["training", "params/_METADATA", "training/manifest.ocdbt", "data/metadata"])
+@pytest.mark.parametrize("how", ["missing", "empty"])
+def test_a_copy_that_ended_early_is_no_checkpoint(stage, gone, how):
+    """Without checksums: files that are missing, or empty as a power cut leaves them; the one before is gone on from."""
     shutil.rmtree(stage / "checksums")
-    set_damaged_aside(stage / "checkpoints", print)
-    assert restored(stage) == 8
-    (stage / "checksums" / "8.json").write_text("{")
-    assert checksums.damage(stage / "checkpoints" / "8") is None
-    (stage / "checksums" / "8.json").unlink()
-    assert restored(stage) == 8  # which writes them anew
-    assert "8.json" in os.listdir(stage / "checksums")
+    path, said = stage / "checkpoints" / "8" / gone, []
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink() if how == "missing" else path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"8 is damaged: .* (is missing|is empty);"):
+        restored(stage)
+    set_damaged_aside(stage / "checkpoints", said.append)
+    assert restored(stage) == 5 and len(said) == 2 and "goes on from step 5" in said[1] and "no checksums" in said[0]
+
+
+def test_checkpoints_that_are_gone_are_missed(stage):
+    """The last one: that is said. All of them, or their folder: training does not begin anew without being asked to."""
+    said = []
+    shutil.rmtree(stage / "checkpoints" / "8")
+    set_damaged_aside(stage / "checkpoints", said.append)
+    assert said == [f"checkpoint {stage / 'checkpoints' / '8'} is gone; training goes on from step 5"]
+    for _ in range(2):
+        for step in ("5", "3"):
+            shutil.rmtree(stage / "checkpoints" / step, ignore_errors=True)
+        with pytest.raises(CheckpointError, match=f"holds no checkpoint, and step 8 was there; put a copy back, or remove {stage} to"):
+            set_damaged_aside(stage / "checkpoints", said.append)
+        shutil.rmtree(stage / "checkpoints", ignore_errors=True)
+
+
+def test_a_folder_that_cannot_be_written_is_said_at_once(stage):
+    """Orbax would train on, and then wait for minutes."""
+    checkpoints = Checkpoints(stage / "checkpoints", keep=3)
+    shutil.rmtree(stage / "checkpoints")
+    (stage / "checkpoints").write_text("in the way")
+    with pytest.raises(CheckpointError, match="cannot be written to .*checkpoints"):
+        checkpoints.save(state_at(9), {"position": 9})
+    checkpoints.close()
 
 
 def test_checksums_that_outlived_their_checkpoint_condemn_no_other(stage):

@@ -10,7 +10,7 @@ import pytest
 
 from diladiff_jax.objectives.base import WHOLE, Context
 from diladiff_jax.training.metrics import MetricsWriter
-from diladiff_jax.training.state import init_state, make_train_step
+from diladiff_jax.training.state import init_state, is_finite, make_train_step
 from diladiff_jax.training.watch import MEMORY, SPIKE, TrainingError, Watch
 
 
@@ -114,6 +114,28 @@ def test_metrics_on_a_full_disk_do_not_stop_training(tmp_path):
     (tmp_path / "blocked").write_text("")
     MetricsWriter(tmp_path / "blocked" / "m", said.append).write(1, {"loss": 1.0}, "train")
     assert len(said) == 2
+
+
+def test_a_half_line_spoils_no_other_and_all_is_json(tmp_path):
+    """What a killed process has left stays a line of its own; a number that JSON has not is null."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"st')
+    writer = MetricsWriter(tmp_path, print)
+    writer.write(2, {"loss": 1.0, "bound": float("inf")}, "train")
+    writer.write(3, {"loss": float("nan")}, "train")
+    writer.close()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert lines[1] == '{"st' and [json.loads(line) for line in lines[2:]] == [{"step": 2, "train/loss": 1.0, "train/bound": None}, {"step": 3, "train/loss": None}]
+
+
+def test_parameters_are_finite_or_not():
+    """In the parameters or the average alone, in any element of any leaf."""
+    state = init_state(Root(), optax.adam(0.1), jax.random.key(0), ema=True)
+    state = state.replace(params={"w": jnp.ones((3, 4)), "b": jnp.zeros(2, jnp.bfloat16)}, ema={"w": jnp.ones((3, 4)), "b": jnp.zeros(2)})
+    assert is_finite(state) and is_finite(state.replace(ema=None))
+    for number in (jnp.nan, jnp.inf, -jnp.inf):
+        assert not is_finite(state.replace(params=state.params | {"w": state.params["w"].at[2, 3].set(number)}))
+        assert not is_finite(state.replace(params=state.params | {"b": state.params["b"].at[0].set(number)}))
+        assert not is_finite(state.replace(ema=state.ema | {"b": state.ema["b"].at[1].set(number)}))
 
 
 def test_the_event_file_is_one_that_tensorboard_reads(tmp_path):
