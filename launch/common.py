@@ -11,7 +11,9 @@ import re
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any
 
 _SCRIPT = sys.argv[0].endswith(".py") and pathlib.Path(sys.argv[0]).resolve().parent == pathlib.Path(__file__).resolve().parent
@@ -93,7 +95,7 @@ def run(main: Callable[[Sequence[str]], None], usage: str) -> None:
         _compilation_cache()
         try:
             if _SCRIPT and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-                signal.signal(signal.SIGINT, signal.default_int_handler)
+                signal.signal(signal.SIGINT, _interrupt)
             main(argv)
         except (ConfigError, DataError, PretrainedError, CheckpointError, TrainingError, DistributedError, UsageError) as error:
             return _refuse(str(error))
@@ -258,6 +260,16 @@ def _refuse(message: str, code: int = 1) -> int:
         line = f"{line[: _LONGEST_LINE // 2]} ... {line[-_LONGEST_LINE // 2 :]}"
     print(f"error: {line}", file=sys.stderr)
     return code
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """KeyboardInterrupt; a moment later where it would be lost: in JAX's callback of the garbage collector, which no exception leaves."""
+    while frame is not None:
+        if frame.f_code.co_name == "_xla_gc_callback":
+            threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+            return
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 def _quiet_logs() -> None:

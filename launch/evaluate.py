@@ -55,7 +55,10 @@ def main(argv: list[str]) -> None:
             print(f"note: {stage} stands at step {model.trained_steps(stage)} of {model.config[stage].steps}, and is measured as it is", flush=True)
 
     results = sweep.evaluate(model, prepared)
-    picture = report.write(results, out)  # at once: the sweep is not lost if an analysis fails
+    try:
+        picture = report.write(results, out)  # at once: the sweep is not lost if an analysis fails
+    except ValueError as error:
+        raise common.UsageError(f"a measure is no finite number ({error}), and nothing was written; what was measured has diverged: train it anew, or leave it out") from None
     if _ANALYSES.value:
         found = analyses.analyse(model, prepared, results, samples=_ANALYSIS_SAMPLES.value)
     else:

@@ -132,7 +132,12 @@ class Checkpoints:
             ) from error
 
     def last(self) -> str:
-        """What there is to go on from, in words."""
+        """What there is to go on from, in words; a save under way is waited for. Raises CheckpointError where that cannot be written."""
+        with self._written():
+            self.wait()
+        return self._last()
+
+    def _last(self) -> str:
         there = checkpoint_steps(self.directory)
         return f"the last one there is step {max(there)}" if there else "there is none before"
 
@@ -156,7 +161,7 @@ class Checkpoints:
         except Exception as error:  # Orbax's background threads hand on bare ones: no space, no permission
             text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             reason = text if len(text) <= 200 else f"... {text[-200:]}"  # what the system said stands last
-            raise CheckpointError(f"a checkpoint cannot be written to {self.directory} ({reason}); {self.last()}") from error
+            raise CheckpointError(f"a checkpoint cannot be written to {self.directory} ({reason}); {self._last()}") from error
 
     def __enter__(self) -> Checkpoints:
         return self

@@ -51,6 +51,40 @@ def test_rows_are_the_packed_documents(data, tmp_path, mode):
         assert next(batches).shape == (4, 16)
 
 
+@pytest.mark.parametrize("how", ["touched", "changed", "moved"])
+def test_text_that_is_prepared_is_needed_no_more(data, tmp_path, caplog, how):
+    """Files of another date, with more in them, or gone: the workdir goes on with what it has, and says so; a fresh one sees them as they are."""
+    first = prepare(data, TOKENIZER, tmp_path / "w")
+    path = tmp_path / "in" / "a.jsonl"
+    if how == "touched":
+        os.utime(path, (1, 1))
+    elif how == "changed":
+        path.write_text(path.read_text() + '\n{"text": "more"}')
+    else:
+        path.rename(tmp_path / "b.jsonl")
+    before = everything_under(tmp_path / "w" / "data")
+    with caplog.at_level("INFO", logger="diladiff_jax"):
+        second = prepare(data, TOKENIZER, tmp_path / "w")
+    assert second.counts == first.counts and everything_under(tmp_path / "w" / "data") == before
+    assert sum("are not as they were when" in record.message for record in caplog.records) == 1
+    with pytest.raises(DataError, match="tokenizer"):  # what the tokenizer was made with is held to as ever
+        prepare(data, TOKENIZER | {"vocab_size": 400}, tmp_path / "w")
+    if how == "moved":
+        with pytest.raises(DataError, match="matches no file"):
+            prepare(data, TOKENIZER, tmp_path / "v")
+    else:
+        assert sum(c["documents"] for c in prepare(data, TOKENIZER, tmp_path / "v").counts.values()) == sum(c["documents"] for c in first.counts.values()) + (how == "changed")
+
+
+@pytest.mark.parametrize("where", ["dangling", "dangling/x", "file/x"])
+def test_a_folder_for_data_that_cannot_be_is_named(data, tmp_path, where):
+    (tmp_path / "dangling").symlink_to(tmp_path / "absent" / "disk")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="data.directory=.* cannot be made") as refused:
+        prepare(data | {"directory": str(tmp_path / where)}, TOKENIZER, tmp_path / "w")
+    assert "\n" not in str(refused.value)
+
+
 def test_a_second_call_does_nothing_and_does_it_fast(data, tmp_path):
     first = prepare(data, TOKENIZER, tmp_path / "w")
     (tmp_path / "w" / "prepared.json").stat()

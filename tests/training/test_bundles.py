@@ -338,6 +338,18 @@ def test_a_strangers_settings_reach_nothing(copy, tmp_path, key, value, words):
         assert "\n" not in str(refused.value)
 
 
+def test_a_note_of_a_source_that_cannot_be_read_is_written_anew(bundle, tmp_path):
+    """As its own message advises."""
+    remember_source(tmp_path, bundle)
+    (tmp_path / "mdlm" / "checkpoints" / "6").mkdir(parents=True)
+    (tmp_path / "init_from.json").write_text("")
+    with pytest.raises(dl.CheckpointError, match="give it again, launch/train.py --init_from"):
+        trained_steps(tmp_path, "scorer")
+    check_source(tmp_path, bundle)
+    remember_source(tmp_path, bundle)
+    assert trained_steps(tmp_path, "scorer") == 6
+
+
 def test_what_else_lies_in_a_bundle_is_left_alone(trained, copy, tmp_path):
     """A note of a source, which would lend it stages from any folder, or is a pipe; features that its settings do not use, links to somewhere."""
     for stage in ("autoencoder", "ladiff", "diladiff"):

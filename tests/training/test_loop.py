@@ -4,15 +4,20 @@ import fcntl
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from micro import micro_config
 
+from diladiff_jax.config import ConfigError
+from diladiff_jax.training import loop
 from diladiff_jax.training.checkpoints import CheckpointError
 from diladiff_jax.training.loop import train
 from diladiff_jax.training.watch import TrainingError
@@ -42,7 +47,6 @@ def finish(process):
 
 def final_arrays(workdir, stage):
     """Every array of the stage's last checkpoint, and its data position."""
-    import jax
     import orbax.checkpoint as ocp
 
     anywhere = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # devices of other processes are not here
@@ -148,3 +152,105 @@ def test_a_changed_experiment_is_refused(tmp_path):
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 1 and "mdlm.learning_rate differs" in out
     assert (tmp_path / "w" / "config.json").read_text() == before
+
+
+def faulty(monkeypatch, *, skipped=(), ruined=(), validation=None):
+    """Has updates look skipped, or leave a parameter that is no number, or validations give that loss, in the loop alone."""
+    compiled = loop.compile_steps
+
+    def compile_steps(*args, **kwargs):
+        step, validate = compiled(*args, **kwargs)
+
+        def faulty_step(state, context, tokens):
+            number = int(state.step)
+            state, metrics = step(state, context, tokens)
+            if number in skipped:
+                metrics |= {"skipped": jnp.float32(1), "loss": jnp.float32(jnp.nan)}
+            if number in ruined:
+                state = state.replace(params=jax.tree.map(lambda x: x * jnp.nan, state.params))
+            return state, metrics
+
+        def faulty_validation(*args):
+            return validate(*args) | ({} if validation is None else {"loss": jnp.float32(validation)})
+
+        return faulty_step, faulty_validation
+
+    monkeypatch.setattr(loop, "compile_steps", compile_steps)
+
+
+def checkpointed(workdir):
+    return sorted(int(path.name) for path in (workdir / "scorer" / "checkpoints").glob("*") if path.name.isdecimal())
+
+
+SCORER = dict(scorer=dict(steps=9), logging=dict(checkpoint_every=3, keep_checkpoints=9, samples=0, max_skips=3))
+
+
+def test_a_checkpoint_due_while_updates_are_skipped_is_saved_after_the_next_one(tmp_path, monkeypatch, capsys):
+    """Updates 3 (of which one is due) and 6, 7 are skipped: the states after 4 and 8 are saved, and the skips counted on by the run that resumes."""
+    faulty(monkeypatch, skipped=(2, 5, 6))
+    train(micro_config(**SCORER), tmp_path, ("scorer",), stop_at=8)
+    assert checkpointed(tmp_path) == [4, 8] and "(3 so far)" in capsys.readouterr().out
+    faulty(monkeypatch, skipped=(8,))
+    train(micro_config(**SCORER), tmp_path, ("scorer",))
+    assert checkpointed(tmp_path) == [4, 8, 9] and "(4 so far)" in capsys.readouterr().out
+
+
+def test_stops_while_updates_are_skipped_push_nothing_out(tmp_path, monkeypatch, capsys):
+    """Told to stop in the midst of them, again and again: what was saved before stays the last."""
+    train(micro_config(**SCORER), tmp_path, ("scorer",), stop_at=3)
+    faulty(monkeypatch, skipped=range(3, 9))
+    for stop in (4, 5, 6):
+        train(micro_config(**SCORER), tmp_path, ("scorer",), stop_at=stop)
+        assert checkpointed(tmp_path) == [3]
+        assert f"ends at step {stop}, which was skipped and is not saved (the last one there is step 3)" in capsys.readouterr().out
+    with pytest.raises(TrainingError, match="4 updates in a row"):
+        train(micro_config(**SCORER), tmp_path, ("scorer",))
+
+
+@pytest.mark.parametrize(
+    ("fault", "words", "left"),
+    [
+        (dict(ruined=(5,)), "parameters of stage scorer are not finite after step 6", [3]),
+        (dict(ruined=(8,)), "parameters of stage scorer are not finite after step 9", [3, 6]),
+        (dict(validation=np.inf), "validation loss of stage scorer is inf after step 9", [3, 6]),
+    ],
+)
+def test_what_has_diverged_is_not_saved(tmp_path, monkeypatch, fault, words, left):
+    """By an update whose own loss and gradient were finite still: never a checkpoint, nor a stage that counts as trained."""
+    faulty(monkeypatch, **fault)
+    with pytest.raises(TrainingError, match=words) as stopped:
+        train(micro_config(**SCORER), tmp_path, ("scorer",))
+    assert f"is step {left[-1]}" in str(stopped.value) and checkpointed(tmp_path) == left
+
+
+def test_stages_without_their_settings_or_checkpoints_are_not_begun_anew(tmp_path):
+    """config.json gone: another one would give the same arrays another meaning. Checkpoints gone: a stage that was trained is not trained again unasked."""
+    train(micro_config(**SCORER), tmp_path, ("scorer",), stop_at=1)
+    before = (tmp_path / "config.json").rename(tmp_path / "kept.json")
+    with pytest.raises(ConfigError, match="has trained stages and no config.json"):
+        train(micro_config(**SCORER, diffusion=dict(d=9.0)), tmp_path, ("scorer",))
+    before.rename(tmp_path / "config.json")
+    shutil.rmtree(tmp_path / "scorer" / "checkpoints")
+    with pytest.raises(CheckpointError, match="holds no checkpoint, and step 1 was there; put a copy back, or remove .*scorer to train this stage anew"):
+        train(micro_config(**SCORER), tmp_path, ("scorer",))
+    shutil.rmtree(tmp_path / "scorer")
+    train(micro_config(**SCORER), tmp_path, ("scorer",), stop_at=2)
+    assert checkpointed(tmp_path) == [2]
+
+
+def test_told_to_end_before_training_it_says_so(tmp_path):
+    """SIGTERM while text is prepared: the code on which launchers start it again. Ctrl-C while libraries are imported: no traceback."""
+    config = write_config(tmp_path, data=dict(documents=200_000))
+    process = command(tmp_path / "w", config, "--stage=mdlm")
+    while not (tmp_path / "w" / "config.json").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 75 and "stopped by SIGTERM before training; the same command goes on" in out and "Traceback" not in out
+    for seconds in (0.1, 0.4, 0.8):
+        process = command(tmp_path / "v", config, "--stage=mdlm")
+        time.sleep(seconds)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=120)
+        assert process.returncode in (-signal.SIGINT, 130) and "Traceback" not in out, (seconds, out)
