@@ -18,13 +18,15 @@ _CONFIG = common.experiment_flags()
 def main(argv: list[str]) -> None:
     from diladiff_jax import config_file, pretrained
     from diladiff_jax.data.prepare import prepare
+    from diladiff_jax.training.loop import alone
 
-    config, workdir = common.experiment(_CONFIG), flags.FLAGS.workdir
+    config, workdir = common.experiment(_CONFIG), pathlib.Path(flags.FLAGS.workdir)
     config_file.save(config, workdir, first=True)
-    prepared = prepare(config.data, config.tokenizer, workdir)
-    if config.features.source == "bert":
-        pretrained.adopt(config.features.path, pathlib.Path(workdir) / "features")
-    config_file.save(config, workdir)
+    with alone(workdir):
+        prepared = prepare(config.data, config.tokenizer, workdir)
+        if config.features.source == "bert":
+            pretrained.adopt(config.features.path, workdir / "features")
+        config_file.save(config, workdir)
     for split, counts in prepared.counts.items():
         print(f"{split}: " + ", ".join(f"{value:,} {name}" for name, value in counts.items()))
     print(f"vocabulary: {prepared.tokenizer.vocab_size} ids, {int(prepared.tokenizer.sampleable.sum())} of them text")

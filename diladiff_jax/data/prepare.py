@@ -123,7 +123,8 @@ class Prepared:
 
 
 def prepare(data: Mapping[str, Any], tokenizer: Mapping[str, Any], workdir: str | os.PathLike[str]) -> Prepared:
-    """Makes the corpus, tokenizer and rows that are not there yet, each aside and then renamed into place.
+    """Makes the corpus, tokenizer and rows that are not there yet, each aside and then renamed into place. What an earlier call left aside when it
+    was killed is removed, so that one call at a time may work on a workdir; on a `data.directory` of their own any number may.
 
     Args:
       data: the config's `data` block (`corpora.Settings`).
@@ -140,6 +141,8 @@ def prepare(data: Mapping[str, Any], tokenizer: Mapping[str, Any], workdir: str 
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{'data.directory=' if settings.directory else ''}{root} cannot be made ({error.strerror}); give a folder that can be") from error
+    if not settings.directory:
+        _sweep(root, workdir)
     text_key = _prepared_key(settings, workdir) or settings.corpus_key()
     text = root / f"text-{text_key}"
     corpora.build(settings, text)
@@ -150,6 +153,12 @@ def prepare(data: Mapping[str, Any], tokenizer: Mapping[str, Any], workdir: str 
     record = {"data": _recorded(settings), "text": text.name, "rows": rows.name}
     files.write(workdir / "prepared.json", json.dumps(record, indent=2) + "\n")
     return load_prepared(settings, workdir)
+
+
+def _sweep(root: Path, workdir: Path) -> None:
+    """Removes what calls that were killed have left half made; of a corpus that may be most of a disk."""
+    for left in (*root.glob("text-*/text_corpus/incomplete.*"), *root.glob("rows-*.tmp-*"), *workdir.glob("tokenizer.tmp-*")):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _prepared_key(settings: corpora.Settings, workdir: Path) -> str | None:

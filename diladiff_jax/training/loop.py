@@ -68,7 +68,7 @@ def train(
         config_file.require_own(config, workdir)
         there = pathlib.Path(workdir).is_dir()
         if there:
-            held.enter_context(_alone(pathlib.Path(workdir)))
+            held.enter_context(alone(pathlib.Path(workdir)))
         for stage in stages:
             set_damaged_aside(pathlib.Path(workdir) / stage / "checkpoints", lambda text: print(text, flush=True))
         if init_from is not None:
@@ -86,7 +86,7 @@ def train(
             raise not_trained(workdir, first)
         config_file.save(config, workdir, first=True)
         if not there:
-            held.enter_context(_alone(pathlib.Path(workdir)))
+            held.enter_context(alone(pathlib.Path(workdir)))
         if init_from is not None:
             remember_source(workdir, init_from)
         if jax.process_count() > 1:  # alone, a process looks when it restores; one of several that stopped there would leave the others waiting
@@ -130,7 +130,7 @@ def train(
 
 
 @contextlib.contextmanager
-def _alone(workdir: pathlib.Path) -> Iterator[None]:
+def alone(workdir: pathlib.Path) -> Iterator[None]:
     """Holds the workdir's lock, which ends with the process, however that ends; file systems without locks go without.
 
     Raises:

@@ -76,6 +76,19 @@ def test_text_that_is_prepared_is_needed_no_more(data, tmp_path, caplog, how):
         assert sum(c["documents"] for c in prepare(data, TOKENIZER, tmp_path / "v").counts.values()) == sum(c["documents"] for c in first.counts.values()) + (how == "changed")
 
 
+def test_what_killed_calls_left_is_removed(data, tmp_path):
+    """From the workdir alone: a folder that other workdirs share may have another call at work in it."""
+    for folder in ("w/data", "shared"):
+        for left in ("text-0/text_corpus/incomplete.A_1.0.0", "rows-0.tmp-1"):
+            (tmp_path / folder / left).mkdir(parents=True)
+            (tmp_path / folder / left / "part").write_text("x")
+    (tmp_path / "w" / "tokenizer.tmp-1").mkdir()
+    prepare(data, TOKENIZER, tmp_path / "w")
+    prepare(data | {"directory": str(tmp_path / "shared")}, TOKENIZER, tmp_path / "v")
+    assert not [p for p in (tmp_path / "w").rglob("*") if "incomplete" in p.name or ".tmp" in p.name]
+    assert len([p for p in (tmp_path / "shared").rglob("*") if "incomplete" in p.name or ".tmp" in p.name]) == 2
+
+
 @pytest.mark.parametrize("where", ["dangling", "dangling/x", "file/x"])
 def test_a_folder_for_data_that_cannot_be_is_named(data, tmp_path, where):
     (tmp_path / "dangling").symlink_to(tmp_path / "absent" / "disk")
