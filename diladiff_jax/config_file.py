@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from diladiff_jax import files
-from diladiff_jax.config import PREDECESSOR, ConfigError, resolve
+from diladiff_jax.config import BASELINES, PREDECESSOR, STAGES, ConfigError, resolve
 
 MAY_CHANGE = ("mesh", "memory", "sampling", "evaluation", "logging")
 """Blocks that a later command on the same workdir may give differently (as it may every `steps`)."""
@@ -73,7 +73,7 @@ def require_own(config: ConfigDict, workdir: str | pathlib.Path) -> None:
 def _made(workdir: pathlib.Path) -> bool:
     """Whether something was made from `WORKDIR/config.json`. Raises ConfigError where something was trained, and that file is gone."""
     try:
-        trained = any(workdir.glob("*/checkpoints/*"))
+        trained = any(path.name.isdecimal() for stage in STAGES + BASELINES for path in (workdir / stage / "checkpoints").glob("*"))
         if (workdir / "config.json").exists():
             return trained or (workdir / "prepared.json").exists()
         if trained:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 import pathlib
 
@@ -18,25 +18,26 @@ def write(path: str | os.PathLike[str], text: str) -> None:
     try:
         with aside.open("w") as out:
             out.write(text)
-            out.flush()
-            os.fsync(out.fileno())
+        sync(aside)
         os.replace(aside, path)
     except OSError:
         aside.unlink(missing_ok=True)
         raise
-    with contextlib.suppress(OSError):  # some file systems know no syncing of folders
-        sync(path.parent)
+    sync(path.parent)
 
 
 def sync(path: str | os.PathLike[str]) -> None:
-    """Has a file, or a folder's list of names, on the disk when it returns.
+    """Has a file, or a folder's list of names, on the disk when it returns, where the file system knows how.
 
     Raises:
-      OSError: the disk failed.
+      OSError: the disk failed, or there is no such file.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
     finally:
         os.close(descriptor)
 

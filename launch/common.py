@@ -214,8 +214,11 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
             reason = f"this experiment takes no :ARGUMENT ({reason})"
         raise SystemExit(_refuse(reason if given(argv, "config") is None or "config" in reason else f"--config={given(argv, 'config')}: {reason}")) from None
     # Settings that came from elsewhere fetch nothing by themselves.
-    if lent and (corpus := flags.FLAGS.config.data.corpus) not in ("stories", "pydocs", "text_files") and given(argv, "config.data.corpus") is None:
-        raise SystemExit(_refuse(f"the bundle {folder} was trained on {corpus!r}, which would be fetched; say --config.data.corpus={corpus} if it may be, or give your own --config"))
+    if lent and given(argv, "config.data.corpus") is None and (corpus := flags.FLAGS.config.data.corpus) not in ("stories", "pydocs"):
+        if corpus == "text_files" and given(argv, "config.data.files") is None:
+            raise SystemExit(_refuse(f"the bundle {folder} was trained on files called {flags.FLAGS.config.data.files!r}; say where your text is, --config.data.files=FOLDER"))
+        if corpus != "text_files":
+            raise SystemExit(_refuse(f"the bundle {folder} was trained on {corpus!r}, which would be fetched; say --config.data.corpus={corpus} if it may be, or where it is, --config.data.corpus=FOLDER"))
     return rest
 
 

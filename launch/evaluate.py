@@ -58,6 +58,8 @@ def main(argv: list[str]) -> None:
     try:
         picture = report.write(results, out)  # at once: the sweep is not lost if an analysis fails
     except ValueError as error:
+        if not str(error).endswith("it must be finite"):
+            raise
         raise common.UsageError(f"a measure is no finite number ({error}), and nothing was written; what was measured has diverged: train it anew, or leave it out") from None
     if _ANALYSES.value:
         found = analyses.analyse(model, prepared, results, samples=_ANALYSIS_SAMPLES.value)

@@ -21,9 +21,11 @@ def main(argv: list[str]) -> None:
     from diladiff_jax.training.loop import alone
 
     config, workdir = common.experiment(_CONFIG), pathlib.Path(flags.FLAGS.workdir)
-    config_file.save(config, workdir, first=True)
-    with alone(workdir):
-        prepared = prepare(config.data, config.tokenizer, workdir)
+    config_file.require_own(config, workdir)
+    common.writable_folder("workdir", str(workdir))
+    with alone(workdir) as locked:
+        config_file.save(config, workdir, first=True)
+        prepared = prepare(config.data, config.tokenizer, workdir, alone=locked)
         if config.features.source == "bert":
             pretrained.adopt(config.features.path, workdir / "features")
         config_file.save(config, workdir)

@@ -92,14 +92,17 @@ def _write(path: pathlib.Path, batches: Callable[[int], Iterator[Any]], used: di
     Raises:
       UsageError: the file cannot be written.
     """
+    from diladiff_jax import files
+
     partial, about = (path.with_name(path.name + ending) for ending in (".partial", ".partial.json"))
     try:
         with partial.open("a+b") as out:
             _lock(out, partial)
             done, size = _left(partial, about, origin)
             out.truncate(size)
-            about.write_text(json.dumps(origin))  # only now: what another run had left must not be taken for this one's
-            if done:
+            if not done:
+                files.write(about, json.dumps(origin))  # only now: what another run had left must not be taken for this one's
+            else:
                 print(f"{done} samples are there already: {partial}", flush=True)
             for drawn in batches(done) if done < _NUM.value else ():
                 for i, (text, tokens) in enumerate(zip(drawn.texts, drawn.tokens, strict=True)):
@@ -109,7 +112,7 @@ def _write(path: pathlib.Path, batches: Callable[[int], Iterator[Any]], used: di
                 out.flush()
             os.fsync(out.fileno())
             partial.replace(path)  # while it is held
-            about.unlink()
+            about.unlink(missing_ok=True)
     except OSError as error:
         raise common.UsageError(f"--out={path} cannot be written ({error.strerror}); give a file in a folder that can be") from None
 

@@ -12,7 +12,7 @@ passed over.
 
 import os
 import signal
-import sys
+import threading
 from types import FrameType
 
 import common
@@ -25,17 +25,31 @@ common.distributed_flags()
 _STOP_AT = flags.DEFINE_integer("stop_at", None, "End after this many steps of a stage, with a checkpoint.", lower_bound=1)
 
 
-def _before_training(number: int, frame: FrameType | None) -> None:
-    print("stopped by SIGTERM before training; the same command goes on", file=sys.stderr, flush=True)
-    os._exit(common.PREEMPTED)  # at once: what is half made lies aside
+def _answer_before_training() -> None:
+    """Preparing text may take hours, and waiting for others minutes: told to end in them, the process ends at once, with the code on which launchers
+    start it again. By a thread, for a handler waits until libraries come back; once training has a handler of its own, that answers alone."""
+
+    def passed(number: int, frame: FrameType | None) -> None:
+        pass
+
+    def watch() -> None:
+        while told := os.read(heard, 64):
+            if signal.SIGTERM in told and signal.getsignal(signal.SIGTERM) is passed:
+                os.write(2, b"stopped by SIGTERM before training; the same command goes on\n")
+                os._exit(common.PREEMPTED)  # what is half made lies aside
+
+    heard, told = os.pipe()
+    os.set_blocking(told, False)
+    signal.signal(signal.SIGTERM, passed)
+    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    threading.Thread(target=watch, name="before training", daemon=True).start()
 
 
 def main(argv: list[str]) -> None:
     from diladiff_jax import config as config_lib
     from diladiff_jax.training.loop import train
 
-    # Preparing text may take hours, and so may waiting for others: told to end in them, launchers shall start it again as later in training.
-    signal.signal(signal.SIGTERM, _before_training)
+    _answer_before_training()
     common.join_processes()
     config = common.experiment(_CONFIG)
     known = config_lib.STAGES + config_lib.BASELINES

@@ -7,7 +7,6 @@ import pathlib
 import pytest
 from micro import micro_config
 
-from diladiff_jax import config as config_lib
 from diladiff_jax import config_file
 from diladiff_jax.config import ConfigError, resolve
 

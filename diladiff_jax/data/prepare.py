@@ -122,14 +122,14 @@ class Prepared:
         return corpora.Documents(self._text, split)
 
 
-def prepare(data: Mapping[str, Any], tokenizer: Mapping[str, Any], workdir: str | os.PathLike[str]) -> Prepared:
-    """Makes the corpus, tokenizer and rows that are not there yet, each aside and then renamed into place. What an earlier call left aside when it
-    was killed is removed, so that one call at a time may work on a workdir; on a `data.directory` of their own any number may.
+def prepare(data: Mapping[str, Any], tokenizer: Mapping[str, Any], workdir: str | os.PathLike[str], *, alone: bool = False) -> Prepared:
+    """Makes the corpus, tokenizer and rows that are not there yet, each aside and then renamed into place.
 
     Args:
       data: the config's `data` block (`corpora.Settings`).
       tokenizer: the config's `tokenizer` block: `kind`, `vocab_size` (trained kinds), `file` (the others), `lowercase`.
       workdir: where the experiment lives.
+      alone: no other call works on this workdir: what earlier ones left aside in it when they were killed is removed.
 
     Raises:
       DataError: bad settings or documents; or a tokenizer in the workdir that was made from other settings, which
@@ -141,7 +141,7 @@ def prepare(data: Mapping[str, Any], tokenizer: Mapping[str, Any], workdir: str 
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{'data.directory=' if settings.directory else ''}{root} cannot be made ({error.strerror}); give a folder that can be") from error
-    if not settings.directory:
+    if alone and not settings.directory:
         _sweep(root, workdir)
     text_key = _prepared_key(settings, workdir) or settings.corpus_key()
     text = root / f"text-{text_key}"
@@ -172,7 +172,7 @@ def _prepared_key(settings: corpora.Settings, workdir: Path) -> str | None:
         return None
     try:
         changed = settings.corpus_key() != key
-    except DataError:
+    except (DataError, OSError):
         changed = True
     if changed:
         _log.info("the files of the corpus are not as they were when %s was prepared, and it is used as it is; for what they hold now, take another workdir", workdir)

@@ -47,7 +47,6 @@ _FILE_BYTES = 4 << 30  # tensors of one file: what export holds in memory at a t
 _EMPTY = ("evaluation.scorer", "data.directory")
 _PLAIN = ("data.files", "data.validation_files", "tokenizer.file", "features.path")
 _CORPUS = re.compile(r"\w[\w.+-]*(/\w[\w.+-]*)?(:\d[\d.]*)?")  # a name of TFDS's, such as "wiki40b/en:1.3.0", at most
-_MOST_LAYERS = 256  # of a network: more would take minutes to trace, before the tensors' shapes can say that the settings are not theirs
 _DTYPES = {"F32": np.float32, "BF16": jnp.bfloat16}
 
 
@@ -99,13 +98,10 @@ class Bundle:
             if value := _setting(experiment, key):
                 raise self._wrong("config.json", f"names {key} {value[:100]!r}; in a bundle it must be empty, for nothing is fetched, read or written unasked")
         for key in _PLAIN:
-            if (value := _setting(experiment, key)) and not re.fullmatch(r"[^\W_][^/\\:]*|[*?[][^/\\:]*", value):
+            if "/" in (value := _setting(experiment, key)) or "\\" in value or value in (".", "..") or value.startswith("~"):
                 raise self._wrong("config.json", f"names {key} {value[:100]!r}; in a bundle it must be a last name alone, without a folder")
         if not _CORPUS.fullmatch(corpus := experiment.data.corpus):
             raise self._wrong("config.json", f"names data.corpus {corpus[:100]!r}; in a bundle it must be a name, and no folder")
-        for network in ("backbone", "encoder", "latent_denoiser", "scorer_network"):
-            if (layers := experiment[network].num_layers) > _MOST_LAYERS:
-                raise self._wrong("config.json", f"has {network}.num_layers of {layers}; a bundle's may be {_MOST_LAYERS} at most")
 
     def steps(self, stage: str) -> int:
         """Updates that the stage was trained for; 0 where the bundle does not have it."""
@@ -266,9 +262,9 @@ def _write(experiment: Experiment, folder: pathlib.Path, trained: dict[str, int]
     for block, name in (key.split(".") for key in _EMPTY):
         settings[block][name] = ""
     for block, name in (key.split(".") for key in _PLAIN):
-        settings[block][name] = pathlib.PurePath(settings[block][name]).name
-    if not _CORPUS.fullmatch(settings["data"]["corpus"]):  # the folder of a prepared dataset
-        settings["data"]["corpus"] = pathlib.PurePath(settings["data"]["corpus"]).name
+        settings[block][name] = pathlib.PurePath(settings[block][name]).name.replace("\\", "_").lstrip("~")
+    if not _CORPUS.fullmatch(corpus := settings["data"]["corpus"]):  # the folder of a prepared dataset
+        settings["data"]["corpus"] = re.sub(r"[^\w.+-]", "_", pathlib.PurePath(corpus).name).lstrip(".+-") or "folder"
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
     experiment.tokenizer.save(folder / "tokenizer")
     if experiment.networks.bert is not None:
@@ -284,6 +280,7 @@ def _write(experiment: Experiment, folder: pathlib.Path, trained: dict[str, int]
         with (folder / name).open("rb") as data:
             files[name] = {"bytes": (folder / name).stat().st_size, "sha256": hashlib.file_digest(data, "sha256").hexdigest()}
     (folder / MANIFEST).write_text(json.dumps({"format": 1, "stages": stages, "files": files}, indent=2) + "\n")
+    Bundle(folder).check()  # what is written can be read
 
 
 def _save(folder: pathlib.Path, stem: str, tree: Any, dtype: Any) -> list[str]:

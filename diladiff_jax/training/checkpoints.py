@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -60,8 +59,8 @@ class Checkpoints:
             checksums.sums_of(self.directory / str(step)).unlink(missing_ok=True)
         with self._written():
             if self._sealer is not None:  # asynchronously, Orbax would wait for minutes for a folder that it could not make
-                with tempfile.TemporaryDirectory(prefix="room.", dir=self.directory):
-                    pass
+                (self.directory / "room").mkdir(exist_ok=True)
+                (self.directory / "room").rmdir()
             self._manager.save(step, args=ocp.args.Composite(**items))
         if self._sealer is not None:
             self._sealer.expect(step)

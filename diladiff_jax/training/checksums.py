@@ -35,8 +35,8 @@ def crc32(path: pathlib.Path) -> int:
 
 
 def _item_files(step_folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    # Orbax may still touch what lies beside the items when the folder is there.
-    return (path for item in sorted(step_folder.iterdir()) if item.is_dir() for path in sorted(item.rglob("*")) if path.is_file())
+    # Orbax may still touch what lies beside the items when the folder is there, and systems leave hidden files of their own anywhere.
+    return (path for item in sorted(step_folder.iterdir()) if item.is_dir() for path in sorted(item.rglob("*")) if path.is_file() and not path.name.startswith("."))
 
 
 def seal(step_folder: pathlib.Path) -> None:
@@ -51,8 +51,7 @@ def seal(step_folder: pathlib.Path) -> None:
         files.sync(path)  # Orbax leaves some of them, the data position too, to the system
         folders |= {path.parent}
     for folder in folders:
-        with contextlib.suppress(OSError):  # some file systems know no syncing of folders
-            files.sync(folder)
+        files.sync(folder)
     target = sums_of(step_folder)
     target.parent.mkdir(parents=True, exist_ok=True)
     files.write(target, json.dumps({"files": found, "crc32": _total(found)}))
@@ -66,9 +65,11 @@ def _recorded(step_folder: pathlib.Path) -> dict[str, list[int]]:
     """`{path: [bytes, crc32]}`. Raises OSError where there is no record, ValueError where it is not as it was written."""
     try:
         record = json.loads(sums_of(step_folder).read_text())
-        if record["crc32"] == _total(record["files"]):
-            return record["files"]
-    except (KeyError, TypeError, RecursionError):
+        found = record["files"]
+        formed = bool(found) and all(type(size) is int and type(total) is int for size, total in found.values())
+        if formed and record.get("crc32", _total(found)) == _total(found):  # earlier versions wrote no total
+            return found
+    except (KeyError, TypeError, AttributeError, RecursionError):
         pass
     raise ValueError("another total")
 
@@ -95,9 +96,12 @@ def damage(step_folder: pathlib.Path, items: Iterable[str] | None = None) -> str
         wanted = _recorded(step_folder)
     except (OSError, ValueError):
         return _gap(step_folder, items)
-    for path in _item_files(step_folder):
-        if (name := str(path.relative_to(step_folder))) not in wanted and (items is None or name.split("/")[0] in items):
-            return f"{name} was not among its files"
+    try:
+        for path in _item_files(step_folder):
+            if (name := str(path.relative_to(step_folder))) not in wanted and (items is None or name.split("/")[0] in items):
+                return f"{name} was not among its files"
+    except OSError as error:
+        return f"{error.filename} cannot be read ({error.strerror})"
     for name, (size, total) in wanted.items():
         if items is not None and name.split("/")[0] not in items:
             continue
@@ -115,14 +119,22 @@ def damage(step_folder: pathlib.Path, items: Iterable[str] | None = None) -> str
     return None
 
 
+_ALWAYS = {"params", "training", "data"}  # items of every checkpoint
+
+
 def _gap(step_folder: pathlib.Path, items: set[str] | None) -> str | None:
-    for item in sorted(items or {"params", "training", "data"}):
-        for name in ("metadata",) if item == "data" else ("_METADATA", "manifest.ocdbt"):
-            if not (step_folder / item / name).is_file():
-                return f"{item}/{name} is missing"
-    for path in _item_files(step_folder):
-        if not path.stat().st_size:
-            return f"{path.relative_to(step_folder)} is empty"
+    try:
+        for item in sorted(_ALWAYS if items is None else items):
+            if item not in _ALWAYS and not (step_folder / item).is_dir():
+                continue
+            for name in ("metadata",) if item == "data" else ("_METADATA", "manifest.ocdbt"):
+                if not (step_folder / item / name).is_file():
+                    return f"{item}/{name} is missing"
+        for path in _item_files(step_folder):
+            if not path.stat().st_size:
+                return f"{path.relative_to(step_folder)} is empty"
+    except OSError as error:
+        return f"{error.filename} cannot be read ({error.strerror})"
     return None
 
 

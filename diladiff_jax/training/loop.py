@@ -66,9 +66,9 @@ def train(
     def prepare_all() -> None:
         # What can be refused is, before anything is written, and before text is prepared, which may take hours.
         config_file.require_own(config, workdir)
-        there = pathlib.Path(workdir).is_dir()
+        there, locked = pathlib.Path(workdir).is_dir(), False
         if there:
-            held.enter_context(alone(pathlib.Path(workdir)))
+            locked = held.enter_context(alone(pathlib.Path(workdir)))
         for stage in stages:
             set_damaged_aside(pathlib.Path(workdir) / stage / "checkpoints", lambda text: print(text, flush=True))
         if init_from is not None:
@@ -86,7 +86,7 @@ def train(
             raise not_trained(workdir, first)
         config_file.save(config, workdir, first=True)
         if not there:
-            held.enter_context(alone(pathlib.Path(workdir)))
+            locked = held.enter_context(alone(pathlib.Path(workdir)))
         if init_from is not None:
             remember_source(workdir, init_from)
         if jax.process_count() > 1:  # alone, a process looks when it restores; one of several that stopped there would leave the others waiting
@@ -95,11 +95,12 @@ def train(
                 read, first = [*read, first], config_lib.PREDECESSOR[first]
             for stage in read:
                 folder = last_checkpoint(workdir, stage)
-                if stage not in stages or folder.parents[2] != pathlib.Path(workdir):  # its own have been looked at
+                # Its own have been looked at; a bundle's are when they are read.
+                if folder.is_dir() and (stage not in stages or folder.parents[2] != pathlib.Path(workdir)):
                     require_whole(folder, ("params", "ema", "statistics"))
         if config.features.source == "bert":
             pretrained.adopt(config.features.path, pathlib.Path(workdir) / "features")
-        prepare(config.data, config.tokenizer, workdir)
+        prepare(config.data, config.tokenizer, workdir, alone=locked)
 
     with contextlib.ExitStack() as held:
         by_the_first("prepare", prepare_all)
@@ -130,20 +131,21 @@ def train(
 
 
 @contextlib.contextmanager
-def alone(workdir: pathlib.Path) -> Iterator[None]:
-    """Holds the workdir's lock, which ends with the process, however that ends; file systems without locks go without.
+def alone(workdir: pathlib.Path) -> Iterator[bool]:
+    """Holds the workdir's lock, which ends with the process, however that ends; gives False on file systems without locks, which go without.
 
     Raises:
-      TrainingError: another training has it.
+      TrainingError: another training or preparation has it.
     """
+    locked = True
     with contextlib.ExitStack() as opened:
         try:
             fcntl.flock(opened.enter_context((workdir / "training.lock").open("a")), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise TrainingError(f"another training runs in {workdir} (training.lock is held); wait for it or end it, or give another workdir") from None
+            raise TrainingError(f"another training or preparation runs in {workdir} (training.lock is held); wait for it or end it, or give another workdir") from None
         except OSError:  # no locks, or no writing, of which training itself has more to say
-            pass
-        yield
+            locked = False
+        yield locked
 
 
 def make_mesh(config: ConfigDict) -> jax.sharding.Mesh:
@@ -265,10 +267,10 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, stop_sig
                         raise TrainingError(f"parameters of stage {stage} are not finite after step {done}; that is not saved ({checkpoints.last()}), and a lower learning rate may help")
                     checkpoints.save(state, batches.get_state() | {"skipped": watch.skipped})
                 due = False
-            saved = "which is saved" if save else f"which was skipped and is not saved ({checkpoints.last()})"
-            if told and not last:
-                raise Preempted(f"stage {stage} was stopped by {stop_signal.name} after step {done}, {saved}; the same command goes on", by_hand=stop_signal.by_hand)
-            if last and not save:
+            if told or last and not save:
+                saved = "which is saved" if save else f"which was skipped and is not saved ({checkpoints.last()})"
+                if not last:
+                    raise Preempted(f"stage {stage} was stopped by {stop_signal.name} after step {done}, {saved}; the same command goes on", by_hand=stop_signal.by_hand)
                 progress.say(f"stage {stage} ends at step {done}, {saved}")
         return state
     finally:

@@ -8,7 +8,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from diladiff_jax.data import corpora, packing, pipeline, tokenizers
+from diladiff_jax.data import corpora, packing, pipeline
 from diladiff_jax.data.errors import DataError
 from diladiff_jax.data.pipeline import Batches
 from diladiff_jax.data.prepare import load_prepared, prepare
@@ -51,8 +51,8 @@ def test_rows_are_the_packed_documents(data, tmp_path, mode):
         assert next(batches).shape == (4, 16)
 
 
-@pytest.mark.parametrize("how", ["touched", "changed", "moved"])
-def test_text_that_is_prepared_is_needed_no_more(data, tmp_path, caplog, how):
+@pytest.mark.parametrize("how", ["touched", "changed", "stale", "moved"])
+def test_text_that_is_prepared_is_needed_no_more(data, tmp_path, caplog, monkeypatch, how):
     """Files of another date, with more in them, or gone: the workdir goes on with what it has, and says so; a fresh one sees them as they are."""
     first = prepare(data, TOKENIZER, tmp_path / "w")
     path = tmp_path / "in" / "a.jsonl"
@@ -60,6 +60,8 @@ def test_text_that_is_prepared_is_needed_no_more(data, tmp_path, caplog, how):
         os.utime(path, (1, 1))
     elif how == "changed":
         path.write_text(path.read_text() + '\n{"text": "more"}')
+    elif how == "stale":  # a mount that has died
+        monkeypatch.setattr(corpora.text_files, "matching", lambda files: os.stat("/nowhere/at/all"))
     else:
         path.rename(tmp_path / "b.jsonl")
     before = everything_under(tmp_path / "w" / "data")
@@ -69,6 +71,8 @@ def test_text_that_is_prepared_is_needed_no_more(data, tmp_path, caplog, how):
     assert sum("are not as they were when" in record.message for record in caplog.records) == 1
     with pytest.raises(DataError, match="tokenizer"):  # what the tokenizer was made with is held to as ever
         prepare(data, TOKENIZER | {"vocab_size": 400}, tmp_path / "w")
+    if how == "stale":
+        return
     if how == "moved":
         with pytest.raises(DataError, match="matches no file"):
             prepare(data, TOKENIZER, tmp_path / "v")
@@ -84,7 +88,9 @@ def test_what_killed_calls_left_is_removed(data, tmp_path):
             (tmp_path / folder / left / "part").write_text("x")
     (tmp_path / "w" / "tokenizer.tmp-1").mkdir()
     prepare(data, TOKENIZER, tmp_path / "w")
-    prepare(data | {"directory": str(tmp_path / "shared")}, TOKENIZER, tmp_path / "v")
+    assert (tmp_path / "w" / "data" / "rows-0.tmp-1").exists()
+    prepare(data, TOKENIZER, tmp_path / "w", alone=True)
+    prepare(data | {"directory": str(tmp_path / "shared")}, TOKENIZER, tmp_path / "v", alone=True)
     assert not [p for p in (tmp_path / "w").rglob("*") if "incomplete" in p.name or ".tmp" in p.name]
     assert len([p for p in (tmp_path / "shared").rglob("*") if "incomplete" in p.name or ".tmp" in p.name]) == 2
 

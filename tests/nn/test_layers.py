@@ -1,7 +1,5 @@
 """Norms, attention, rotary positions and embeddings against numpy."""
 
-import math
-import re
 
 import flax.linen as nn
 import jax

@@ -141,6 +141,32 @@ def test_checkpoints_without_checksums_are_read_as_they_are(stage, record):
     assert len(said) == 1
 
 
+def test_checksums_of_earlier_versions_hold(stage):
+    """Which had no total of their own."""
+    path = stage / "checksums" / "8.json"
+    path.write_text(json.dumps({"files": json.loads(path.read_text())["files"]}))
+    assert checksums.unverified(stage / "checkpoints" / "8") is None and checksums.damage(stage / "checkpoints" / "8") is None
+    flip(next(p for p in files(stage, 8) if p.stat().st_size), random.Random(4))
+    assert "was changed" in checksums.damage(stage / "checkpoints" / "8")
+
+
+def test_items_that_a_checkpoint_need_not_have_are_not_missed(stage):
+    """Asked for by whoever does not know whether the stage keeps an average, or statistics; what is there is looked at."""
+    read = ("params", "ema", "statistics")
+    for _ in range(2):
+        assert checksums.damage(stage / "checkpoints" / "8", read) is None
+        shutil.rmtree(stage / "checksums", ignore_errors=True)
+    (stage / "checkpoints" / "8" / "ema" / "_METADATA").unlink()
+    assert checksums.damage(stage / "checkpoints" / "8", read) == "ema/_METADATA is missing"
+
+
+def test_a_checkpoint_that_retention_takes_away_is_called_so(stage):
+    for _ in range(2):
+        shutil.rmtree(stage / "checkpoints" / "8", ignore_errors=True)
+        assert checksums.damage(stage / "checkpoints" / "8", ["data"]).endswith(("is missing", "cannot be read (No such file or directory)"))
+        shutil.rmtree(stage / "checksums", ignore_errors=True)
+
+
 def test_a_flipped_bit_in_the_record_condemns_nothing_and_passes_for_nothing(stage):
     """Of 200 flips of a record none makes a whole checkpoint a damaged one, and none is taken for the record that was written, but where the text means the same."""
     path, rng = stage / "checksums" / "8.json", random.Random(3)
@@ -157,6 +183,8 @@ def test_a_file_that_was_not_there_is_damage(stage):
     (stage / "checkpoints" / "8" / "params" / "more").write_text("x")
     assert checksums.damage(stage / "checkpoints" / "8") == "params/more was not among its files"
     assert checksums.damage(stage / "checkpoints" / "8", ["data"]) is None
+    (stage / "checkpoints" / "8" / "params" / "more").rename(stage / "checkpoints" / "8" / "params" / ".DS_Store")
+    assert checksums.damage(stage / "checkpoints" / "8") is None
 
 
 @pytest.mark.parametrize("gone", ["training", "params/_METADATA", "training/manifest.ocdbt", "data/metadata"])

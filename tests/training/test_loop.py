@@ -135,7 +135,7 @@ def test_a_workdir_has_one_trainer(tmp_path):
     workdir.mkdir()
     with (workdir / "training.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(TrainingError, match="another training runs in"):
+        with pytest.raises(TrainingError, match="another training or preparation runs in"):
             train(micro_config(), workdir, ("mdlm",))
         assert [path.name for path in workdir.iterdir()] == ["training.lock"]
     for _ in range(2):  # no longer that, but what was refused later: and that gives the lock back
@@ -176,6 +176,13 @@ def faulty(monkeypatch, *, skipped=(), ruined=(), validation=None):
         return faulty_step, faulty_validation
 
     monkeypatch.setattr(loop, "compile_steps", compile_steps)
+
+
+def test_a_step_waits_for_no_checkpoint(tmp_path, monkeypatch):
+    """What there is to go on from is looked up, and a save waited for, only to be said."""
+    monkeypatch.setattr(loop.Checkpoints, "wait", lambda self: pytest.fail("it is waited for"))
+    train(micro_config(**SCORER), tmp_path, ("scorer",))
+    assert checkpointed(tmp_path) == [3, 6, 9]
 
 
 def checkpointed(workdir):
