@@ -222,7 +222,9 @@ def resolve(given: Mapping[str, Any] | ConfigDict) -> ConfigDict:
 
 def _overlay(target: ConfigDict, given: Mapping[str, Any], prefix: str) -> None:
     for key, value in given.items():
-        name = prefix + key
+        name = f"{prefix}{key}"
+        if not isinstance(key, str):
+            raise ConfigError(f"config key {name} is of type {type(key).__name__}; names are text")
         if key not in target:
             near = difflib.get_close_matches(key, list(target), n=1)
             hint = f"; did you mean {prefix}{near[0]}?" if near else f"; known here: {', '.join(target)}"

@@ -56,6 +56,8 @@ def experiment(config_flag: flags.FlagHolder) -> ConfigDict:
     from diladiff_jax import config
 
     try:
+        if config_flag.value is None:  # as where a flag without a value has taken --config=FILE for its own
+            raise UsageError("--config is missing; give an experiment file such as configs/tiny.py")
         return config.resolve(config_flag.value)
     except OSError:  # the flag holder reports a file that it could not load only when it is read
         path = given(sys.argv, "config")
@@ -187,9 +189,9 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
             raise SystemExit(_refuse(f"--{name} is empty; give an experiment's folder, --{name}=DIR"))
     if given(argv, "config") is None and workdir is not None and "config" in flags.FLAGS:
         # Before the overrides, which are laid over what it loads. A fresh workdir has the settings of the one it starts from.
-        folder = workdir if (pathlib.Path(workdir) / "config.json").exists() else given(argv, "init_from") or workdir
+        folder = workdir if os.path.exists(os.path.join(workdir, "config.json")) else given(argv, "init_from") or workdir
         argv.insert(1, f"--config={pathlib.Path(__file__).with_name('workdir_config.py')}:{folder}")
-        lent = folder != workdir and (pathlib.Path(folder) / "bundle.json").exists()
+        lent = folder != workdir and os.path.exists(os.path.join(folder, "bundle.json"))
     try:
         rest = flags.FLAGS(argv)
     except SystemExit:

@@ -106,6 +106,11 @@ def test_impossible_settings_are_refused_in_one_line(changes, words):
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
+def test_names_are_text():
+    with pytest.raises(ConfigError, match="config key mdlm.1 is of type int"):
+        resolve({"mdlm": {1: 1}})
+
+
 def test_save_and_load_round_trip(tmp_path):
     """config.json gives back the same experiment; blocks that may change may."""
     config = micro_config()

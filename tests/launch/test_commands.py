@@ -138,6 +138,8 @@ def test_help_shows_how(script):
     [
         ("sample.py", ["--workdir=/nowhere"], "/nowhere/config.json does not exist"),
         ("sample.py", [], "--workdir"),
+        ("sample.py", ["--workdir=" + "x" * 300], "File name too long"),
+        ("compile.py", ["--scaling", "--config=configs/owt.py"], "--config is missing"),
         ("train.py", ["--workdir=/tmp/w", "--config=/nowhere.py"], "--config=/nowhere.py cannot be read"),
         ("sample.py", ["--workdir=WORKDIR", "--num=0"], "--num=0"),
         ("sample.py", ["--workdir=WORKDIR", "--config.sampling.batc=3"], "--config.sampling.batc: there is no setting batc; did you mean batch?"),
