@@ -30,7 +30,7 @@ def main(argv: list[str]) -> None:
     import diladiff_jax as dl
     from diladiff_jax import config as config_lib
     from diladiff_jax.data.prepare import load_prepared
-    from diladiff_jax.evaluation import analyses, report, row_analyses, samples, sweep
+    from diladiff_jax.evaluation import analyses, report, row_analyses, samples, schema, sweep
     from diladiff_jax.training import bundles
 
     workdir = flags.FLAGS.workdir
@@ -57,9 +57,7 @@ def main(argv: list[str]) -> None:
     results = sweep.evaluate(model, prepared)
     try:
         picture = report.write(results, out)  # at once: the sweep is not lost if an analysis fails
-    except ValueError as error:
-        if not str(error).endswith("it must be finite"):
-            raise
+    except schema.NotFiniteError as error:
         raise common.UsageError(f"a measure is no finite number ({error}), and nothing was written; what was measured has diverged: train it anew, or leave it out") from None
     if _ANALYSES.value:
         found = analyses.analyse(model, prepared, results, samples=_ANALYSIS_SAMPLES.value)

@@ -29,7 +29,6 @@ every start went on from the last one (and not from scratch, whose end would be 
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import pathlib
 import random
@@ -38,7 +37,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -47,6 +45,7 @@ from typing import Any
 import common
 import growth
 from absl import flags
+from runs import Lost, being_written, ended, same, start, steps_of, there, until_saving
 
 _OUT = flags.DEFINE_string("out", None, "JSON file.", required=True)
 _KILLS = flags.DEFINE_integer("kills", 50, "SIGKILLs, every fifth of them while a checkpoint is written.", lower_bound=0)
@@ -57,83 +56,6 @@ _DAMAGES = flags.DEFINE_integer("damages", 4, "Of each kind of damage, and of li
 _LONG = flags.DEFINE_integer("long", 5000, "Steps of the long run, whose memory, open files and threads are watched; 0 leaves it out. Linux alone.", lower_bound=0)
 _INPUTS = flags.DEFINE_integer("inputs", 2000, "Cases of bad input, of all kinds together.", lower_bound=0)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the moments, places and cases.")
-
-EVERY = 25  # steps from checkpoint to checkpoint
-SETTINGS = [
-    "--config=" + str(common.ROOT / "configs" / "tiny.py"), "--config.data.documents=300", "--config.data.validation_documents=40",
-    "--config.data.scorer_documents=60", "--config.backbone.width=16", "--config.backbone.num_layers=1", "--config.backbone.heads=2",
-    "--config.decoder.cross_layers=(0,)", "--config.mdlm.batch=8", "--config.mdlm.optimizer=adamw",
-    "--config.encoder.width=16", "--config.encoder.heads=2", "--config.encoder.num_layers=1", "--config.encoder.num_latents=4", "--config.encoder.latent_dim=8",
-    "--config.autoencoder.batch=8", "--config.autoencoder.optimizer=adamw", f"--config.logging.checkpoint_every={EVERY}", "--config.logging.validate_every=100000", "--config.logging.metrics_every=100", "--config.logging.samples=0",
-]  # fmt: skip
-
-
-class Lost(Exception):
-    """A fault that was not survived: what was wrong."""
-
-
-def start(workdir: pathlib.Path, *words: str, stage: str = "mdlm", limit: int | None = None, **variables: str) -> subprocess.Popen[str]:
-    """One process of launch/train.py, on one device, with more environment variables; with `limit` no file of its grows past so many KiB."""
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"} | variables
-    command = [sys.executable, str(common.ROOT / "launch" / "train.py"), f"--workdir={workdir}", *SETTINGS, f"--stage={stage}"]
-    command += [f"--config.mdlm.steps={_STEPS.value}", f"--config.autoencoder.steps={_STEPS.value}", *words]
-    if limit is not None:
-        command = ["bash", "-c", f'ulimit -f {limit}; exec "$@"', "-", *command]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def ended(process: subprocess.Popen[str], *allowed: int, stands: int | None = None) -> str:
-    """What a process printed, once it has ended with one of these exit codes and no traceback; and went on from `stands`, the step of the last
-    checkpoint when it started, if it came so far (as it has where it ended by itself, but not in an error)."""
-    try:
-        out = process.communicate(timeout=600)[0]
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise Lost(f"it hangs: {process.communicate()[0][-600:]}") from None
-    if process.returncode not in allowed or "Traceback" in out:
-        raise Lost(f"exit code {process.returncode}: {out[-600:]}")
-    if process.returncode == 1 and len([line for line in out.splitlines() if line.startswith("error: ")]) != 1:
-        raise Lost(f"not one line of error: {out[-600:]}")
-    if stands is not None:
-        went_on, came = re.findall(r": goes on from step (\d+) of", out), process.returncode == 0 or "which is saved" in out
-        if went_on not in ([str(stands)], []) or (came and not went_on and 0 < stands and "trained already" not in out):
-            raise Lost(f"it did not go on from step {stands}: {out[-600:]}")
-    return out
-
-
-def steps_of(workdir: pathlib.Path, stage: str = "mdlm") -> list[int]:
-    """Committed checkpoints, in order."""
-    folder = workdir / stage / "checkpoints"
-    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
-
-
-@functools.cache
-def arrays_of(workdir: pathlib.Path, stage: str = "mdlm") -> dict[str, bytes]:
-    """Every array of the last checkpoint, and the data position, as bytes."""
-    import jax
-    import numpy as np
-    import orbax.checkpoint as ocp
-
-    folder = (workdir / stage / "checkpoints").absolute() / str(steps_of(workdir, stage)[-1])
-    found = {"step": folder.name.encode(), "data": next((folder / "data").rglob("metadata")).read_bytes()}
-    anywhere = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    for item in ("params", "ema", "training", "statistics"):
-        if not (folder / item).is_dir():  # which of them a stage has, its reference has too
-            continue
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
-            tree = reader.restore(folder / item, args=ocp.args.StandardRestore(fallback_sharding=anywhere))
-        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-            found[item + jax.tree_util.keystr(path)] = np.asarray(leaf).tobytes()
-    return found
-
-
-def same(workdir: pathlib.Path, reference: pathlib.Path, stage: str = "mdlm") -> None:
-    """Raises Lost where the last checkpoints differ in a bit."""
-    ours, theirs = arrays_of(workdir, stage), arrays_of(reference, stage)
-    different = [name for name in theirs if ours.get(name) != theirs[name]]
-    if different or ours.keys() != theirs.keys():
-        raise Lost(f"{len(different)} of {len(theirs)} arrays differ from the undisturbed run's, {different[:1]} first")
-
 
 class Table:
     """Times tried and survived by fault."""
@@ -158,39 +80,6 @@ class Table:
             return self.count(fault, False, str(error))
         self.count(fault, True)
         print(f"{fault}: survived", flush=True)
-
-
-def there(workdir: pathlib.Path, before: int, stage: str = "mdlm") -> int:
-    """The last committed step, which may not fall, and whose checksums, where it has them already, hold."""
-    from diladiff_jax.training import checksums
-
-    steps = steps_of(workdir, stage)
-    if before and (not steps or steps[-1] < before):
-        raise Lost(f"checkpoint {before} was there and is not any more; there are {steps}")
-    if steps and (why := checksums.damage(workdir / stage / "checkpoints" / str(steps[-1]))):
-        raise Lost(f"checkpoint {steps[-1]}: {why}")
-    return steps[-1] if steps else 0
-
-
-def being_written(workdir: pathlib.Path, stage: str = "mdlm") -> set[tuple[str, int]]:
-    """Temporary folders of checkpoints, by name and inode: those of killed processes stay until their step is saved again."""
-    found = set()
-    for path in (workdir / stage / "checkpoints").glob("*tmp*"):
-        with contextlib.suppress(FileNotFoundError):
-            found.add((path.name, path.stat().st_ino))
-    return found
-
-
-def until_saving(process: subprocess.Popen[str], workdir: pathlib.Path, skip: int, before: set[tuple[str, int]], stage: str = "mdlm") -> bool:
-    """Waits until a checkpoint is being written that was not `before`, the `skip`-th such; whether it still was, and the process there."""
-    seen: set[tuple[str, int]] = set()
-    while process.poll() is None:
-        now = being_written(workdir, stage) - before
-        if now - seen and len(seen | now) > skip:
-            return True
-        seen |= now
-        time.sleep(0.0005)
-    return False
 
 
 def stopped_runs(table: Table, rng: random.Random, folder: pathlib.Path, reference: pathlib.Path, moments: list[str], seconds: float) -> None:
@@ -280,15 +169,17 @@ def spoil(rng: random.Random, step_folder: pathlib.Path, how: str, items: tuple[
         path.write_bytes(data)
 
 
-def damaged(rng: random.Random, half: pathlib.Path, workdir: pathlib.Path, reference: pathlib.Path, how: str) -> None:
-    """The last checkpoint is spoiled; training names it and goes on from the one before."""
+def damaged(
+    rng: random.Random, half: pathlib.Path, workdir: pathlib.Path, reference: pathlib.Path, how: str, stage: str = "mdlm", items: tuple[str, ...] = ()
+) -> None:
+    """The last checkpoint is spoiled, in these items or any; training names it and goes on from the one before."""
     shutil.copytree(half, workdir)
-    before, last = steps_of(workdir)[-2:]
-    spoil(rng, workdir / "mdlm" / "checkpoints" / str(last), how)
-    out = ended(start(workdir), 0, stands=before)
+    before, last = steps_of(workdir, stage)[-2:]
+    spoil(rng, workdir / stage / "checkpoints" / str(last), how, items)
+    out = ended(start(workdir, stage=stage), 0, stands=before)
     if f"{last} is damaged" not in out:
         raise Lost(f"the damage was not said: {out[-600:]}")
-    same(workdir, reference)
+    same(workdir, reference, stage)
 
 
 def autoencoder_killed(rng: random.Random, workdir: pathlib.Path, reference: pathlib.Path) -> None:
@@ -304,17 +195,6 @@ def autoencoder_killed(rng: random.Random, workdir: pathlib.Path, reference: pat
         ended(process, 0, -signal.SIGKILL, stands=last)
         last = there(workdir, last, "autoencoder")
     ended(start(workdir, stage="autoencoder"), 0, stands=last)
-    same(workdir, reference, "autoencoder")
-
-
-def statistics_damaged(rng: random.Random, half: pathlib.Path, workdir: pathlib.Path, reference: pathlib.Path) -> None:
-    """A flipped bit in the statistics of the last checkpoint of the second stage."""
-    shutil.copytree(half, workdir)
-    before, last = steps_of(workdir, "autoencoder")[-2:]
-    spoil(rng, workdir / "autoencoder" / "checkpoints" / str(last), "a flipped bit", ("statistics",))
-    out = ended(start(workdir, stage="autoencoder"), 0, stands=before)
-    if f"{last} is damaged" not in out:
-        raise Lost(f"the damage was not said: {out[-600:]}")
     same(workdir, reference, "autoencoder")
 
 
@@ -428,6 +308,15 @@ def bad_inputs(table: Table, folder: pathlib.Path) -> None:
             print(f"{kind}: {number} cases in {time.monotonic() - began:.0f} s; {succeeded} of the commands succeeded", flush=True)
 
 
+def undisturbed(*processes: subprocess.Popen[str]) -> None:
+    """Waits for a run that nothing happens to. Raises UsageError where it does not end well: there is nothing to compare with."""
+    try:
+        for process in processes:
+            ended(process, 0)
+    except Lost as error:
+        raise common.UsageError(f"the undisturbed run did not end well: {error}") from None
+
+
 def main(argv: list[str]) -> None:
     rng, table, began = random.Random(_SEED.value), Table(), time.monotonic()
     out = pathlib.Path(_OUT.value).absolute()
@@ -435,19 +324,15 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         reference, half = folder / "reference", folder / "half"
-        try:
-            ended(start(half, f"--stop_at={_STEPS.value // 2}"), 0)
-            started = time.monotonic()
-            ended(start(reference), 0)
-            seconds = time.monotonic() - started
-        except Lost as error:
-            raise common.UsageError(f"the undisturbed run did not end well: {error}") from None
+        undisturbed(start(half, f"--stop_at={_STEPS.value // 2}"))
+        started = time.monotonic()
+        undisturbed(start(reference))
+        seconds = time.monotonic() - started
         moments = ["SIGKILL, saving" if i % 5 == 4 else "SIGKILL" for i in range(_KILLS.value)] + ["SIGTERM"] * _TERMS.value
         rng.shuffle(moments)
         stopped_runs(table, rng, folder, reference, moments, seconds)
         if _SEVERAL.value:
-            for process in pair(folder / "pair"):
-                ended(process, 0)
+            undisturbed(*pair(folder / "pair"))
         for i in range(_SEVERAL.value):
             table.trial("one of two", lambda: one_of_two(rng, folder / f"pair_{i}", folder / "pair"))  # noqa: B023
         for how in ("a flipped bit", "a file cut short", "a file gone"):
@@ -455,12 +340,12 @@ def main(argv: list[str]) -> None:
                 table.trial(f"damage: {how}", lambda: damaged(rng, half, folder / f"{how}_{i}", reference, how))  # noqa: B023
         if _DAMAGES.value:
             second, half_of_second = shutil.copytree(reference, folder / "second"), shutil.copytree(reference, folder / "half_of_second")
-            ended(start(half_of_second, f"--stop_at={_STEPS.value // 2}", stage="autoencoder"), 0)
-            ended(start(second, stage="autoencoder"), 0)
+            undisturbed(start(half_of_second, f"--stop_at={_STEPS.value // 2}", stage="autoencoder"))
+            undisturbed(start(second, stage="autoencoder"))
         for i in range(_DAMAGES.value):
             table.trial("damage of all", lambda: all_damaged(rng, half, folder / f"all_{i}"))  # noqa: B023
             table.trial("autoencoder: SIGKILL, saving", lambda: autoencoder_killed(rng, folder / f"second_killed_{i}", second))  # noqa: B023
-            table.trial("autoencoder: a flipped bit", lambda: statistics_damaged(rng, half_of_second, folder / f"second_flipped_{i}", second))  # noqa: B023
+            table.trial("autoencoder: a flipped bit", lambda: damaged(rng, half_of_second, folder / f"second_flipped_{i}", second, "a flipped bit", "autoencoder", ("statistics",)))  # noqa: B023
             table.trial("file size limit", lambda: limited(rng, half, folder / f"limit_{i}", reference))  # noqa: B023
         table.trial("metrics on a full device", lambda: without_metrics(half, folder / "metrics", reference))
         table.trial("not a number", lambda: not_a_number(folder / "nan"))

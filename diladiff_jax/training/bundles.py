@@ -93,7 +93,7 @@ class Bundle:
         self._check_settings(experiment)
 
     def _check_settings(self, experiment: ConfigDict) -> None:
-        """What a stranger's settings would have fetched, read, written or built, where that is more than the experiment itself."""
+        """What a stranger's settings would have fetched, read or written beside the experiment itself."""
         for key in _EMPTY:
             if value := _setting(experiment, key):
                 raise self._wrong("config.json", f"names {key} {value[:100]!r}; in a bundle it must be empty, for nothing is fetched, read or written unasked")

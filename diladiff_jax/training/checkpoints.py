@@ -180,14 +180,14 @@ def set_damaged_aside(checkpoints: pathlib.Path, say: Callable[[str], None]) -> 
     anew = f"put a copy back, or remove {checkpoints.parent} to train this stage anew"
     if sealed and not steps:
         raise CheckpointError(f"{checkpoints} holds no checkpoint, and step {sealed} was there; {anew}")
-    if sealed > max(steps, default=0):
-        say(f"checkpoint {checkpoints / str(sealed)} is gone; training goes on from step {steps[0]}")
     found: list[tuple[int, str]] = []
     for step in steps:
         why = checksums.damage(checkpoints / str(step))
         if why is None:
             break
         found.append((step, why))
+    if sealed > max(steps, default=0) and len(found) < len(steps):
+        say(f"checkpoint {checkpoints / str(sealed)} is gone; training goes on from step {steps[len(found)]}")
     if len(found) < len(steps) and (why := checksums.unverified(checkpoints / str(steps[len(found)]))):
         say(f"checkpoint {checkpoints / str(steps[len(found)])} {why}; it is read as it is")
     if not found:

@@ -9,6 +9,7 @@ pytestmark = pytest.mark.slow
 import diladiff_jax as dl
 from diladiff_jax.data.prepare import load_prepared
 from diladiff_jax.evaluation import report, sweep
+from diladiff_jax.evaluation.schema import NotFiniteError
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +53,9 @@ def test_schema_refuses(results):
     ):
         copy = json.loads(json.dumps(results))
         damage(copy)
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ValueError, match=words) as refused:
             report.check_results(copy)
+        assert isinstance(refused.value, NotFiniteError) == (words == "must be finite")
 
 
 def rows(model, values, seconds):
