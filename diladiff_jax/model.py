@@ -18,17 +18,18 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diladiff_jax import config as config_lib
-from diladiff_jax import config_file, pretrained
+from diladiff_jax.storage import config_file, pretrained
 from diladiff_jax.data import tokenizers
-from diladiff_jax.evaluation.likelihood import is_text
-from diladiff_jax.evaluation.scorer import Scorer, load_tokenizer
+from diladiff_jax.evaluation.measures.likelihood import content_mask
+from diladiff_jax.evaluation.measures.scorer import Scorer, load_tokenizer
 from diladiff_jax.nn import gpt2
 from diladiff_jax.objectives.autoregressive import next_token_nll
 from diladiff_jax.objectives.build import features_source, text_encoder
-from diladiff_jax.sampling.pipeline import MODELS, Controls, Sample, Sampler
-from diladiff_jax.training import bundles, sharding
-from diladiff_jax.training.checkpoints import CheckpointError
-from diladiff_jax.training.experiment import Experiment, require_source
+from diladiff_jax.sampling.pipeline import Controls, MODELS, Sample, Sampler
+from diladiff_jax.parallel import sharding
+from diladiff_jax.storage import bundles
+from diladiff_jax.storage.checkpoints import CheckpointError
+from diladiff_jax.experiment import Experiment, require_source
 
 Array = jax.Array
 
@@ -358,7 +359,7 @@ class Model:
             if "scorer" not in params:
                 return sample
             nll = next_token_nll(network, params["scorer"], sample.tokens, tokenizer.eot_id, jnp.asarray(tokenizer.sampleable))
-            text = is_text(sample.tokens, tokenizer.eot_id)
+            text = content_mask(sample.tokens, tokenizer.eot_id)
             return sample._replace(nll=jnp.sum(nll * text, axis=-1) / jnp.sum(text, axis=-1))
 
         return run

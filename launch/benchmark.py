@@ -32,8 +32,8 @@ import tempfile
 import time
 from typing import Any, NamedTuple
 
-import common
-import products
+import cli
+import decoding_flops
 from absl import flags
 
 _SUITE = flags.DEFINE_enum("suite", "sampling", ["sampling", "training"], "What to time.")
@@ -116,7 +116,7 @@ class Program(NamedTuple):
     @property
     def fits(self) -> bool:
         """Whether the device can hold it; where neither is known, it is tried."""
-        from diladiff_jax.training import sharding
+        from diladiff_jax.parallel import sharding
 
         there = sharding.device_memory()
         return there is None or self.held <= there
@@ -182,21 +182,21 @@ def sampling_suite() -> dict[str, Any]:
     batches, steps = whole_numbers("batch", _BATCH.value), _DECODE_STEPS.value
     timed = _TIMED_STEPS.value or steps
     if timed > steps:
-        raise common.UsageError(f"--timed_steps is {timed}; it must be at most --decode_steps={steps}")
+        raise cli.UsageError(f"--timed_steps is {timed}; it must be at most --decode_steps={steps}")
     if timed % _REFRESH.value and timed < steps:
-        raise common.UsageError(f"--timed_steps is {timed}; it must be a multiple of --refresh_every={_REFRESH.value}, or all {steps} steps")
+        raise cli.UsageError(f"--timed_steps is {timed}; it must be a multiple of --refresh_every={_REFRESH.value}, or all {steps} steps")
     documents = [sampling_rows(batch, steps, timed) for batch in batches]
     measured = [d for d in documents if d["rows"]]
     if not measured:
         needed = min(row["held_bytes"] for d in documents for row in d["left_out"] if row["case"] == "ours")
-        raise common.UsageError(f"--batch={','.join(_BATCH.value)} needs {needed / 2**30:.1f} GiB of memory, more than there is; make it smaller")
+        raise cli.UsageError(f"--batch={','.join(_BATCH.value)} needs {needed / 2**30:.1f} GiB of memory, more than there is; make it smaller")
     return {"machine": measured[-1]["machine"]} | {part: [row for d in documents for row in d[part]] for part in ("rows", "latents", "left_out")}
 
 
 def whole_numbers(name: str, texts: list[str]) -> list[int]:
     """The numbers of a flag that lists them."""
     if not texts or not all(text.strip().isdigit() and int(text) > 0 for text in texts):
-        raise common.UsageError(f"--{name} is {','.join(texts)!r}; it must be whole numbers above 0, as 8 or 1,8,32")
+        raise cli.UsageError(f"--{name} is {','.join(texts)!r}; it must be whole numbers above 0, as 8 or 1,8,32")
     return [int(text) for text in texts]
 
 
@@ -236,15 +236,15 @@ def sampling_rows(batch: int, steps: int, timed: int) -> dict[str, Any]:
         "naive": functools.partial(plain, sort=True),
         "bisection": functools.partial(plain, sort=False),
         "ours": functools.partial(decoded, sampler),
-        "approx_skip": functools.partial(decoded, dataclasses.replace(sampler, skip_layers=products.skipped(c.backbone.num_layers))),
+        "approx_skip": functools.partial(decoded, dataclasses.replace(sampler, skip_layers=decoding_flops.skipped(c.backbone.num_layers))),
         f"approx_refresh_{refresh}": functools.partial(decoded, dataclasses.replace(sampler, refresh_every=refresh)),
     }
     latent_inputs = {"student": (params, keys, controls), "prior": (params, keys, controls._replace(latent_steps=jnp.int32(prior_timed)))}
     latent_programs = {"student": compiled(sampler.student_latents, *latent_inputs["student"]), "prior": compiled(sampler.prior_latents, *latent_inputs["prior"], times=1)}
     h = jnp.ones((batch * length, c.backbone.width))
-    maps = compiled(products.linear_maps, params["decoder"]["backbone"], h, times=1)
+    maps = compiled(decoding_flops.linear_maps, params["decoder"]["backbone"], h, times=1)
     qkv = (jnp.ones((batch, length, c.backbone.heads, c.backbone.width // c.backbone.heads)),) * 3
-    attention = compiled(products.attention_products, *qkv, times=1)
+    attention = compiled(decoding_flops.attention_products, *qkv, times=1)
     decode = {case: compiled(functions[case], params, keys, prompt, z, controls) for case in functions}
     cases = [case for case in functions if decode[case].fits] if decode["ours"].fits else []
     left_out = [
@@ -284,7 +284,7 @@ def sampling_rows(batch: int, steps: int, timed: int) -> dict[str, Any]:
             "peak_memory_bytes": max(latent_programs["student"].temporaries, decode[case].temporaries), "decode_memory_bytes": decode[case].temporaries,
             "compile_seconds_cold": cold, "compile_seconds_cached": latent_programs["student"].cached + decode[case].cached,
             "tracing_seconds": latent_programs["student"].tracing + decode[case].tracing,
-            "fraction_of_matmul_rate": products.decoding_flops(case, c, vocab, batch, steps, refresh) / middle[case] / rate,
+            "fraction_of_matmul_rate": decoding_flops.decoding_flops(case, c, vocab, batch, steps, refresh) / middle[case] / rate,
             "tokens_as_first": float((np.asarray(drawn[case]) == np.asarray(drawn[cases[0]]))[free].mean()),
         })  # fmt: skip
     numbers = {"student": (_LATENT_STEPS.value, _LATENT_STEPS.value), "prior": (_PRIOR_STEPS.value, prior_timed)}
@@ -304,13 +304,14 @@ def training_suite() -> dict[str, Any]:
     import numpy as np
 
     from diladiff_jax import config as config_lib
-    from diladiff_jax.training import ahead, sharding
+    from diladiff_jax.parallel import sharding
+    from diladiff_jax.preflight import aot
     from diladiff_jax.training.optimizer import make_optimizer
     from diladiff_jax.training.state import init_state, make_train_step
 
     batch, *others = whole_numbers("batch", _BATCH.value)
     if others:
-        raise common.UsageError("--batch must be one number with --suite=training")
+        raise cli.UsageError("--batch must be one number with --suite=training")
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     stages = config_lib.STAGES
     given = settings(_SIZE.value).to_dict()
@@ -318,10 +319,10 @@ def training_suite() -> dict[str, Any]:
         given[stage]["batch"] = batch
     given["ladiff"]["self_conditioning"] = 1.0  # by batches, and a timed one should not depend on its coin
     c = config_lib.resolve(given)
-    experiment = ahead.AbstractExperiment(c, mesh)
+    experiment = aot.AbstractExperiment(c, mesh)
     rates, rows = [matmul_rate()], []
     for stage in stages:
-        objective, flops = experiment.objective(stage), ahead.train_step(experiment, stage).flops
+        objective, flops = experiment.objective(stage), aot.train_step(experiment, stage).flops
         tx, average = make_optimizer(c[stage], objective.group), c[stage].ema
         state = jax.jit(lambda key: nn.unbox(init_state(objective, tx, key, ema=average > 0)))(jax.random.key(0))  # noqa: B023
         context = jax.tree.map(lambda x: jnp.asarray(np.random.default_rng(x.size).normal(size=x.shape) * 0.1 + 1, x.dtype), experiment.context(stage))
@@ -388,13 +389,13 @@ def main(argv: list[str]) -> None:
 
     path = pathlib.Path(_OUT.value)
     if path.suffix == ".png" or path.with_suffix(".png").exists() and not path.exists():
-        raise common.UsageError(f"--out={path}: the plot beside it is {path.with_suffix('.png')}, which must be another file and nobody else's; give FILE.json")
-    common.replaceable("out", path, {"machine", "rows"}, "such result")  # before hours of measuring
+        raise cli.UsageError(f"--out={path}: the plot beside it is {path.with_suffix('.png')}, which must be another file and nobody else's; give FILE.json")
+    cli.replaceable("out", path, {"machine", "rows"}, "such result")  # before hours of measuring
     with tempfile.TemporaryDirectory() as empty:  # compiling cold means without what earlier runs stored
         jax.config.update("jax_compilation_cache_dir", empty)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         document = {"sampling": sampling_suite, "training": training_suite}[_SUITE.value]()
-    common.write_json("out", path, document)
+    cli.write_json("out", path, document)
     plot(document["rows"], path.with_suffix(".png"))
     rows = document["rows"]
     if _SUITE.value == "training":
@@ -427,7 +428,7 @@ def report(rows: list[dict[str, Any]], latents: list[dict[str, Any]], left_out: 
         print(f"latents, {row['sampler']}: {row['seconds']:.2f} s for {row['steps']} steps ({row['timed_steps']} timed)")
     by_case = {row["case"]: row for row in rows}
     ours = by_case["ours"]
-    step, together = ours["decode_seconds"] / products.busy(ours["batch"] * ours["length"], ours["decode_steps"]), ours["linear_maps_seconds"] + ours["attention_products_seconds"]
+    step, together = ours["decode_seconds"] / decoding_flops.busy(ours["batch"] * ours["length"], ours["decode_steps"]), ours["linear_maps_seconds"] + ours["attention_products_seconds"]
     plain, quick = [case for case in ("naive", "bisection") if case in by_case], [row["case"] for row in rows[rows.index(ours) :]]
     ratios = [f"{slow} over {fast} {by_case[slow]['decode_seconds'] / by_case[fast]['decode_seconds']:.2f}" for slow in plain for fast in quick]
     cold, stored, tracing = ours["compile_seconds_cold"], ours["compile_seconds_cached"], ours["tracing_seconds"]
@@ -440,4 +441,4 @@ def report(rows: list[dict[str, Any]], latents: list[dict[str, Any]], left_out: 
 
 
 if __name__ == "__main__":
-    common.run(main, __doc__)
+    cli.run(main, __doc__)

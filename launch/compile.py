@@ -26,10 +26,10 @@ _LIBTPU = os.environ.pop("TPU_LIBRARY_PATH", None)  # jax would warn of one that
 for _name in ("TPU_MIN_LOG_LEVEL", "TPU_STDERR_LOG_LEVEL", "TF_CPP_MIN_LOG_LEVEL"):
     os.environ.setdefault(_name, "3")  # it complains of the missing accelerator
 
-import common
+import cli
 from absl import flags
 
-_CONFIG = common.config_flag("Experiment file, e.g. configs/owt.py. --config.KEY=VALUE overrides a setting.")
+_CONFIG = cli.config_flag("Experiment file, e.g. configs/owt.py. --config.KEY=VALUE overrides a setting.")
 _STAGE = flags.DEFINE_string("stage", None, "Training step to compile: mdlm, autoencoder, ladiff, diladiff, mdlm_long or scorer.")
 _SAMPLER = flags.DEFINE_string("sampler", None, "Or the sampler to compile: mdlm, mdlm_long, ladiff or diladiff.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Slice, as v5e:4x4, v6e:16x16, v4:4x4x4, v5p:4x4x8 or tpu7x:2x2x1; with --scaling the generation is enough.")
@@ -42,20 +42,20 @@ KNEE = 1.1  # times the time on the first slice
 
 def main(argv: list[str]) -> None:
     from diladiff_jax import config as config_lib
-    from diladiff_jax.training import roofline
+    from diladiff_jax.preflight import roofline
 
-    if common.given(sys.argv, "config") is None:
-        raise common.UsageError("--config is missing; give an experiment file such as configs/owt.py")
-    config = common.experiment(_CONFIG)
+    if cli.given(sys.argv, "config") is None:
+        raise cli.UsageError("--config is missing; give an experiment file such as configs/owt.py")
+    config = cli.experiment(_CONFIG)
     if (_STAGE.value is None) == (_SAMPLER.value is None):
-        raise common.UsageError("give one of --stage=STAGE, whose training step is compiled, and --sampler=MODEL")
+        raise cli.UsageError("give one of --stage=STAGE, whose training step is compiled, and --sampler=MODEL")
     known = config_lib.STAGES + config_lib.BASELINES
     if _STAGE.value is not None and _STAGE.value not in known:
-        raise common.UsageError(f"--stage is {_STAGE.value!r}; it must be one of {', '.join(known)}")
+        raise cli.UsageError(f"--stage is {_STAGE.value!r}; it must be one of {', '.join(known)}")
     if _TOPOLOGY.value is None:
-        raise common.UsageError("--topology is missing; give a slice such as v5e:4x4")
+        raise cli.UsageError("--topology is missing; give a slice such as v5e:4x4")
     if _OUT.value is not None:
-        common.replaceable("out", pathlib.Path(_OUT.value), {"config", "stage"}, "such result")
+        cli.replaceable("out", pathlib.Path(_OUT.value), {"config", "stage"}, "such result")
     try:
         if _SCALING.value is None:
             slices = [roofline.parse_topology(_TOPOLOGY.value)]
@@ -63,19 +63,19 @@ def main(argv: list[str]) -> None:
             generation = _TOPOLOGY.value.partition(":")[0]
             slices = [roofline.slice_of(generation, _chips(text)) for text in _SCALING.value]
     except roofline.TopologyError as error:
-        raise common.UsageError(str(error)) from None
+        raise cli.UsageError(str(error)) from None
     find_libtpu()
 
     rows: list[dict[str, Any]] = []
     for where in slices:
-        rows.append(compiled(config, where, slices[0], stage=_STAGE.value, sampler=_SAMPLER.value, source=common.given(sys.argv, "config")))
+        rows.append(compiled(config, where, slices[0], stage=_STAGE.value, sampler=_SAMPLER.value, source=cli.given(sys.argv, "config")))
         print(table(rows[-1]) if _SCALING.value is None else scaling_line(rows[-1], rows[0], header=len(rows) == 1), flush=True)
     document: dict[str, Any] = rows[0]
     if _SCALING.value is not None:
         document = {"config": rows[0]["config"], "stage": rows[0]["stage"], "rows": rows, "knee": knee(rows)}
         print(said_of_knee(rows))
     if _OUT.value is not None:
-        common.write_json("out", pathlib.Path(_OUT.value), document)
+        cli.write_json("out", pathlib.Path(_OUT.value), document)
         print(f"written to {_OUT.value}")
     missing = [row["topology"] for row in rows if not row["fits"]]
     if missing:
@@ -89,7 +89,7 @@ def compiled(config: Any, where: Any, first: Any, *, stage: str | None, sampler:
     from jax.experimental import topologies
 
     from diladiff_jax import config as config_lib
-    from diladiff_jax.training import ahead
+    from diladiff_jax.preflight import aot
 
     try:
         options = {"chip_config_name": "megacore"} if where.generation == "v4" else {}  # one device a chip, as v5p has by itself
@@ -97,19 +97,19 @@ def compiled(config: Any, where: Any, first: Any, *, stage: str | None, sampler:
             options["chips_per_host_bounds"] = [1, 1, 1]
         devices = topologies.get_topology_desc(platform="tpu", topology_name=where.name, **options).devices
     except (RuntimeError, ValueError) as error:
-        raise common.UsageError(f"topology {where.name} is refused by the TPU compiler: {str(error).strip().splitlines()[0]}") from None
+        raise cli.UsageError(f"topology {where.name} is refused by the TPU compiler: {str(error).strip().splitlines()[0]}") from None
     if len(devices) != where.chips * where.chip.devices:
-        raise common.UsageError(f"topology {where.name} has {len(devices)} devices, where {where.chips * where.chip.devices} were expected; another libtpu may know it better")
+        raise cli.UsageError(f"topology {where.name} has {len(devices)} devices, where {where.chips * where.chip.devices} were expected; another libtpu may know it better")
     block = stage or "sampling"
     batch = config[block].batch * where.chips // first.chips
     config = config_lib.resolve(config.to_dict() | {block: config[block].to_dict() | {"batch": batch}})
-    mesh = ahead.device_mesh(config, devices)
-    experiment = ahead.AbstractExperiment(config, mesh)
-    program = ahead.train_step(experiment, stage) if stage else ahead.sampler(experiment, sampler)
+    mesh = aot.device_mesh(config, devices)
+    experiment = aot.AbstractExperiment(config, mesh)
+    program = aot.train_step(experiment, stage) if stage else aot.sampler(experiment, sampler)
     try:
-        found = ahead.measure(program, where, mesh)
-    except ahead.CompileError as error:
-        raise common.UsageError(f"{where.name}: the TPU compiler refuses this program: {error}") from None
+        found = aot.measure(program, where, mesh)
+    except aot.CompileError as error:
+        raise cli.UsageError(f"{where.name}: the TPU compiler refuses this program: {error}") from None
     jax.clear_caches()  # each slice's program is compiled once; they are large
     return {
         "config": source, "stage": stage or f"{sampler} sampler", "topology": where.name, "devices": len(devices),
@@ -125,16 +125,16 @@ def find_libtpu() -> None:
     """
     if _LIBTPU:
         if not os.path.isfile(_LIBTPU):
-            raise common.UsageError(f"TPU_LIBRARY_PATH is {_LIBTPU}, which is no file; it must be a libtpu.so")
+            raise cli.UsageError(f"TPU_LIBRARY_PATH is {_LIBTPU}, which is no file; it must be a libtpu.so")
         os.environ["TPU_LIBRARY_PATH"] = _LIBTPU
         return
     package = importlib.util.find_spec("libtpu")
     folders = [pathlib.Path(place) for place in (package.submodule_search_locations or [])] if package else []
-    for folder in [*folders, common.ROOT / ".venv" / "libtpu" / "libtpu"]:
+    for folder in [*folders, cli.ROOT / ".venv" / "libtpu" / "libtpu"]:
         if (folder / "libtpu.so").is_file():
             os.environ["TPU_LIBRARY_PATH"] = str(folder / "libtpu.so")
             return
-    raise common.UsageError("libtpu, the TPU compiler, is not here; `source launch/environment.sh; setup_libtpu` puts it in .venv/libtpu, or set TPU_LIBRARY_PATH")
+    raise cli.UsageError("libtpu, the TPU compiler, is not here; `source launch/environment.sh; setup_libtpu` puts it in .venv/libtpu, or set TPU_LIBRARY_PATH")
 
 
 def table(row: dict[str, Any]) -> str:
@@ -191,7 +191,7 @@ def said_of_knee(rows: list[dict[str, Any]]) -> str:
 
 def _chips(text: str) -> int:
     if not text.strip().isdigit():
-        raise common.UsageError(f"--scaling holds {text!r}; it must be numbers of chips such as 16,64,256")
+        raise cli.UsageError(f"--scaling holds {text!r}; it must be numbers of chips such as 16,64,256")
     return int(text)
 
 
@@ -208,4 +208,4 @@ def _seconds(value: float) -> str:
 
 
 if __name__ == "__main__":
-    common.run(main, __doc__)
+    cli.run(main, __doc__)

@@ -8,10 +8,10 @@ Every file's size and SHA-256 are in bundle.json, and held against it when the b
 `launch/train.py --init_from=B` trains on from it.
 """
 
-import common
+import cli
 from absl import flags
 
-_CONFIG = common.experiment_flags()
+_CONFIG = cli.experiment_flags()
 _OUT = flags.DEFINE_string("out", None, "Folder to make; it must not exist.")
 _MODEL = flags.DEFINE_string("model", None, "diladiff, ladiff, mdlm or mdlm_long: only the stages that it samples and encodes with; default all that are trained.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of matrices; gains, biases and statistics stay in float32.")
@@ -23,14 +23,15 @@ def main(argv: list[str]) -> None:
     import diladiff_jax as dl
     from diladiff_jax.model import NEEDED
     from diladiff_jax.objectives.build import features_source
-    from diladiff_jax.training import bundles, sharding
+    from diladiff_jax.parallel import sharding
+    from diladiff_jax.storage import bundles
 
     if not _OUT.value:
-        raise common.UsageError("--out is missing; give the bundle's folder, --out=DIR")
+        raise cli.UsageError("--out is missing; give the bundle's folder, --out=DIR")
     if _MODEL.value is not None and _MODEL.value not in NEEDED:
-        raise common.UsageError(f"--model is {_MODEL.value!r}; it must be one of {', '.join(NEEDED)}")
+        raise cli.UsageError(f"--model is {_MODEL.value!r}; it must be one of {', '.join(NEEDED)}")
     mesh = sharding.make_mesh({"data": 1, "fsdp": -1, "tensor": 1})  # parameters cut over all devices at hand
-    experiment = dl.load(flags.FLAGS.workdir, config=common.experiment(_CONFIG), mesh=mesh).experiment
+    experiment = dl.load(flags.FLAGS.workdir, config=cli.experiment(_CONFIG), mesh=mesh).experiment
     stages = None
     if _MODEL.value is not None:
         stages = NEEDED[_MODEL.value]
@@ -42,4 +43,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    common.run(main, __doc__)
+    cli.run(main, __doc__)

@@ -9,21 +9,21 @@ What is there already is left as it is.
 
 import pathlib
 
-import common
+import cli
 from absl import flags
 
-_CONFIG = common.experiment_flags()
+_CONFIG = cli.experiment_flags()
 
 
 def main(argv: list[str]) -> None:
-    from diladiff_jax import config_file, pretrained
+    from diladiff_jax.storage import config_file, pretrained
     from diladiff_jax.data.prepare import prepare
-    from diladiff_jax.training.loop import alone
+    from diladiff_jax.training.loop import workdir_lock
 
-    config, workdir = common.experiment(_CONFIG), pathlib.Path(flags.FLAGS.workdir)
+    config, workdir = cli.experiment(_CONFIG), pathlib.Path(flags.FLAGS.workdir)
     config_file.require_own(config, workdir)
-    common.writable_folder("workdir", str(workdir))
-    with alone(workdir) as locked:
+    cli.writable_folder("workdir", str(workdir))
+    with workdir_lock(workdir) as locked:
         config_file.save(config, workdir, first=True)
         prepared = prepare(config.data, config.tokenizer, workdir, alone=locked)
         if config.features.source == "bert":
@@ -35,4 +35,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    common.run(main, __doc__)
+    cli.run(main, __doc__)

@@ -19,10 +19,10 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
-import common
+import cli
 from absl import flags
 
-_CONFIG = common.experiment_flags()
+_CONFIG = cli.experiment_flags()
 _MODEL = flags.DEFINE_string("model", None, "diladiff, ladiff, mdlm or mdlm_long; default the best one trained.")
 _NUM = flags.DEFINE_integer("num", 8, "How many.", lower_bound=1)
 _START = flags.DEFINE_integer("start", 0, "Index of the first one.", lower_bound=0)
@@ -42,14 +42,14 @@ def main(argv: list[str]) -> None:
     from diladiff_jax import config as config_lib
     from diladiff_jax.data.tokenizers import printable
     from diladiff_jax.sampling.pipeline import MODELS
-    from diladiff_jax.training import bundles
+    from diladiff_jax.storage import bundles
 
-    model = dl.load(flags.FLAGS.workdir, config=common.experiment(_CONFIG))
+    model = dl.load(flags.FLAGS.workdir, config=cli.experiment(_CONFIG))
     name = _MODEL.value or (model.models[-1] if model.models else None)
     if name is not None and name not in MODELS:
-        raise common.UsageError(f"--model is {name!r}; it must be one of {', '.join(MODELS)}")
+        raise cli.UsageError(f"--model is {name!r}; it must be one of {', '.join(MODELS)}")
     if name in ("mdlm", "mdlm_long") and _LATENT_STEPS.value is not None:
-        raise common.UsageError(f"--latent_steps is {_LATENT_STEPS.value}, and --model={name} has no latent; leave it away")
+        raise cli.UsageError(f"--latent_steps is {_LATENT_STEPS.value}, and --model={name} has no latent; leave it away")
     given = dict(latent_steps=_LATENT_STEPS.value, decode_steps=_DECODE_STEPS.value, temperature=_TEMPERATURE.value, top_p=_TOP_P.value)
 
     def batches(done: int) -> Iterator[Any]:
@@ -64,15 +64,15 @@ def main(argv: list[str]) -> None:
         path = pathlib.Path(_OUT.value)
         used = {"seed": _SEED.value, "model": name, **_used(model, name, given)}
         if bundles.is_bundle(path.absolute().parent):
-            raise common.UsageError(f"--out={path} is in a bundle, which stays as it is; give a file in another folder")
-        common.replaceable("out", path, {"index", "text", "tokens"}, "samples", lines=True)
+            raise cli.UsageError(f"--out={path} is in a bundle, which stays as it is; give a file in another folder")
+        cli.replaceable("out", path, {"index", "text", "tokens"}, "samples", lines=True)
         # What else decides the samples: records of anything else are not gone on from.
         origin = {"workdir": str(pathlib.Path(flags.FLAGS.workdir).absolute()), "start": _START.value, "prompt": _PROMPT.value, "score": _SCORE.value}
         origin |= {"trained_steps": {stage: model.trained_steps(stage) for stage in config_lib.STAGES + config_lib.BASELINES}, "sampling": model.config.sampling.to_dict() | {"batch": None}}
         origin = json.loads(json.dumps(origin))  # as it will be read back: a sequence as a list
         _write(path, batches, used, used | origin)
     except ValueError as error:
-        raise common.UsageError(str(error)) from None
+        raise cli.UsageError(str(error)) from None
     print(f"{_NUM.value} samples of {name}: {_OUT.value}")
 
 
@@ -114,7 +114,7 @@ def _write(path: pathlib.Path, batches: Callable[[int], Iterator[Any]], used: di
             partial.replace(path)  # while it is held
             about.unlink(missing_ok=True)
     except OSError as error:
-        raise common.UsageError(f"--out={path} cannot be written ({error.strerror}); give a file in a folder that can be") from None
+        raise cli.UsageError(f"--out={path} cannot be written ({error.strerror}); give a file in a folder that can be") from None
 
 
 def _lock(out: BinaryIO, partial: pathlib.Path) -> None:
@@ -127,9 +127,9 @@ def _lock(out: BinaryIO, partial: pathlib.Path) -> None:
         try:
             fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise common.UsageError(f"another sample.py writes to {partial}; wait for it or end it, or give another --out") from None
+            raise cli.UsageError(f"another sample.py writes to {partial}; wait for it or end it, or give another --out") from None
     if not partial.exists() or os.fstat(out.fileno()).st_ino != partial.stat().st_ino:
-        raise common.UsageError(f"another sample.py has just finished {partial.with_suffix('')}; give another --out, or the same command again")
+        raise cli.UsageError(f"another sample.py has just finished {partial.with_suffix('')}; give another --out, or the same command again")
 
 
 def _left(partial: pathlib.Path, about: pathlib.Path, origin: dict[str, Any]) -> tuple[int, int]:
@@ -144,11 +144,11 @@ def _left(partial: pathlib.Path, about: pathlib.Path, origin: dict[str, Any]) ->
         others = json.loads(about.read_text())
         if others != origin:
             key = next((key for key in origin if others.get(key) != origin[key]), "settings")
-            raise common.UsageError(f"{partial} has samples of another command (its {key} is {str(others.get(key))[:100]}); let that one go on, or remove the file")
+            raise cli.UsageError(f"{partial} has samples of another command (its {key} is {str(others.get(key))[:100]}); let that one go on, or remove the file")
     except (OSError, ValueError, RecursionError, AttributeError) as error:
-        if isinstance(error, common.UsageError):
+        if isinstance(error, cli.UsageError):
             raise
-        raise common.UsageError(f"{partial} is there, and {about.name} beside it does not say what it is; remove it, or give another --out") from None
+        raise cli.UsageError(f"{partial} is there, and {about.name} beside it does not say what it is; remove it, or give another --out") from None
     count = size = 0
     with partial.open("rb") as lines:
         for line in lines:  # in bytes, a line ends at a newline and nowhere else
@@ -163,4 +163,4 @@ def _left(partial: pathlib.Path, about: pathlib.Path, origin: dict[str, Any]) ->
 
 
 if __name__ == "__main__":
-    common.run(main, __doc__)
+    cli.run(main, __doc__)

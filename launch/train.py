@@ -15,13 +15,13 @@ import signal
 import threading
 from types import FrameType
 
-import common
+import cli
 from absl import flags
 
-_CONFIG = common.experiment_flags()
+_CONFIG = cli.experiment_flags()
 _STAGE = flags.DEFINE_string("stage", "all", "mdlm, autoencoder, ladiff, diladiff, mdlm_long, scorer, or all.")
 _INIT_FROM = flags.DEFINE_string("init_from", None, "Workdir or bundle whose earlier stages this one starts from, where its own lacks them.")
-common.distributed_flags()
+cli.distributed_flags()
 _STOP_AT = flags.DEFINE_integer("stop_at", None, "End after this many steps of a stage, with a checkpoint.", lower_bound=1)
 
 
@@ -36,7 +36,7 @@ def _answer_before_training() -> None:
         while told := os.read(heard, 64):
             if signal.SIGTERM in told and signal.getsignal(signal.SIGTERM) is passed:
                 os.write(2, b"stopped by SIGTERM before training; the same command goes on\n")
-                os._exit(common.PREEMPTED)  # what is half made lies aside
+                os._exit(cli.PREEMPTED)  # what is half made lies aside
 
     heard, told = os.pipe()
     os.set_blocking(told, False)
@@ -50,11 +50,11 @@ def main(argv: list[str]) -> None:
     from diladiff_jax.training.loop import train
 
     _answer_before_training()
-    common.join_processes()
-    config = common.experiment(_CONFIG)
+    cli.join_processes()
+    config = cli.experiment(_CONFIG)
     known = config_lib.STAGES + config_lib.BASELINES
     if _STAGE.value != "all" and _STAGE.value not in known:
-        raise common.UsageError(f"--stage is {_STAGE.value!r}; it must be one of {', '.join(known)}, all")
+        raise cli.UsageError(f"--stage is {_STAGE.value!r}; it must be one of {', '.join(known)}, all")
     stages = config_lib.stages_of(config) if _STAGE.value == "all" else (_STAGE.value,)
     train(config, flags.FLAGS.workdir, stages, init_from=_INIT_FROM.value, stop_at=_STOP_AT.value)
     # All is saved: a SIGTERM that comes while the interpreter takes itself down has nothing left to stop, and must not look like a failure.
@@ -63,4 +63,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    common.run(main, __doc__)
+    cli.run(main, __doc__)

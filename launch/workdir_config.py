@@ -4,6 +4,6 @@ from ml_collections import ConfigDict
 
 
 def get_config(workdir: str) -> ConfigDict:
-    from diladiff_jax import config_file
+    from diladiff_jax.storage import config_file
 
     return config_file.load(workdir)

@@ -1,6 +1,6 @@
 """The smallest experiment that runs every stage: a few steps each, on a few stories."""
 
-from diladiff_jax.config import STAGES, BASELINES, resolve
+from diladiff_jax.config import BASELINES, STAGES, resolve
 
 
 def micro_config(**changes):

@@ -7,7 +7,7 @@ import pathlib
 import pytest
 from micro import micro_config
 
-from diladiff_jax import config_file
+from diladiff_jax.storage import config_file
 from diladiff_jax.config import ConfigError, resolve
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))

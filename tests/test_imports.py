@@ -11,20 +11,21 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = "diladiff_jax"
 
-# Training may also read the networks and the mathematics that its objectives are made of.
 ALLOWED = {
     "files": set(),
     "nn": set(),
     "diffusion": set(),
     "data": {"files"},
-    "config": set(),
-    "config_file": {"config", "files"},
-    "pretrained": {"nn", "files"},
     "objectives": {"nn", "diffusion"},
     "sampling": {"nn", "diffusion"},
-    "training": {"files", "objectives", "sampling", "data", "config", "config_file", "nn", "diffusion", "pretrained"},
-    "evaluation": {"objectives", "sampling", "nn", "diffusion", "data", "config", "pretrained"},
-    "model": {"nn", "diffusion", "data", "config", "config_file", "objectives", "sampling", "training", "evaluation", "pretrained"},
+    "config": set(),
+    "storage": {"config", "data", "files", "nn", "experiment", "parallel", "training"},
+    "parallel": {"nn"},
+    "experiment": {"config", "data", "files", "diffusion", "nn", "objectives", "sampling", "storage", "parallel"},
+    "model": {"config", "data", "nn", "objectives", "sampling", "storage", "parallel", "experiment", "evaluation"},
+    "training": {"files", "objectives", "sampling", "data", "config", "nn", "diffusion", "storage", "parallel", "experiment", "preflight"},
+    "evaluation": {"objectives", "sampling", "nn", "diffusion", "data", "config", "storage", "model"},
+    "preflight": {"config", "files", "nn", "sampling", "storage", "parallel", "experiment", "training"},
 }
 LIBRARY = sorted((ROOT / PACKAGE).rglob("*.py"))
 

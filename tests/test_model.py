@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import diladiff_jax as dl
-from diladiff_jax.training import sharding
+from diladiff_jax.parallel import sharding
 
 ROOT = pathlib.Path(__file__).parents[1]
 

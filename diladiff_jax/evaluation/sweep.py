@@ -12,9 +12,9 @@ import numpy as np
 
 from diladiff_jax.data.prepare import Prepared
 from diladiff_jax.data.tokenizers import Tokenizer
-from diladiff_jax.evaluation import likelihood, text
-from diladiff_jax.evaluation.intervals import Estimate
-from diladiff_jax.evaluation.scorer import Scorer
+from diladiff_jax.evaluation.measures import likelihood, text
+from diladiff_jax.evaluation.measures.intervals import Estimate
+from diladiff_jax.evaluation.measures.scorer import Scorer
 
 Row = dict[str, Any]
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from diladiff_jax.nn.attention import attend
-from diladiff_jax.nn.layers import MLP, Heads, Linear, Norm, Positions, zeros
+from diladiff_jax.nn.layers import Heads, Linear, MLP, Norm, Positions, zeros
 from diladiff_jax.nn.transformer import Cache, TokenDenoiser
 
 Array = jax.Array

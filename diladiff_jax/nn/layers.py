@@ -2,7 +2,7 @@
 
 Shape letters: B batch, L tokens, N latents, D width, H heads, K head width. Every parameter is kept in
 float32 and carries logical axis names ("embed", "heads", "mlp", "vocab", "latent", or None); which mesh
-axis each of them lies on is decided elsewhere (`diladiff_jax.training.sharding`). `dtype` is the compute type.
+axis each of them lies on is decided elsewhere (`diladiff_jax.parallel.sharding`). `dtype` is the compute type.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from diladiff_jax.nn.attention import attend
-from diladiff_jax.nn.placement import spread
+from diladiff_jax.nn.placement import constrain_sharding
 
 Array = jax.Array
 Initializer = Callable[..., Any]
@@ -103,7 +103,7 @@ class Heads(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         y = Linear(self.width, ("embed", "heads"), use_bias=self.use_bias, dtype=self.dtype, name="linear")(x)
-        y = spread(y.reshape(*y.shape[:-1], self.heads, self.width // self.heads), "batch", None, "heads", None)
+        y = constrain_sharding(y.reshape(*y.shape[:-1], self.heads, self.width // self.heads), "batch", None, "heads", None)
         return Norm(dtype=self.dtype, name="norm")(y) if self.normalize else y
 
 
@@ -162,7 +162,7 @@ class MLP(nn.Module):
         else:
             up = Linear(hidden, ("embed", "mlp"), dtype=self.dtype, name="up")(x)
             h = nn.gelu(up, approximate=True)
-        h = spread(nn.Dropout(self.dropout)(h, deterministic=deterministic), "batch", None, "mlp")
+        h = constrain_sharding(nn.Dropout(self.dropout)(h, deterministic=deterministic), "batch", None, "mlp")
         return Linear(self.width, ("mlp", "embed"), use_bias=self.kind != "swiglu", dtype=self.dtype, name="down")(h)
 
 

@@ -1,6 +1,6 @@
 """Where activations lie: by logical names, under the rules and the mesh of whoever runs the network.
 
-Networks know no mesh. `diladiff_jax.training.sharding.on_mesh` puts a mesh and its table of rules in force; outside of
+Networks know no mesh. `diladiff_jax.parallel.sharding.on_mesh` puts a mesh and its table of rules in force; outside of
 it, all this does nothing.
 """
 
@@ -41,7 +41,7 @@ def placement(shape: tuple[int, ...], names: tuple[str | None, ...]) -> tuple[Ab
     return mesh, partition(shape, names, rules, mesh.shape)
 
 
-def spread(x: Array, *names: str | None) -> Array:
+def constrain_sharding(x: Array, *names: str | None) -> Array:
     """Holds the activation `x` to the layout of its axes' logical names ("batch", "heads", "mlp", "vocab" or None)."""
     found = placement(x.shape, names)
     return x if found is None else jax.lax.with_sharding_constraint(x, found[1])

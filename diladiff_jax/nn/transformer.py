@@ -12,8 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diladiff_jax.nn.layers import MLP, Linear, Norm, Positions, SelfAttention, TimeEmbedding, default_init, zeros
-from diladiff_jax.nn.placement import spread
+from diladiff_jax.nn.layers import Linear, MLP, Norm, Positions, SelfAttention, TimeEmbedding, default_init, zeros
+from diladiff_jax.nn.placement import constrain_sharding
 from diladiff_jax.nn.stack import as_used, run_layers
 
 Array = jax.Array
@@ -65,7 +65,7 @@ class Block(nn.Module):
         self.sow("intermediates", "attention_update", x)  # for analyses; nothing is kept unless asked for
         h = h + x
         x = self.feed_forward(self.mlp_norm(h) * (1 + scale_m) + shift_m)
-        return spread(h + gate_m * self.drop(x, deterministic=deterministic), "batch", None, None)
+        return constrain_sharding(h + gate_m * self.drop(x, deterministic=deterministic), "batch", None, None)
 
     def __call__(self, h: Array, condition: Array | None = None, *, deterministic: bool = True) -> Array:
         return self.at(h, self.keys_values(h, condition), None, condition, deterministic=deterministic)
@@ -124,7 +124,7 @@ class TokenDenoiser(nn.Module):
     def embed(self, tokens: Array, positions: Array | None = None) -> Array:
         """`[B, L]` -> `[B, L, D]`, positions added where they are learned: `positions [B, L]`, or 0 to L - 1."""
         h = jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
-        return spread(self.position(h, positions) if self.positions == "learned" else h, "batch", None, None)
+        return constrain_sharding(self.position(h, positions) if self.positions == "learned" else h, "batch", None, None)
 
     def _condition(self) -> Array | None:
         # The public checkpoints were trained with the time input held at zero.
@@ -196,7 +196,7 @@ class TokenDenoiser(nn.Module):
             logits = jnp.einsum("...d,vd->...v", h, self.embedding.astype(h.dtype), preferred_element_type=jnp.float32)
         else:
             logits = self.head(h)
-        return spread(logits, "batch", *[None] * (h.ndim - 2), "vocab")
+        return constrain_sharding(logits, "batch", *[None] * (h.ndim - 2), "vocab")
 
     def before_last(self, tokens: Array, *, skip: tuple[int, ...] = ()) -> Array:
         """`[B, L]` -> what enters the last block, `[B, L, D]`, made without the blocks in `skip`."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from diladiff_jax.diffusion import masking
 from diladiff_jax.nn.autoencoder import LatentConditionedDecoder, LatentEncoder
-from diladiff_jax.objectives.base import WHOLE, Context, Metrics, Params, Part
+from diladiff_jax.objectives.base import Context, Metrics, Params, Part, WHOLE
 from diladiff_jax.objectives.encoding import FeatureExtractor
 from diladiff_jax.objectives.mdlm import masked_loss
 from diladiff_jax.objectives.statistics import Moments

@@ -12,7 +12,7 @@ import numpy as np
 
 from diladiff_jax.diffusion.masking import token_nll_by_position
 from diladiff_jax.nn.transformer import TokenDenoiser
-from diladiff_jax.objectives.base import WHOLE, Context, Metrics, Params, Part
+from diladiff_jax.objectives.base import Context, Metrics, Params, Part, WHOLE
 
 Array = jax.Array
 

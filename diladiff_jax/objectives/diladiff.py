@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from diladiff_jax.diffusion import gaussian, meanflow
 from diladiff_jax.nn.latent_denoiser import LatentDenoiser
-from diladiff_jax.objectives.base import WHOLE, Context, Metrics, Params, Part
+from diladiff_jax.objectives.base import Context, Metrics, Params, Part, WHOLE
 from diladiff_jax.objectives.encoding import TextEncoder
 from diladiff_jax.objectives.ladiff import init_latent_denoiser
 

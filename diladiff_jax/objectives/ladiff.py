@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from diladiff_jax.diffusion import gaussian
 from diladiff_jax.nn.latent_denoiser import LatentDenoiser
-from diladiff_jax.objectives.base import WHOLE, Context, Metrics, Params, Part
+from diladiff_jax.objectives.base import Context, Metrics, Params, Part, WHOLE
 from diladiff_jax.objectives.encoding import TextEncoder
 
 Array = jax.Array
@@ -32,7 +32,7 @@ class LaDiff:
     self_conditioning: float = 0.5  # share of the batches
 
     @property
-    def dear(self) -> float:
+    def expensive_branch_probability(self) -> float:
         """The share of the updates that take the dearest branch; see `training.flops.model_flops`."""
         return self.self_conditioning
 

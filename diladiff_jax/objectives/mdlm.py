@@ -12,7 +12,7 @@ import numpy as np
 
 from diladiff_jax.diffusion import masking
 from diladiff_jax.nn.transformer import TokenDenoiser
-from diladiff_jax.objectives.base import WHOLE, Context, Metrics, Params, Part
+from diladiff_jax.objectives.base import Context, Metrics, Params, Part, WHOLE
 
 Array = jax.Array
 

@@ -143,7 +143,7 @@ class Sampler:
             context_of, logits_at, kept = cache_of, logits_from, {"renew": renew, "every": self.refresh_every}
         form = {
             "random": functools.partial(tokens.ancestral, **kept),
-            "count": functools.partial(tokens.ancestral, evenly=True, **kept),
+            "count": functools.partial(tokens.ancestral, equal_counts=True, **kept),
             "confidence": tokens.by_confidence,
             "threshold": functools.partial(tokens.by_confidence, threshold=controls.threshold),
         }[self.order]

@@ -93,7 +93,7 @@ def ancestral(
     *,
     temperature: Array | float = 1.0,
     top_p: Array | float = 0.9,
-    evenly: bool = False,
+    equal_counts: bool = False,
     renew: Callable[[Any, Array, Array], Any] | None = None,
     every: int = 1,
     rows: int = 256,
@@ -113,7 +113,7 @@ def ancestral(
       context_of: (tokens `[B, L]`, the step) -> what `logits_at` reads, made once in every step.
       logits_at: (context, positions `[B, K]`) -> logits `[B, K, V]`.
       keys: `[B]`, one per sample.
-      evenly: the order of positions is random as before, but every step unmasks the same number of them (one more or less).
+      equal_counts: the order of positions is random as before, but every step unmasks the same number of them (one more or less).
       renew: (context, tokens `[B, K]`, their positions `[B, K]`) -> context in which these alone are made anew; positions of L and
         above are nothing. With it `context_of` is called only in the first step of each `every`; between, what the step before
         unmasked is renewed. No longer the model's law, but close to it, for little of the work.
@@ -126,7 +126,7 @@ def ancestral(
     when_key, what_key = jax.vmap(lambda key: jax.random.split(key))(keys).T
     masked = tokens == mask_id
     place = uniform_per_sample(when_key, (length,))
-    if evenly:
+    if equal_counts:
         rank = jnp.argsort(jnp.argsort(jnp.where(masked, place, 2.0), axis=1), axis=1)
         when = rank * steps // jnp.maximum(masked.sum(axis=1, keepdims=True), 1)
     else:

@@ -18,11 +18,11 @@ from jax.extend import core
 _SPLASH = "splash_m"  # how the names of Pallas splash attention's kernels begin
 
 
-def model_flops(loss: Callable[..., Any], params: Any, *others: Any, dear: float = 1.0) -> float:
+def model_flops(loss: Callable[..., Any], params: Any, *others: Any, expensive_branch_probability: float = 1.0) -> float:
     """FLOPs of the value and gradient in `params` of `loss(params, *others)`, whose first result is the loss and the rest metrics.
 
     Arguments are arrays or their shapes. A multiplication and an addition are two FLOPs. Of conditionals the dearest branch counts, or the
-    mean where it is taken with probability `dear` and the cheapest one otherwise.
+    mean where it is taken with probability `expensive_branch_probability` and the cheapest one otherwise.
 
     Raises:
       ValueError: a loop whose number of trips depends on its data has matrix products inside.
@@ -32,7 +32,7 @@ def model_flops(loss: Callable[..., Any], params: Any, *others: Any, dear: float
     active = [True] * trained + [False] * (len(traced.jaxpr.invars) - trained)
     needed = [True] + [False] * (len(traced.jaxpr.outvars) - 1)
     dearest = _analyse(traced.jaxpr, active, needed, max).flops
-    return dearest if dear == 1 else dear * dearest + (1 - dear) * _analyse(traced.jaxpr, active, needed, min).flops
+    return dearest if expensive_branch_probability == 1 else expensive_branch_probability * dearest + (1 - expensive_branch_probability) * _analyse(traced.jaxpr, active, needed, min).flops
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,23 +17,23 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diladiff_jax import config as config_lib
-from diladiff_jax import config_file, pretrained
+from diladiff_jax.storage import config_file, pretrained
 from diladiff_jax.data.pipeline import Batches
 from diladiff_jax.data.prepare import Prepared, load_prepared, prepare
 from diladiff_jax.data.tokenizers import printable
 from diladiff_jax.objectives.base import Context, Objective
 from diladiff_jax.objectives.diladiff import student_from_teacher
-from diladiff_jax.training import sharding
-from diladiff_jax.training.checkpoints import Checkpoints, require_whole, set_damaged_aside
-from diladiff_jax.training.distributed import Preempted, StopSignal, by_the_first
-from diladiff_jax.training.experiment import Experiment, check_source, last_checkpoint, not_trained, remember_source, require_source, trained_steps
+from diladiff_jax.parallel import sharding
+from diladiff_jax.storage.checkpoints import Checkpoints, require_intact, quarantine_corrupt
+from diladiff_jax.parallel.processes import Preempted, StopSignal, run_on_process_zero
+from diladiff_jax.experiment import Experiment, check_source, last_checkpoint, not_trained, remember_source, require_source, trained_steps
 from diladiff_jax.training.flops import model_flops
 from diladiff_jax.training.metrics import MetricsWriter, Progress
 from diladiff_jax.training.optimizer import make_optimizer
 from diladiff_jax.training.preview import make_preview
 from diladiff_jax.training.state import TrainState, compile_steps, init_state, is_finite, state_shardings
 from diladiff_jax.training.throughput import Throughput, local_peak
-from diladiff_jax.training.watch import TrainingError, Watch
+from diladiff_jax.training.anomalies import TrainingError, Watch
 
 Array = jax.Array
 
@@ -68,9 +68,9 @@ def train(
         config_file.require_own(config, workdir)
         there, locked = pathlib.Path(workdir).is_dir(), False
         if there:
-            locked = held.enter_context(alone(pathlib.Path(workdir)))
+            locked = held.enter_context(workdir_lock(pathlib.Path(workdir)))
         for stage in stages:
-            set_damaged_aside(pathlib.Path(workdir) / stage / "checkpoints", lambda text: print(text, flush=True))
+            quarantine_corrupt(pathlib.Path(workdir) / stage / "checkpoints", lambda text: print(text, flush=True))
         if init_from is not None:
             check_source(workdir, init_from)
         # Of several stages those that the source has are passed over; one alone is trained here.
@@ -86,7 +86,7 @@ def train(
             raise not_trained(workdir, first)
         config_file.save(config, workdir, first=True)
         if not there:
-            locked = held.enter_context(alone(pathlib.Path(workdir)))
+            locked = held.enter_context(workdir_lock(pathlib.Path(workdir)))
         if init_from is not None:
             remember_source(workdir, init_from)
         if jax.process_count() > 1:  # alone, a process looks when it restores; one of several that stopped there would leave the others waiting
@@ -97,13 +97,13 @@ def train(
                 folder = last_checkpoint(workdir, stage)
                 # Its own have been looked at; a bundle's are when they are read.
                 if folder.is_dir() and (stage not in stages or folder.parents[2] != pathlib.Path(workdir)):
-                    require_whole(folder, ("params", "ema", "statistics"))
+                    require_intact(folder, ("params", "ema", "statistics"))
         if config.features.source == "bert":
             pretrained.adopt(config.features.path, pathlib.Path(workdir) / "features")
         prepare(config.data, config.tokenizer, workdir, alone=locked)
 
     with contextlib.ExitStack() as held:
-        by_the_first("prepare", prepare_all)
+        run_on_process_zero("prepare", prepare_all)
         prepared = load_prepared(config.data, workdir)
         experiment = Experiment(config, workdir, prepared.tokenizer, mesh)
         with StopSignal() as stop_signal:
@@ -131,7 +131,7 @@ def train(
 
 
 @contextlib.contextmanager
-def alone(workdir: pathlib.Path) -> Iterator[bool]:
+def workdir_lock(workdir: pathlib.Path) -> Iterator[bool]:
     """Holds the workdir's lock, which ends with the process, however that ends; gives False on file systems without locks, which go without.
 
     Raises:
@@ -184,7 +184,7 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, stop_sig
     batches = Batches(rows, settings.batch, config.seed + _stage_number(stage), sharding.local_places(mesh, settings.batch))
     checkpoints, skipped = Checkpoints(experiment.own_directory(stage), keep=config.logging.keep_checkpoints), 0
     if checkpoints.latest_step() is not None:
-        state, position = checkpoints.restore(abstract, shardings, verify=False)  # `set_damaged_aside` has looked
+        state, position = checkpoints.restore(abstract, shardings, verify=False)  # `quarantine_corrupt` has looked
         batches.set_state(position)
         skipped = position.get("skipped", 0)
     else:
@@ -210,7 +210,7 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, stop_sig
     watch = Watch(stage, experiment.workdir / stage / "skipped", config.logging.max_skips, progress.say, skipped=skipped)
     sound = jax.jit(is_finite, out_shardings=sharding.replicated(mesh))
     throughput = _throughput(objective, settings, context, abstract, prepared.length, mesh)
-    whole = sharding.whole_parameters(abstract.params, shardings.params, mesh)
+    whole = sharding.replicated_parameters(abstract.params, shardings.params, mesh)
     if whole:
         progress.say(f"{stage}: on every device whole, though fsdp x tensor could cut them: " + ", ".join(f"{name} ({size / 2**20:.0f} MiB)" for name, size in whole))
 
@@ -313,9 +313,9 @@ def _throughput(objective: Objective, settings: ConfigDict, context: Context, ab
     flops, peak = None, local_peak()
     if peak:
         context = context.replace(statistics=abstract.statistics or context.statistics)
-        dear = getattr(objective, "dear", 1.0)
+        expensive_branch_probability = getattr(objective, "expensive_branch_probability", 1.0)
         tokens, key = jax.ShapeDtypeStruct((settings.batch, length), jnp.int32), jax.eval_shape(lambda: jax.random.key(0))
-        flops = model_flops(lambda *args: objective.loss(*args, jnp.zeros((), jnp.int32)), abstract.params, context, tokens, key, dear=dear)
+        flops = model_flops(lambda *args: objective.loss(*args, jnp.zeros((), jnp.int32)), abstract.params, context, tokens, key, expensive_branch_probability=expensive_branch_probability)
     return Throughput(settings.batch * length, mesh.size, flops, peak)
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from diladiff_jax.data.prepare import Prepared
 from diladiff_jax.objectives.build import text_encoder
 from diladiff_jax.sampling.pipeline import Controls, Sample
-from diladiff_jax.training import sharding
-from diladiff_jax.training.experiment import Experiment
+from diladiff_jax.parallel import sharding
+from diladiff_jax.experiment import Experiment
 from diladiff_jax.training.state import TrainState
 
 Array = jax.Array

@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh
 
 from diladiff_jax.objectives.base import Context, Metrics, Objective, Part
-from diladiff_jax.training import sharding
+from diladiff_jax.parallel import sharding
 from diladiff_jax.training.optimizer import path_names
 
 Array = jax.Array

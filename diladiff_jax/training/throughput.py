@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import jax
 
-from diladiff_jax.training.roofline import CHIPS
+from diladiff_jax.preflight.roofline import CHIPS
 
 # JAX's name of a device -> published dense bfloat16 FLOP/s of it, as the makers' documentation has them.
 PEAKS: dict[str, float] = {

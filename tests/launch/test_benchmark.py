@@ -15,7 +15,7 @@ from diladiff_jax.training.flops import model_flops
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "launch"))
-import products
+import decoding_flops
 
 
 def test_sampling_rows_name_their_case_and_its_cost(tmp_path):
@@ -64,7 +64,7 @@ def test_decoding_products_are_those_of_the_networks(networks, network_settings,
     h = shapes("before_last", x, memory)
     kept = shapes("last_keys_values", h)
     finishing = count("last_keys_values", h) + count("finish_at", h, kept, some) + count("project", shapes("finish_at", h, kept, some))
-    whole, late = count("before_last", x, memory), count("before_last", x, memory, skip=products.skipped(3))
+    whole, late = count("before_last", x, memory), count("before_last", x, memory, skip=decoding_flops.skipped(3))
     assert late < whole
     counted = {
         "naive": steps * count("__call__", x, z),
@@ -72,7 +72,7 @@ def test_decoding_products_are_those_of_the_networks(networks, network_settings,
         "ours": count("memory", z) + steps * (whole + finishing),
         "approx_skip": count("memory", z) + steps / 2 * (whole + late) + steps * finishing,
     }
-    formula = {case: products.decoding_flops(case, c, backbone.vocab_size, batch, steps, 4) for case in counted}
+    formula = {case: decoding_flops.decoding_flops(case, c, backbone.vocab_size, batch, steps, 4) for case in counted}
     assert formula == pytest.approx(counted, rel=1e-6)
     assert formula["approx_skip"] < formula["ours"] < formula["naive"]
 
@@ -80,7 +80,7 @@ def test_decoding_products_are_those_of_the_networks(networks, network_settings,
 def test_steps_with_something_to_do_are_those_that_are_drawn():
     """The expected number of busy steps, and of busy groups of four, against 4,000 draws (z < 5, false alarm 1e-6)."""
     steps = np.random.default_rng(0).integers(0, 64, (4_000, 40))
-    for expected, groups in ((products.busy(40, 64), steps), (products.busy(40, 64, 4), steps // 4)):
+    for expected, groups in ((decoding_flops.busy(40, 64), steps), (decoding_flops.busy(40, 64, 4), steps // 4)):
         counts = np.array([len(np.unique(row)) for row in groups])
         assert abs(counts.mean() - expected) < 5 * counts.std() / np.sqrt(len(counts))
 

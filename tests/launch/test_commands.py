@@ -96,7 +96,8 @@ def test_export_writes_what_sample_reads(trained, tmp_path):
 def test_evaluate_writes_one_folder(trained, tmp_path):
     """The files, the figures of the rows, and the page with samples of every model; and another workdir's compression beside it."""
     import diladiff_jax as dl
-    from diladiff_jax.evaluation import forms, report
+    from diladiff_jax.evaluation import figures
+    from diladiff_jax.evaluation.report import report
 
     other = tmp_path / "other"
     (other / "report").mkdir(parents=True)
@@ -111,7 +112,7 @@ def test_evaluate_writes_one_folder(trained, tmp_path):
     assert {p.name for p in out.iterdir()} == {"results.json", "analyses.json", "table.txt", "picture.png", "report.html", "figures"}
     report.check_results(json.loads((out / "results.json").read_text()))
     found = json.loads((out / "analyses.json").read_text())
-    forms.check_analyses(found)
+    figures.check_analyses(found)
     figures = {f["id"]: f for f in found["figures"]}
     assert {"speed_valid", "valid_by_decode_steps", "schedule_alpha", "compression_recovery", "tradeoff_valid"} <= set(figures)
     assert figures["compression_recovery"]["series"][0]["x"] == [4, 8]

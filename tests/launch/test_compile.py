@@ -13,7 +13,8 @@ import pytest
 from micro import micro_config
 
 from diladiff_jax.config import STAGES
-from diladiff_jax.training import ahead, sharding
+from diladiff_jax.parallel import sharding
+from diladiff_jax.preflight import aot
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PER_DEVICE = {"parameter_bytes", "peak_bytes", "capacity_bytes", "flops", "bytes_accessed", "collectives", "estimated_seconds", "estimated_utilization", "bound_by"}
@@ -41,7 +42,7 @@ sys.path[:0] = ["launch", "tests"]
 import compile as command, common
 from micro import micro_config
 from diladiff_jax.training import roofline
-common._compilation_cache()
+cli._compilation_cache()
 command.find_libtpu()
 documents = {}
 for name, stage, sampler, topology, changes in json.loads(sys.argv[1]):
@@ -91,7 +92,7 @@ def test_every_stage_and_a_sampler_compile_for_a_tpu(tmp_path_factory):
         assert not per["uncounted_kernels"], f"{name}: a kernel whose work is not counted"
     # Data parallelism sums every gradient of the prior once: as many bytes as it has parameters, and the metrics.
     summed = found["ladiff"]["per_device"]["collectives"]["all-reduce"]["bytes"]
-    trained = ahead.parameter_bytes(abstract_parameters("ladiff"))
+    trained = aot.parameter_bytes(abstract_parameters("ladiff"))
     assert 0.99 * trained <= summed < 1.2 * trained  # what the loss does not read has no gradient
     # Parameters cut over fsdp are gathered where they are used; what the model needs is at most what the program does.
     per = found["mdlm"]["per_device"]
@@ -101,7 +102,7 @@ def test_every_stage_and_a_sampler_compile_for_a_tpu(tmp_path_factory):
 def abstract_parameters(stage):
     """Shapes of what a stage of the small experiment trains, on one device."""
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
-    return ahead.AbstractExperiment(micro_config(**SMALL), mesh).restore(stage)
+    return aot.AbstractExperiment(micro_config(**SMALL), mesh).restore(stage)
 
 
 @pytest.mark.slow
@@ -181,7 +182,7 @@ def test_a_vocabulary_stands_in_for_a_tokenizer():
     settings = micro_config().tokenizer
     text = [chr(first) + chr(second) for first in range(97, 123) for second in range(97, 123)] * 3
     trained = tokenizers.train(text, settings.kind, settings.vocab_size)
-    found = ahead.Vocabulary.of(settings)
+    found = aot.Vocabulary.of(settings)
     assert found.vocab_size % 128 == 0 and found.vocab_size - trained.vocab_size in (0, 128, 256)  # small corpora give fewer pieces than asked
     assert found.sampleable.shape == (found.vocab_size,) and not found.sampleable[found.mask_id] and found.sampleable[found.eot_id]
 
@@ -189,21 +190,21 @@ def test_a_vocabulary_stands_in_for_a_tokenizer():
 def test_nothing_fits_is_read_from_the_compilers_complaint():
     """Bytes out of its message; other complaints are not about memory."""
     message = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G."
-    assert ahead.exhausted_bytes(message) == int(20.5 * 2**30)
+    assert aot.exhausted_bytes(message) == int(20.5 * 2**30)
     message = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (548.25G) exceeds available HBM (15.75G)."
-    assert ahead.exhausted_bytes(message) == int(548.25 * 2**30)
-    assert ahead.exhausted_bytes("INVALID_ARGUMENT: no") is None
+    assert aot.exhausted_bytes(message) == int(548.25 * 2**30)
+    assert aot.exhausted_bytes("INVALID_ARGUMENT: no") is None
 
 
 def test_decoding_trips_have_their_limits():
     """One step unmasks everything in as many rounds as the rows that are worked on at once leave; with many steps few are empty, each a round."""
-    assert ahead.decoding_trips(16, 32, 1) == (1.0, 2.0)  # 256 rows at once: 16 positions of each of 16 texts
-    steps, rounds = ahead.decoding_trips(32, 1024, 64)
+    assert aot.decoding_trips(16, 32, 1) == (1.0, 2.0)  # 256 rows at once: 16 positions of each of 16 texts
+    steps, rounds = aot.decoding_trips(32, 1024, 64)
     assert steps == 64.0 and 2.0 < rounds < 6.0
-    steps, rounds = ahead.decoding_trips(1, 8, 10_000)
+    steps, rounds = aot.decoding_trips(1, 8, 10_000)
     assert 7.9 < steps <= 8.0 and rounds == 1.0
-    assert ahead.decoding_trips(32, 1024, 64, "count") == (64.0, 2.0)  # 16 of each row, 8 at a time
-    assert ahead.decoding_trips(1, 256, 2, "confidence") == (2.0, 1.0) and ahead.decoding_trips(2, 256, 2, "confidence") == (2.0, 1.5)
+    assert aot.decoding_trips(32, 1024, 64, "count") == (64.0, 2.0)  # 16 of each row, 8 at a time
+    assert aot.decoding_trips(1, 256, 2, "confidence") == (2.0, 1.0) and aot.decoding_trips(2, 256, 2, "confidence") == (2.0, 1.5)
 
 
 SLICES = """

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AxisType, Mesh
 
 from diladiff_jax.nn import attention
-from diladiff_jax.training import sharding
+from diladiff_jax.parallel import sharding
 
 
 def test_attention_is_the_softmax_average():

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diladiff_jax.objectives.statistics import VARIANCE_FLOOR, Moments
+from diladiff_jax.objectives.statistics import Moments, VARIANCE_FLOOR
 
 update = jax.jit(Moments.update)
 

@@ -16,7 +16,7 @@ STD = jnp.array([[[0.6, 1.5]]])  # the data: N(MEAN, STD^2), two coordinates
 D1, D3 = gaussian.TangentSchedule(1.0), gaussian.TangentSchedule(3.0)
 
 
-def spread(schedule, t):
+def constrain_sharding(schedule, t):
     alpha, sigma = (x.reshape(-1, 1, 1) for x in (schedule.alpha(t), schedule.sigma(t)))
     return jnp.sqrt((alpha * STD) ** 2 + sigma**2)
 
@@ -24,13 +24,13 @@ def spread(schedule, t):
 def denoise(schedule, z_t, t, self_condition=None):
     """E[z | z_t]."""
     alpha = schedule.alpha(t).reshape(-1, 1, 1)
-    return MEAN + alpha * (STD / spread(schedule, t)) ** 2 * (z_t - alpha * MEAN)
+    return MEAN + alpha * (STD / constrain_sharding(schedule, t)) ** 2 * (z_t - alpha * MEAN)
 
 
 def average_velocity(schedule, z_t, t, r, self_condition=None):
     """(z - Phi_{t->r}(z)) / (t - r), where the flow Phi keeps the standardized value."""
     alpha_t, alpha_r = schedule.alpha(t).reshape(-1, 1, 1), schedule.alpha(r).reshape(-1, 1, 1)
-    z_r = alpha_r * MEAN + spread(schedule, r) / spread(schedule, t) * (z_t - alpha_t * MEAN)
+    z_r = alpha_r * MEAN + constrain_sharding(schedule, r) / constrain_sharding(schedule, t) * (z_t - alpha_t * MEAN)
     return (z_t - z_r) / (t - r).reshape(-1, 1, 1)
 
 
@@ -178,7 +178,7 @@ def test_noise_level_keeps_the_exact_marginal_at_every_grid_time(schedule):
     def p_values(warp):
         for t, z in trajectory(schedule, keys, 4, gamma=0.8, warp=warp):
             t = jnp.array([t])
-            standard = (z - schedule.alpha(t).reshape(1, 1, 1) * MEAN) / spread(schedule, t)
+            standard = (z - schedule.alpha(t).reshape(1, 1, 1) * MEAN) / constrain_sharding(schedule, t)
             for coordinate in np.asarray(standard).reshape(-1, 2).T:
                 yield scipy.stats.kstest(coordinate, "norm").pvalue
 

@@ -330,12 +330,12 @@ def test_even_steps_unmask_the_same_number_in_uniform_order(chi_square):
     """Of three positions in two steps one and two, in three steps one each, every order equally likely (false alarm 1e-4); prompts are kept;
     as many steps as positions have the joint's own law."""
     keys = jax.random.split(jax.random.key(4), N)
-    _, when = ordered(tokens.ancestral, keys, prompts(), 2, evenly=True)
+    _, when = ordered(tokens.ancestral, keys, prompts(), 2, equal_counts=True)
     assert (np.sort(when, axis=1) == [0, 0, 1]).all()
-    x, when = ordered(tokens.ancestral, keys, prompts(), 3, evenly=True)
+    x, when = ordered(tokens.ancestral, keys, prompts(), 3, equal_counts=True)
     assert chi_square([np.all(when == order, axis=1).sum() for order in itertools.permutations(range(3))], np.ones(6)) > 1e-4
     assert chi_square(counts_of(x), np.array(list(JOINT.values()))) > 1e-4
-    x, when = ordered(tokens.ancestral, keys[:100], prompts((MASK, 1, MASK), 100), 2, evenly=True)
+    x, when = ordered(tokens.ancestral, keys[:100], prompts((MASK, 1, MASK), 100), 2, equal_counts=True)
     assert (x[:, 1] == 1).all() and (np.sort(when, axis=1) == [-1, 0, 1]).all()
 
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import pytest
 from micro import micro_config
 
-from diladiff_jax.training import ahead, hlo, hlo_costs, sharding
+from diladiff_jax.parallel import sharding
+from diladiff_jax.preflight import aot, hlo, hlo_costs
 from diladiff_jax.training.flops import model_flops
 
 N, ONCE = 8, 2 * 8**3
@@ -35,7 +36,7 @@ def test_loops_branches_and_rematerialization():
     assert flops(jax.checkpoint(chain)) == flops(jax.jit(chain)) == 8
     assert flops(lambda w, x: jax.lax.cond(w[0, 0] > 0, lambda: chain(w, x), lambda: x @ w)) == 8
     either = lambda w, x: jax.lax.cond(w[0, 0] > 0, lambda: chain(w, x), lambda: x @ w).sum()
-    assert model_flops(either, SQUARE, SQUARE, dear=0.25) / ONCE == 0.25 * 8 + 0.75 * 2
+    assert model_flops(either, SQUARE, SQUARE, expensive_branch_probability=0.25) / ONCE == 0.25 * 8 + 0.75 * 2
     assert flops(lambda w, x: jax.jvp(lambda v: layer(v, w), (x,), (x,))[0]) == 2 + 1  # the tangent is not asked for by the loss, but made
     with pytest.raises(ValueError, match="unknown number of trips"):
         model_flops(lambda w: jax.lax.while_loop(lambda h: h[0, 0] < 1, lambda h: h @ w, w).sum(), SQUARE)
@@ -47,6 +48,6 @@ def test_model_flops_are_those_of_the_compiled_step(stage):
     config = micro_config(**{stage: dict(optimizer="adamw")})
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     with jax.numpy_rank_promotion("allow"):  # optax promotes
-        program = ahead.train_step(ahead.AbstractExperiment(config, mesh), stage)
+        program = aot.train_step(aot.AbstractExperiment(config, mesh), stage)
         counted = hlo_costs.totals(hlo_costs.costs(hlo.parse(program.lower().compile().as_text())))
     assert counted.flops == pytest.approx(program.flops, rel=0.02)

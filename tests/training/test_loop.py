@@ -18,9 +18,9 @@ from micro import micro_config
 
 from diladiff_jax.config import ConfigError
 from diladiff_jax.training import loop
-from diladiff_jax.training.checkpoints import CheckpointError
+from diladiff_jax.storage.checkpoints import CheckpointError
 from diladiff_jax.training.loop import train
-from diladiff_jax.training.watch import TrainingError
+from diladiff_jax.training.anomalies import TrainingError
 
 ROOT = pathlib.Path(__file__).parents[2]
 

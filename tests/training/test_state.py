@@ -11,14 +11,12 @@ from micro import micro_config
 
 from diladiff_jax.data.prepare import load_prepared
 from diladiff_jax.diffusion import masking
-from diladiff_jax.objectives.base import WHOLE, Context
-from diladiff_jax.training import sharding
-from diladiff_jax.training.experiment import Experiment
+from diladiff_jax.objectives.base import Context, WHOLE
+from diladiff_jax.parallel import sharding
+from diladiff_jax.experiment import Experiment
 from diladiff_jax.training.loop import start_from_predecessor
 from diladiff_jax.training.optimizer import make_optimizer
-from diladiff_jax.training.state import (
-    average_decay, compile_steps, init_state, make_train_step, make_validation_step, round_stochastically, state_shardings,
-)
+from diladiff_jax.training.state import average_decay, compile_steps, init_state, make_train_step, make_validation_step, round_stochastically, state_shardings
 
 STAGES = ("mdlm", *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("autoencoder", "ladiff", "diladiff", "scorer")))
 
