@@ -19,7 +19,11 @@ def get_config() -> ConfigDict:
     c.compute_dtype = "bfloat16"  # the student stays in float32
     c.data.update(corpus="openwebtext", validation_last=100_000)
     c.tokenizer.update(kind="wordpiece", file="vocab.txt", lowercase=True)
-    c.features.update(source="bert", path="bert-base-uncased")  # the last layer, 768 wide; rows of 1,024 in three windows
-    c.memory.update(scan=True, remat="matmuls")  # 32 rows of 1,024 a chip in 16 GB; these two in parts:
+    c.features.update(
+        source="bert", path="bert-base-uncased"
+    )  # the last layer, 768 wide; rows of 1,024 in three windows
+    c.memory.update(
+        scan=True, remat="matmuls"
+    )  # 32 rows of 1,024 a chip in 16 GB; these two in parts:
     c.autoencoder.accumulate, c.diladiff.accumulate = 2, 8
     return c

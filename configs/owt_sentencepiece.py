@@ -19,6 +19,8 @@ def get_config(files: str = "") -> ConfigDict:
     if files:
         c.data.update(corpus="text_files", files=files)
     c.tokenizer.update(kind="unigram", vocab_size=30_522)
-    c.memory.update(scan=True, remat="matmuls")  # 32 rows of 1,024 a chip in 16 GB; these two in parts:
+    c.memory.update(
+        scan=True, remat="matmuls"
+    )  # 32 rows of 1,024 a chip in 16 GB; these two in parts:
     c.autoencoder.accumulate, c.diladiff.accumulate = 2, 8
     return c

@@ -23,7 +23,15 @@ def get_config(corpus: str = "stories") -> ConfigDict:
 
     # Muon learns to copy a detail from one place to another several times faster than Adam alone at this size.
     for stage in (c.mdlm, c.mdlm_long, c.autoencoder, c.ladiff, c.scorer):
-        stage.update(optimizer="muon", schedule="linear", final_ratio=0.1, warmup=20, b2=0.95, epsilon=1e-8, weight_decay=0.0)
+        stage.update(
+            optimizer="muon",
+            schedule="linear",
+            final_ratio=0.1,
+            warmup=20,
+            b2=0.95,
+            epsilon=1e-8,
+            weight_decay=0.0,
+        )
     for stage in (c.mdlm, c.mdlm_long, c.scorer):
         stage.update(learning_rate=3e-3, muon_learning_rate=0.02, ema=0.99)
     # What a word is must stay legible beside what the first block adds of order one: from 0.02 it takes twice as many steps
@@ -31,7 +39,9 @@ def get_config(corpus: str = "stories") -> ConfigDict:
     c.backbone.embedding_std = 1.0
     # Each latent has a role of its own, which distances alone tell slowly: the prior learns three times as fast.
     c.latent_denoiser.learned_positions = True
-    c.autoencoder.update(learning_rate=3e-3, muon_learning_rate=0.02, decoder_warmup=60, final_ratio=0.0)
+    c.autoencoder.update(
+        learning_rate=3e-3, muon_learning_rate=0.02, decoder_warmup=60, final_ratio=0.0
+    )
     # The control with the decoder's whole budget: as many further steps as the autoencoder's, to the same last rate.
     c.mdlm_long.update(steps=c.autoencoder.steps, final_ratio=c.autoencoder.final_ratio)
     c.ladiff.update(learning_rate=6e-3, muon_learning_rate=0.05, ema=0.99)
@@ -56,13 +66,23 @@ def get_config(corpus: str = "stories") -> ConfigDict:
 
 
 def _stories(c: ConfigDict) -> None:
-    c.data.update(corpus="stories", documents=60_000, validation_documents=2_000, length=32, packing="document")
-    c.tokenizer.update(kind="unigram", vocab_size=512, whole_words=140)  # the language has 139 units: one piece each
+    c.data.update(
+        corpus="stories",
+        documents=60_000,
+        validation_documents=2_000,
+        length=32,
+        packing="document",
+    )
+    c.tokenizer.update(
+        kind="unigram", vocab_size=512, whole_words=140
+    )  # the language has 139 units: one piece each
     c.features.with_embeddings = True  # identity of the words, beside their context
     c.backbone.update(width=96, num_layers=3, heads=4)
     c.encoder.update(num_latents=16, latent_dim=32, width=96, heads=4, num_layers=2)
     c.decoder.cross_layers = (0, 2)
-    c.latent_denoiser.update(width=128, num_layers=3, heads=4, mlp_ratio=2.75, max_frequency=8.0, max_period=10.0)
+    c.latent_denoiser.update(
+        width=128, num_layers=3, heads=4, mlp_ratio=2.75, max_frequency=8.0, max_period=10.0
+    )
     c.scorer_network.update(width=96, num_layers=3, heads=4)
     c.diffusion.d = 1.0  # chosen like the augmentation below: at this width a d of 10 spends its time on noise alone
     for stage in (c.mdlm, c.mdlm_long, c.autoencoder, c.ladiff, c.diladiff):
@@ -72,8 +92,12 @@ def _stories(c: ConfigDict) -> None:
     c.autoencoder.update(noise=0.3, p_feat=0.3, p_lat=0.4, p_drop=0.5)
     c.diladiff.tangent_warmup = 36
     c.sampling.update(batch=128, decode_steps=8, prior_steps=25, student_steps=5)
-    c.evaluation.update(samples=256, decode_steps=(1, 2, 4, 8, 16, 32), control_steps=(2, 8), bound_draws=8)
-    c.logging.update(metrics_every=50, validate_every=250, validation_batches=4, checkpoint_every=200, samples=2)
+    c.evaluation.update(
+        samples=256, decode_steps=(1, 2, 4, 8, 16, 32), control_steps=(2, 8), bound_draws=8
+    )
+    c.logging.update(
+        metrics_every=50, validate_every=250, validation_batches=4, checkpoint_every=200, samples=2
+    )
 
 
 def _real_text(c: ConfigDict, corpus: str) -> None:
@@ -88,7 +112,9 @@ def _real_text(c: ConfigDict, corpus: str) -> None:
     c.backbone.update(width=96, num_layers=3, heads=4)
     c.encoder.update(num_latents=16, latent_dim=32, width=96, heads=4, num_layers=2)
     c.decoder.cross_layers = (0, 2)
-    c.latent_denoiser.update(width=128, num_layers=3, heads=4, mlp_ratio=2.75, max_frequency=8.0, max_period=10.0)
+    c.latent_denoiser.update(
+        width=128, num_layers=3, heads=4, mlp_ratio=2.75, max_frequency=8.0, max_period=10.0
+    )
     c.scorer_network.update(width=128, num_layers=3, heads=4, dropout=0.1)
     c.diffusion.d = 1.0
     for stage in (c.mdlm, c.mdlm_long, c.autoencoder, c.ladiff, c.diladiff, c.scorer):
@@ -99,5 +125,9 @@ def _real_text(c: ConfigDict, corpus: str) -> None:
     c.autoencoder.update(noise=0.3, p_feat=0.3, p_lat=0.4, p_drop=0.5)
     c.diladiff.tangent_warmup = 60
     c.sampling.update(batch=64, decode_steps=8, prior_steps=50, student_steps=5)
-    c.evaluation.update(samples=256, decode_steps=(1, 2, 4, 8, 16, 32), control_steps=(2, 8), bound_draws=8)
-    c.logging.update(metrics_every=50, validate_every=500, validation_batches=4, checkpoint_every=200, samples=2)
+    c.evaluation.update(
+        samples=256, decode_steps=(1, 2, 4, 8, 16, 32), control_steps=(2, 8), bound_draws=8
+    )
+    c.logging.update(
+        metrics_every=50, validate_every=500, validation_batches=4, checkpoint_every=200, samples=2
+    )

@@ -23,23 +23,58 @@ def get_config(encoder: str = "") -> ConfigDict:
     c = default_config()
     c.data.update(corpus="pydocs", length=64, packing="packed", validation_fraction=0.05)
     c.tokenizer.update(kind="wordpiece", file=f"{encoder}/vocab.txt", lowercase=True)
-    c.features.update(source="bert", path=encoder, compute_dtype="float32")  # CPUs are no faster in bfloat16
+    c.features.update(
+        source="bert", path=encoder, compute_dtype="float32"
+    )  # CPUs are no faster in bfloat16
     c.backbone.update(width=96, num_layers=3, heads=4)
     c.encoder.update(num_latents=32, latent_dim=32, width=96, heads=4, num_layers=2)
     c.decoder.cross_layers = (0, 2)
-    c.latent_denoiser.update(width=128, num_layers=3, heads=4, mlp_ratio=2.75, max_frequency=8.0, max_period=10.0)
+    c.latent_denoiser.update(
+        width=128, num_layers=3, heads=4, mlp_ratio=2.75, max_frequency=8.0, max_period=10.0
+    )
     c.diffusion.d = 1.0  # at this width a d of 10 spends its time on noise alone
     c.mdlm.steps, c.autoencoder.steps, c.ladiff.steps, c.diladiff.steps = 800, 800, 600, 300
     for stage in (c.mdlm, c.autoencoder, c.ladiff, c.diladiff):
-        stage.update(batch=16, optimizer="muon", schedule="linear", final_ratio=0.1, warmup=20, b2=0.95, epsilon=1e-8, weight_decay=0.0)
+        stage.update(
+            batch=16,
+            optimizer="muon",
+            schedule="linear",
+            final_ratio=0.1,
+            warmup=20,
+            b2=0.95,
+            epsilon=1e-8,
+            weight_decay=0.0,
+        )
     c.mdlm.update(learning_rate=3e-3, ema=0.99)
     # The published masks of 0.7 leave a latent of this width no identity.
-    c.autoencoder.update(learning_rate=3e-3, decoder_warmup=20, final_ratio=0.0, noise=0.3, p_feat=0.3, p_lat=0.4, p_drop=0.5)
+    c.autoencoder.update(
+        learning_rate=3e-3,
+        decoder_warmup=20,
+        final_ratio=0.0,
+        noise=0.3,
+        p_feat=0.3,
+        p_lat=0.4,
+        p_drop=0.5,
+    )
     c.ladiff.update(learning_rate=3e-3, ema=0.995)
-    c.diladiff.update(learning_rate=3e-4, muon_learning_rate=0.002, ema=0.99, step_form="rotation", p_noise=0.2, p_clean=0.3, tangent_warmup=90)
-    c.sampling.update(batch=16, decode_steps=8, prior_steps=50, prior_method="ddim", student_steps=5)
-    c.evaluation.update(samples=64, decode_steps=(2, 4, 8, 16, 32, 64), control_steps=(4, 16), bound_draws=4)
-    c.logging.update(metrics_every=10, validate_every=400, validation_batches=4, checkpoint_every=200, samples=1)
+    c.diladiff.update(
+        learning_rate=3e-4,
+        muon_learning_rate=0.002,
+        ema=0.99,
+        step_form="rotation",
+        p_noise=0.2,
+        p_clean=0.3,
+        tangent_warmup=90,
+    )
+    c.sampling.update(
+        batch=16, decode_steps=8, prior_steps=50, prior_method="ddim", student_steps=5
+    )
+    c.evaluation.update(
+        samples=64, decode_steps=(2, 4, 8, 16, 32, 64), control_steps=(4, 16), bound_draws=4
+    )
+    c.logging.update(
+        metrics_every=10, validate_every=400, validation_batches=4, checkpoint_every=200, samples=1
+    )
     return c
 
 

@@ -12,9 +12,21 @@ from diladiff_jax import diffusion, nn, objectives, sampling
 from diladiff_jax.config import ConfigError
 from diladiff_jax.data.errors import DataError
 from diladiff_jax.model import Model, Samples, load
-from diladiff_jax.storage.pretrained import PretrainedError
 from diladiff_jax.storage.checkpoints import CheckpointError
+from diladiff_jax.storage.pretrained import PretrainedError
 
 __version__ = "0.1.0"
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "Model", "PretrainedError", "Samples", "diffusion", "load", "nn", "objectives", "sampling"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "Model",
+    "PretrainedError",
+    "Samples",
+    "diffusion",
+    "load",
+    "nn",
+    "objectives",
+    "sampling",
+]

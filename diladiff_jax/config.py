@@ -21,7 +21,14 @@ BASELINES = ("mdlm_long", "scorer")
 """Trained beside it where their `steps` is above 0: the budget control, which trains the MDLM on for as many steps as the
 autoencoder stage trains its decoder, and the autoregressive scorer."""
 
-PREDECESSOR = {"mdlm": None, "autoencoder": "mdlm", "ladiff": "autoencoder", "diladiff": "ladiff", "mdlm_long": "mdlm", "scorer": None}
+PREDECESSOR = {
+    "mdlm": None,
+    "autoencoder": "mdlm",
+    "ladiff": "autoencoder",
+    "diladiff": "ladiff",
+    "mdlm_long": "mdlm",
+    "scorer": None,
+}
 
 
 _MOST = {"width": 2**17, "layers": 1024, "length": 2**17, "vocabulary": 2**20, "batch": 2**20}
@@ -111,9 +118,21 @@ def default_config() -> ConfigDict:
             dropout=0.0,
         )
     )
-    c.encoder = ConfigDict(dict(num_latents=512, latent_dim=768, width=768, heads=12, num_layers=2, dropout=0.1))
+    c.encoder = ConfigDict(
+        dict(num_latents=512, latent_dim=768, width=768, heads=12, num_layers=2, dropout=0.1)
+    )
     c.decoder = ConfigDict(dict(cross_layers=(0, 11)))
-    c.latent_denoiser = ConfigDict(dict(width=768, num_layers=12, heads=12, mlp_ratio=4.0, max_frequency=1.0, max_period=10.0, learned_positions=False))
+    c.latent_denoiser = ConfigDict(
+        dict(
+            width=768,
+            num_layers=12,
+            heads=12,
+            mlp_ratio=4.0,
+            max_frequency=1.0,
+            max_period=10.0,
+            learned_positions=False,
+        )
+    )
     c.scorer_network = ConfigDict(dict(width=768, num_layers=12, heads=12, dropout=0.0))
     c.diffusion = ConfigDict(
         dict(
@@ -140,7 +159,9 @@ def default_config() -> ConfigDict:
         p_drop=0.75,
         statistics_decay=0.99,
     )
-    c.ladiff = _training(steps=150_000, learning_rate=2e-4, schedule="constant", self_conditioning=0.5)
+    c.ladiff = _training(
+        steps=150_000, learning_rate=2e-4, schedule="constant", self_conditioning=0.5
+    )
     c.diladiff = _training(
         steps=25_000,
         batch=2048,
@@ -199,9 +220,15 @@ def default_config() -> ConfigDict:
     )
     c.logging = ConfigDict(
         dict(
-            metrics_every=100, validate_every=5_000, validation_batches=8, checkpoint_every=5_000, keep_checkpoints=2, samples=2,
+            metrics_every=100,
+            validate_every=5_000,
+            validation_batches=8,
+            checkpoint_every=5_000,
+            keep_checkpoints=2,
+            samples=2,
             max_skips=10,  # updates in a row that may be skipped because loss or gradient is not finite; one more ends the training
-            profile_at=10, profile_steps=0,  # a trace of so many updates from that one on, in STAGE/profile; 0: none
+            profile_at=10,
+            profile_steps=0,  # a trace of so many updates from that one on, in STAGE/profile; 0: none
         )
     )
     return c
@@ -227,7 +254,11 @@ def _overlay(target: ConfigDict, given: Mapping[str, Any], prefix: str) -> None:
             raise ConfigError(f"config key {name} is of type {type(key).__name__}; names are text")
         if key not in target:
             near = difflib.get_close_matches(key, list(target), n=1)
-            hint = f"; did you mean {prefix}{near[0]}?" if near else f"; known here: {', '.join(target)}"
+            hint = (
+                f"; did you mean {prefix}{near[0]}?"
+                if near
+                else f"; known here: {', '.join(target)}"
+            )
             raise ConfigError(f"config key {name} is unknown{hint}")
         if isinstance(target[key], ConfigDict):
             if not isinstance(value, Mapping):
@@ -241,7 +272,9 @@ def _convert(name: str, value: Any, default: Any) -> Any:
     kind = type(default)
     if kind is tuple and isinstance(value, list | tuple):
         if not all(isinstance(v, int) and not isinstance(v, bool) for v in value):
-            raise ConfigError(f"config key {name} is {value!r}; it must be a sequence of whole numbers")
+            raise ConfigError(
+                f"config key {name} is {value!r}; it must be a sequence of whole numbers"
+            )
         return tuple(value)
     if kind is float and type(value) is int:
         value = float(value) if abs(value) < 2**128 else math.inf
@@ -250,7 +283,13 @@ def _convert(name: str, value: Any, default: Any) -> Any:
     if kind is float and type(value) is float and not abs(value) < 2.0**128:
         raise ConfigError(f"config key {name} is {value!r}; it must be a finite number of 32 bits")
     if kind is not type(value):
-        words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", tuple: "a sequence of whole numbers"}
+        words = {
+            int: "a whole number",
+            float: "a number",
+            str: "text",
+            bool: "true or false",
+            tuple: "a sequence of whole numbers",
+        }
         raise ConfigError(f"config key {name} is {value!r}; it must be {words[kind]}")
     return value
 
@@ -271,7 +310,9 @@ def check(config: ConfigDict) -> None:
 
     def one_of(key: str, *values: str) -> None:
         block, _, leaf = key.rpartition(".")
-        need((config[block] if block else config)[leaf] in values, key, "one of " + ", ".join(values))
+        need(
+            (config[block] if block else config)[leaf] in values, key, "one of " + ", ".join(values)
+        )
 
     need(-(2**63) <= config.seed < 2**63, "seed", "a whole number of 64 bits")
     one_of("compute_dtype", "float32", "bfloat16")
@@ -279,48 +320,118 @@ def check(config: ConfigDict) -> None:
     need(2 <= d.length <= _MOST["length"], "data.length", f"between 2 and {_MOST['length']}")
     one_of("data.packing", "packed", "document")
     need(0 < d.validation_fraction < 1, "data.validation_fraction", "between 0 and 1")
-    need(0 <= d.scorer_fraction < 1 - d.validation_fraction, "data.scorer_fraction", "between 0 and 1 - data.validation_fraction")
-    need(d.corpus != "text_files" or bool(d.files), "data.files", "a file, folder or glob when data.corpus is text_files")
-    need(d.documents > 0 and d.validation_documents > 0, "data.documents", "above 0, as data.validation_documents")
+    need(
+        0 <= d.scorer_fraction < 1 - d.validation_fraction,
+        "data.scorer_fraction",
+        "between 0 and 1 - data.validation_fraction",
+    )
+    need(
+        d.corpus != "text_files" or bool(d.files),
+        "data.files",
+        "a file, folder or glob when data.corpus is text_files",
+    )
+    need(
+        d.documents > 0 and d.validation_documents > 0,
+        "data.documents",
+        "above 0, as data.validation_documents",
+    )
     need(d.max_documents >= 0, "data.max_documents", "0 (all) or more")
     need(d.validation_last >= 0, "data.validation_last", "0 (a fraction instead) or more")
     one_of("tokenizer.kind", "unigram", "bpe", "wordpiece", "byte_bpe", "sentencepiece")
     from_file = config.tokenizer.kind in ("wordpiece", "byte_bpe", "sentencepiece")
-    need(bool(config.tokenizer.file) or not from_file, "tokenizer.file", f"a vocabulary file when tokenizer.kind is {config.tokenizer.kind}")
-    need(0 < config.tokenizer.vocab_size <= _MOST["vocabulary"], "tokenizer.vocab_size", f"between 1 and {_MOST['vocabulary']}")
+    need(
+        bool(config.tokenizer.file) or not from_file,
+        "tokenizer.file",
+        f"a vocabulary file when tokenizer.kind is {config.tokenizer.kind}",
+    )
+    need(
+        0 < config.tokenizer.vocab_size <= _MOST["vocabulary"],
+        "tokenizer.vocab_size",
+        f"between 1 and {_MOST['vocabulary']}",
+    )
     need(config.tokenizer.whole_words >= 0, "tokenizer.whole_words", "0 or more")
     one_of("features.source", "denoiser", "bert")
     one_of("features.compute_dtype", "bfloat16", "float32")
     if config.features.source == "bert":
-        need(bool(config.features.path), "features.path", "an encoder's folder or hub name when features.source is bert")
-        need(not config.features.with_embeddings, "features.with_embeddings", "false when features.source is bert: only the denoiser's can be added")
-        need(config.tokenizer.kind == "wordpiece", "tokenizer.kind", "wordpiece when features.source is bert: the encoder reads its own ids")
+        need(
+            bool(config.features.path),
+            "features.path",
+            "an encoder's folder or hub name when features.source is bert",
+        )
+        need(
+            not config.features.with_embeddings,
+            "features.with_embeddings",
+            "false when features.source is bert: only the denoiser's can be added",
+        )
+        need(
+            config.tokenizer.kind == "wordpiece",
+            "tokenizer.kind",
+            "wordpiece when features.source is bert: the encoder reads its own ids",
+        )
 
     for name in ("backbone", "encoder", "latent_denoiser", "scorer_network"):
         block = config[name]
         need(0 < block.width <= _MOST["width"], f"{name}.width", f"between 1 and {_MOST['width']}")
-        need(0 < block.num_layers <= _MOST["layers"], f"{name}.num_layers", f"between 1 and {_MOST['layers']}")
-        need(block.heads > 0 and block.width % block.heads == 0, f"{name}.heads", f"a divisor of {name}.width = {block.width}")
-    rotary_blocks = ["latent_denoiser"] + (["backbone", "scorer_network"] if config.backbone.positions == "rotary" else [])
+        need(
+            0 < block.num_layers <= _MOST["layers"],
+            f"{name}.num_layers",
+            f"between 1 and {_MOST['layers']}",
+        )
+        need(
+            block.heads > 0 and block.width % block.heads == 0,
+            f"{name}.heads",
+            f"a divisor of {name}.width = {block.width}",
+        )
+    rotary_blocks = ["latent_denoiser"] + (
+        ["backbone", "scorer_network"] if config.backbone.positions == "rotary" else []
+    )
     for name in rotary_blocks:
-        need(config[name].width // config[name].heads % 2 == 0, f"{name}.heads", f"such that {name}.width / heads is even (rotary positions)")
+        need(
+            config[name].width // config[name].heads % 2 == 0,
+            f"{name}.heads",
+            f"such that {name}.width / heads is even (rotary positions)",
+        )
     one_of("backbone.positions", "learned", "rotary")
     one_of("backbone.norm", "rmsnorm", "layernorm")
     for name in ("backbone", "encoder", "scorer_network"):
         need(0 <= config[name].dropout < 1, f"{name}.dropout", "in [0, 1)")
     for name in ("backbone", "latent_denoiser"):
-        need(1 <= config[name].mlp_ratio * config[name].width <= 8 * _MOST["width"], f"{name}.mlp_ratio", f"such that {name}.width times it is between 1 and {8 * _MOST['width']}")
+        need(
+            1 <= config[name].mlp_ratio * config[name].width <= 8 * _MOST["width"],
+            f"{name}.mlp_ratio",
+            f"such that {name}.width times it is between 1 and {8 * _MOST['width']}",
+        )
     need(config.backbone.embedding_std > 0, "backbone.embedding_std", "above 0")
-    need(0 <= config.backbone.adaln <= _MOST["width"], "backbone.adaln", f"0 (none) or the width of the condition, at most {_MOST['width']}")
-    need(1 <= config.encoder.num_latents <= d.length, "encoder.num_latents", f"between 1 and data.length = {d.length}")
-    need(0 < config.encoder.latent_dim <= _MOST["width"], "encoder.latent_dim", f"between 1 and {_MOST['width']}")
+    need(
+        0 <= config.backbone.adaln <= _MOST["width"],
+        "backbone.adaln",
+        f"0 (none) or the width of the condition, at most {_MOST['width']}",
+    )
+    need(
+        1 <= config.encoder.num_latents <= d.length,
+        "encoder.num_latents",
+        f"between 1 and data.length = {d.length}",
+    )
+    need(
+        0 < config.encoder.latent_dim <= _MOST["width"],
+        "encoder.latent_dim",
+        f"between 1 and {_MOST['width']}",
+    )
     layers, depth = config.decoder.cross_layers, config.backbone.num_layers
-    need(len(layers) > 0 and all(0 <= i < depth for i in layers), "decoder.cross_layers", f"layer indices from 0 to {depth - 1}")
+    need(
+        len(layers) > 0 and all(0 <= i < depth for i in layers),
+        "decoder.cross_layers",
+        f"layer indices from 0 to {depth - 1}",
+    )
     one_of("diffusion.schedule", "tangent", "linear_variance", "empirical")
     need(config.diffusion.d > 0, "diffusion.d", "above 0")
     t0 = config.diffusion.t0
     need(0 < t0 < 1, "diffusion.t0", "between 0 and 1")
-    need(0 < config.diffusion.k <= 4 / max(t0, 1 - t0), "diffusion.k", f"above 0 and at most {4 / max(t0, 1 - t0):.3g} at diffusion.t0 = {t0} (steeper needs steps without number)")
+    need(
+        0 < config.diffusion.k <= 4 / max(t0, 1 - t0),
+        "diffusion.k",
+        f"above 0 and at most {4 / max(t0, 1 - t0):.3g} at diffusion.t0 = {t0} (steeper needs steps without number)",
+    )
 
     for stage in STAGES + BASELINES:
         _check_training(config, stage, need, one_of)
@@ -336,17 +447,39 @@ def check(config: ConfigDict) -> None:
     one_of("diladiff.teacher_noise", "implied", "drawn")
     for key in ("p_equal", "p_noise", "p_clean", "self_conditioning"):
         need(0 <= config.diladiff[key] <= 1, f"diladiff.{key}", "between 0 and 1")
-    if config.diffusion.schedule == "linear_variance":  # the derivative of its angle is infinite at both ends
-        need(config.diladiff.p_noise == 0, "diladiff.p_noise", "0 when diffusion.schedule is linear_variance")
-        need(config.diladiff.p_clean == 0, "diladiff.p_clean", "0 when diffusion.schedule is linear_variance")
-        need(config.diladiff.step_form == "rotation", "diladiff.step_form", "rotation when diffusion.schedule is linear_variance, whose velocity is infinite at t = 1")
-        need(config.sampling.prior_method in ("ddim", "dpmpp_2m"), "sampling.prior_method", "ddim or dpmpp_2m when diffusion.schedule is linear_variance, whose velocity is infinite at t = 1")
+    if (
+        config.diffusion.schedule == "linear_variance"
+    ):  # the derivative of its angle is infinite at both ends
+        need(
+            config.diladiff.p_noise == 0,
+            "diladiff.p_noise",
+            "0 when diffusion.schedule is linear_variance",
+        )
+        need(
+            config.diladiff.p_clean == 0,
+            "diladiff.p_clean",
+            "0 when diffusion.schedule is linear_variance",
+        )
+        need(
+            config.diladiff.step_form == "rotation",
+            "diladiff.step_form",
+            "rotation when diffusion.schedule is linear_variance, whose velocity is infinite at t = 1",
+        )
+        need(
+            config.sampling.prior_method in ("ddim", "dpmpp_2m"),
+            "sampling.prior_method",
+            "ddim or dpmpp_2m when diffusion.schedule is linear_variance, whose velocity is infinite at t = 1",
+        )
     need(config.diladiff.time_std > 0, "diladiff.time_std", "above 0")
     need(config.diladiff.loss_offset > 0, "diladiff.loss_offset", "above 0")
     need(config.diladiff.tangent_warmup >= 0, "diladiff.tangent_warmup", "0 or more")
     held_out = d.scorer_documents if d.corpus == "stories" else d.scorer_fraction
     key = "data.scorer_documents" if d.corpus == "stories" else "data.scorer_fraction"
-    need(config.scorer.steps == 0 or held_out > 0, key, "above 0 when scorer.steps is: the scorer needs text of its own")
+    need(
+        config.scorer.steps == 0 or held_out > 0,
+        key,
+        "above 0 when scorer.steps is: the scorer needs text of its own",
+    )
 
     s = config.sampling
     need(s.batch > 0, "sampling.batch", "above 0")
@@ -357,10 +490,28 @@ def check(config: ConfigDict) -> None:
     one_of("sampling.order", "random", "count", "confidence", "threshold")
     need(0 <= s.threshold <= 1, "sampling.threshold", "between 0 and 1")
     need(s.refresh_every > 0, "sampling.refresh_every", "above 0")
-    need(s.refresh_every == 1 or s.order in ("random", "count"), "sampling.refresh_every", f"1 when sampling.order is {s.order}, which looks at all masked positions in every step")
-    need(all(0 <= i < depth - 1 for i in s.skip_layers), "sampling.skip_layers", f"layer indices from 0 to {depth - 2}: the last one makes the logits" if depth > 1 else "empty: the only layer makes the logits")
-    need(not s.skip_layers or s.refresh_every == 1, "sampling.skip_layers", "empty when sampling.refresh_every is above 1: all layers' keys and values are kept")
-    need(not s.skip_layers or s.order != "threshold", "sampling.skip_layers", "empty when sampling.order is threshold, whose number of steps is not known before")
+    need(
+        s.refresh_every == 1 or s.order in ("random", "count"),
+        "sampling.refresh_every",
+        f"1 when sampling.order is {s.order}, which looks at all masked positions in every step",
+    )
+    need(
+        all(0 <= i < depth - 1 for i in s.skip_layers),
+        "sampling.skip_layers",
+        f"layer indices from 0 to {depth - 2}: the last one makes the logits"
+        if depth > 1
+        else "empty: the only layer makes the logits",
+    )
+    need(
+        not s.skip_layers or s.refresh_every == 1,
+        "sampling.skip_layers",
+        "empty when sampling.refresh_every is above 1: all layers' keys and values are kept",
+    )
+    need(
+        not s.skip_layers or s.order != "threshold",
+        "sampling.skip_layers",
+        "empty when sampling.order is threshold, whose number of steps is not known before",
+    )
     need(0 <= s.skip_from <= 1, "sampling.skip_from", "between 0 and 1")
     one_of("sampling.prior_method", "euler", "ddim", "heun", "dpmpp_2m")
     one_of("sampling.prior_self_conditioning", "previous", "current", "none")
@@ -371,14 +522,32 @@ def check(config: ConfigDict) -> None:
     need(e.samples > 0, "evaluation.samples", "above 0")
     need(e.bound_draws > 0, "evaluation.bound_draws", "above 0")
     for key in ("decode_steps", "control_steps"):
-        need(len(e[key]) > 0 and min(e[key]) > 0, f"evaluation.{key}", "a sequence of numbers above 0")
+        need(
+            len(e[key]) > 0 and min(e[key]) > 0,
+            f"evaluation.{key}",
+            "a sequence of numbers above 0",
+        )
     for axis in ("data", "fsdp", "tensor"):
-        need(config.mesh[axis] > 0 or config.mesh[axis] == -1, f"mesh.{axis}", "above 0, or -1 for all devices that are left")
-    need(list(config.mesh.values()).count(-1) <= 1, "mesh.data", "given when another axis is -1: only one can take what is left")
+        need(
+            config.mesh[axis] > 0 or config.mesh[axis] == -1,
+            f"mesh.{axis}",
+            "above 0, or -1 for all devices that are left",
+        )
+    need(
+        list(config.mesh.values()).count(-1) <= 1,
+        "mesh.data",
+        "given when another axis is -1: only one can take what is left",
+    )
     one_of("memory.param_dtype", "float32", "bfloat16")
     one_of("memory.remat", "none", "matmuls", "full")
     need(config.memory.loss_positions > 0, "memory.loss_positions", "above 0")
-    for key in ("metrics_every", "validate_every", "validation_batches", "checkpoint_every", "keep_checkpoints"):
+    for key in (
+        "metrics_every",
+        "validate_every",
+        "validation_batches",
+        "checkpoint_every",
+        "keep_checkpoints",
+    ):
         need(config.logging[key] > 0, f"logging.{key}", "above 0")
     for key in ("samples", "max_skips", "profile_at", "profile_steps"):
         need(config.logging[key] >= 0, f"logging.{key}", "0 or more")
@@ -388,7 +557,11 @@ def _check_training(config: ConfigDict, stage: str, need: Any, one_of: Any) -> N
     c = config[stage]
     need(c.steps >= 0, f"{stage}.steps", "0 or more")
     need(0 < c.batch <= _MOST["batch"], f"{stage}.batch", f"between 1 and {_MOST['batch']}")
-    need(c.accumulate > 0 and c.batch % c.accumulate == 0, f"{stage}.accumulate", f"a divisor of {stage}.batch = {c.batch}")
+    need(
+        c.accumulate > 0 and c.batch % c.accumulate == 0,
+        f"{stage}.accumulate",
+        f"a divisor of {stage}.batch = {c.batch}",
+    )
     one_of(f"{stage}.optimizer", "adamw", "muon")
     one_of(f"{stage}.schedule", "constant", "linear", "cosine")
     for key in ("learning_rate", "muon_learning_rate", "epsilon"):

@@ -15,7 +15,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diladiff_jax import config, files
-from diladiff_jax.storage import config_file, pretrained
 from diladiff_jax.data import tokenizers
 from diladiff_jax.data.tokenizers import Tokenizer
 from diladiff_jax.diffusion.gaussian import make_schedule
@@ -23,27 +22,38 @@ from diladiff_jax.nn import bert
 from diladiff_jax.nn.networks import build_networks
 from diladiff_jax.objectives.base import Context, Objective
 from diladiff_jax.objectives.build import FROZEN, build_objective, features_source, frozen_sources
-from diladiff_jax.sampling.pipeline import Sampler
 from diladiff_jax.parallel import sharding
-from diladiff_jax.storage import bundles, checksums
+from diladiff_jax.sampling.pipeline import Sampler
+from diladiff_jax.storage import bundles, checksums, config_file, pretrained
 from diladiff_jax.storage.checkpoints import CheckpointError, Checkpoints, checkpoint_steps
 
 
 class Experiment:
     """What every command on a workdir starts from."""
 
-    def __init__(self, config: ConfigDict, workdir: str | pathlib.Path, tokenizer: Tokenizer, mesh: Mesh) -> None:
+    def __init__(
+        self, config: ConfigDict, workdir: str | pathlib.Path, tokenizer: Tokenizer, mesh: Mesh
+    ) -> None:
         self.config = config
         self.workdir = pathlib.Path(workdir)
         self.tokenizer = tokenizer
         self.mesh = mesh
         self.settings = config.to_dict()
-        self.networks = build_networks(self.settings, config.data.length, tokenizer.vocab_size, self._published_encoder())
+        self.networks = build_networks(
+            self.settings, config.data.length, tokenizer.vocab_size, self._published_encoder()
+        )
 
     def objective(self, stage: str) -> Objective:
         """The stage's objective."""
         t = self.tokenizer
-        return build_objective(stage, self.settings, self.networks, mask_id=t.mask_id, eot_id=t.eot_id, sampleable=t.sampleable)
+        return build_objective(
+            stage,
+            self.settings,
+            self.networks,
+            mask_id=t.mask_id,
+            eot_id=t.eot_id,
+            sampleable=t.sampleable,
+        )
 
     def sampler(self) -> Sampler:
         """The experiment's samplers."""
@@ -81,7 +91,9 @@ class Experiment:
         if stage == "bert":
             network = self.networks.bert
             shardings = sharding.parameter_shardings(bert.abstract_parameters(network), self.mesh)
-            return sharding.place(pretrained.encoder_parameters(self.features_directory, network), shardings)
+            return sharding.place(
+                pretrained.encoder_parameters(self.features_directory, network), shardings
+            )
         home = self._home(stage)
         boxed = jax.eval_shape(self.objective(stage).init, jax.random.key(0))
         abstract, shardings = nn.unbox(boxed), sharding.parameter_shardings(boxed, self.mesh)
@@ -112,7 +124,9 @@ class Experiment:
         """
         # The latest stage first, so that the one to train next is the one that is named as missing.
         sources = frozen_sources(stage, self.settings)
-        needed = sorted({source[0] for source in sources.values()}, key=["bert", *FROZEN].index, reverse=True)
+        needed = sorted(
+            {source[0] for source in sources.values()}, key=["bert", *FROZEN].index, reverse=True
+        )
         trained = {earlier: self.restore(earlier) for earlier in needed}
         frozen = {name: take(trained[earlier], path) for name, (earlier, *path) in sources.items()}
         return Context(frozen, self.restore_statistics() if "autoencoder" in needed else {})
@@ -134,13 +148,18 @@ class Experiment:
         """
         if features_source(self.settings) != "bert":
             return None
-        ours, theirs = (pretrained.read_vocabulary(folder) for folder in (self.workdir / "tokenizer", self.features_directory))
+        ours, theirs = (
+            pretrained.read_vocabulary(folder)
+            for folder in (self.workdir / "tokenizer", self.features_directory)
+        )
         if ours != theirs:
             raise pretrained.PretrainedError(
                 f"{self.features_directory / 'vocab.txt'} has {len(theirs)} pieces and differs from the tokenizer's {len(ours)}; "
                 f"tokenizer.file must be the vocab.txt of the encoder in features.path"
             )
-        return pretrained.load_encoder(self.features_directory, jnp.dtype(self.config.features.compute_dtype))
+        return pretrained.load_encoder(
+            self.features_directory, jnp.dtype(self.config.features.compute_dtype)
+        )
 
     def _home(self, stage: str) -> pathlib.Path:
         if not self.trained_steps(stage):
@@ -162,21 +181,33 @@ def check_source(workdir: str | pathlib.Path, source: str | pathlib.Path) -> Non
     if bundles.is_bundle(source):
         bundles.Bundle(source).check()
     noted = None
-    if _noted(workdir) and any(_last_step(workdir / stage / "checkpoints") for stage in config.PREDECESSOR):
+    if _noted(workdir) and any(
+        _last_step(workdir / stage / "checkpoints") for stage in config.PREDECESSOR
+    ):
         with contextlib.suppress(CheckpointError):  # a note that cannot be read is written anew
             noted = _source(workdir)
         if noted not in (None, source) and noted.is_dir():  # one that was moved may be given again
-            raise CheckpointError(f"{workdir} was started from {noted}, and stages here were trained from that; start from {source} in a fresh workdir")
+            raise CheckpointError(
+                f"{workdir} was started from {noted}, and stages here were trained from that; start from {source} in a fresh workdir"
+            )
     theirs, ours = source / "tokenizer" / "tokenizer.json", workdir / "tokenizer" / "tokenizer.json"
     if not theirs.is_file():
-        raise CheckpointError(f"{source} has no tokenizer; it must be the workdir of a trained experiment, or a bundle")
+        raise CheckpointError(
+            f"{source} has no tokenizer; it must be the workdir of a trained experiment, or a bundle"
+        )
     hashes = tokenizers.load(theirs.parent).file_hashes()
     if ours.exists() and tokenizers.load(ours.parent).file_hashes() != hashes:
-        raise CheckpointError(f"{workdir} has another tokenizer than {source}; start from it in a fresh workdir")
+        raise CheckpointError(
+            f"{workdir} has another tokenizer than {source}; start from it in a fresh workdir"
+        )
     if _has_features(source) and (workdir / "features").is_dir():
         for name in pretrained.ENCODER_FILES:
-            if checksums.crc32(source / "features" / name) != checksums.crc32(workdir / "features" / name):
-                raise CheckpointError(f"{workdir / 'features' / name} differs from that of {source}; start from it in a fresh workdir")
+            if checksums.crc32(source / "features" / name) != checksums.crc32(
+                workdir / "features" / name
+            ):
+                raise CheckpointError(
+                    f"{workdir / 'features' / name} differs from that of {source}; start from it in a fresh workdir"
+                )
 
 
 def remember_source(workdir: str | pathlib.Path, source: str | pathlib.Path) -> None:
@@ -188,7 +219,9 @@ def remember_source(workdir: str | pathlib.Path, source: str | pathlib.Path) -> 
     workdir, source = pathlib.Path(workdir), pathlib.Path(source).absolute()
     if not (workdir / "tokenizer" / "tokenizer.json").exists():
         # By name, aside and renamed: what else lies in a stranger's folder stays there.
-        tokenizers.load(source / "tokenizer").save(workdir / "tokenizer", {"taken_from": str(source)})
+        tokenizers.load(source / "tokenizer").save(
+            workdir / "tokenizer", {"taken_from": str(source)}
+        )
     if _has_features(source):  # the encoder that its stages were trained on
         pretrained.adopt(str(source / "features"), workdir / "features")
     files.write(workdir / _SOURCE, json.dumps({"workdir": str(source)}) + "\n")
@@ -209,7 +242,9 @@ def _source(workdir: pathlib.Path) -> pathlib.Path:
     try:
         return pathlib.Path(json.loads((workdir / _SOURCE).read_text())["workdir"])
     except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{workdir / _SOURCE} does not say which workdir this one was started from ({error}); give it again, launch/train.py --init_from=WORKDIR, or remove that file") from None
+        raise CheckpointError(
+            f"{workdir / _SOURCE} does not say which workdir this one was started from ({error}); give it again, launch/train.py --init_from=WORKDIR, or remove that file"
+        ) from None
 
 
 def _home(workdir: pathlib.Path, stage: str, source: pathlib.Path | None = None) -> pathlib.Path:
@@ -229,33 +264,52 @@ def require_source(workdir: str | pathlib.Path) -> None:
     """Raises CheckpointError where the workdir or bundle that this workdir was started from is gone: what it lent would be trained anew."""
     workdir = pathlib.Path(workdir)
     if _noted(workdir) and not (theirs := _source(workdir)).is_dir():
-        raise CheckpointError(f"{theirs}, which {workdir} was started from, is not there; put it back, or tell where it is now with launch/train.py --init_from=FOLDER")
+        raise CheckpointError(
+            f"{theirs}, which {workdir} was started from, is not there; put it back, or tell where it is now with launch/train.py --init_from=FOLDER"
+        )
 
 
-def trained_steps(workdir: str | pathlib.Path, stage: str, source: str | pathlib.Path | None = None) -> int:
+def trained_steps(
+    workdir: str | pathlib.Path, stage: str, source: str | pathlib.Path | None = None
+) -> int:
     """The step of the stage's last checkpoint in a workdir or bundle, or in the one it was started from (or, if given, would be: `source`); 0 if there is none.
 
     Raises:
       CheckpointError: a bundle that cannot be read.
     """
-    return _steps(_home(pathlib.Path(workdir), stage, None if source is None else pathlib.Path(source)), stage)
+    return _steps(
+        _home(pathlib.Path(workdir), stage, None if source is None else pathlib.Path(source)), stage
+    )
 
 
 def last_checkpoint(workdir: str | pathlib.Path, stage: str) -> pathlib.Path:
     """The folder of the stage's last checkpoint, in a workdir or in the one it was started from; one that is not there, if it has none."""
-    return _home(pathlib.Path(workdir), stage) / stage / "checkpoints" / str(trained_steps(workdir, stage))
+    return (
+        _home(pathlib.Path(workdir), stage)
+        / stage
+        / "checkpoints"
+        / str(trained_steps(workdir, stage))
+    )
 
 
 def not_trained(workdir: str | pathlib.Path, stage: str) -> CheckpointError:
     """What is raised for a stage without a checkpoint. Raises as `require_source`, where that is why."""
     if bundles.is_bundle(workdir):
-        return CheckpointError(f"bundle {workdir} does not hold stage {stage}; get or export one that does")
+        return CheckpointError(
+            f"bundle {workdir} does not hold stage {stage}; get or export one that does"
+        )
     require_source(workdir)
-    return CheckpointError(f"stage {stage} is not trained in {workdir}; run launch/train.py --workdir={workdir} --stage={stage} first")
+    return CheckpointError(
+        f"stage {stage} is not trained in {workdir}; run launch/train.py --workdir={workdir} --stage={stage} first"
+    )
 
 
 def _steps(home: pathlib.Path, stage: str) -> int:
-    return bundles.Bundle(home).steps(stage) if bundles.is_bundle(home) else _last_step(home / stage / "checkpoints")
+    return (
+        bundles.Bundle(home).steps(stage)
+        if bundles.is_bundle(home)
+        else _last_step(home / stage / "checkpoints")
+    )
 
 
 def _last_step(directory: pathlib.Path) -> int:

@@ -18,22 +18,26 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diladiff_jax import config as config_lib
-from diladiff_jax.storage import config_file, pretrained
 from diladiff_jax.data import tokenizers
 from diladiff_jax.evaluation.measures.likelihood import content_mask
 from diladiff_jax.evaluation.measures.scorer import Scorer, load_tokenizer
+from diladiff_jax.experiment import Experiment, require_source
 from diladiff_jax.nn import gpt2
 from diladiff_jax.objectives.autoregressive import next_token_nll
 from diladiff_jax.objectives.build import features_source, text_encoder
-from diladiff_jax.sampling.pipeline import Controls, MODELS, Sample, Sampler
 from diladiff_jax.parallel import sharding
-from diladiff_jax.storage import bundles
+from diladiff_jax.sampling.pipeline import MODELS, Controls, Sample, Sampler
+from diladiff_jax.storage import bundles, config_file, pretrained
 from diladiff_jax.storage.checkpoints import CheckpointError
-from diladiff_jax.experiment import Experiment, require_source
 
 Array = jax.Array
 
-NEEDED = {"mdlm": ("mdlm",), "mdlm_long": ("mdlm_long",), "ladiff": ("autoencoder", "ladiff"), "diladiff": ("autoencoder", "diladiff")}
+NEEDED = {
+    "mdlm": ("mdlm",),
+    "mdlm_long": ("mdlm_long",),
+    "ladiff": ("autoencoder", "ladiff"),
+    "diladiff": ("autoencoder", "diladiff"),
+}
 """Model -> the stages whose networks it samples with."""
 
 
@@ -111,9 +115,17 @@ class Model:
             return None
         folder = pretrained.locate(name, pretrained.SCORER_FILES)
         network, params = pretrained.load_scorer(folder)
-        params = sharding.place(params, sharding.parameter_shardings(gpt2.abstract_parameters(network), mesh))
+        params = sharding.place(
+            params, sharding.parameter_shardings(gpt2.abstract_parameters(network), mesh)
+        )
         batch = -(-self.config.sampling.batch // self.devices) * self.devices
-        return Scorer(network, params, load_tokenizer(folder), batch=batch, batch_sharding=sharding.batch_sharding(mesh))
+        return Scorer(
+            network,
+            params,
+            load_tokenizer(folder),
+            batch=batch,
+            batch_sharding=sharding.batch_sharding(mesh),
+        )
 
     def parameters(self, model: str) -> dict[str, Any]:
         """What `Sampler.generate(model, ...)` reads.
@@ -149,7 +161,11 @@ class Model:
         s = self.config.sampling
         if others:
             name = next(iter(others))
-            hint = f"the config's sampling.{name} has it (dl.load(workdir, config=...))" if name in s else f"known are {', '.join(Controls._fields)}"
+            hint = (
+                f"the config's sampling.{name} has it (dl.load(workdir, config=...))"
+                if name in s
+                else f"known are {', '.join(Controls._fields)}"
+            )
             raise ValueError(f"{name} is no setting of a draw; {hint}")
         steps = s.prior_steps if model == "ladiff" else s.student_steps
         values = dict(
@@ -163,23 +179,37 @@ class Model:
         for name in ("decode_steps", "latent_steps"):
             most = 2**31 // self.length - 1  # places times steps are counted in 32 bits
             if not isinstance(values[name], numbers.Integral) or not 1 <= values[name] <= most:
-                raise ValueError(f"{name} is {values[name]!r}; it must be a whole number from 1 to {most}")
+                raise ValueError(
+                    f"{name} is {values[name]!r}; it must be a whole number from 1 to {most}"
+                )
         for name in ("temperature", "top_p", "gamma", "threshold"):
             if not isinstance(values[name], numbers.Real):
                 raise ValueError(f"{name} is {values[name]!r}; it must be a number")
         if not 0 <= values["temperature"] < math.inf:  # nor NaN
-            raise ValueError(f"temperature is {values['temperature']}; it must be 0 or more, and finite")
+            raise ValueError(
+                f"temperature is {values['temperature']}; it must be 0 or more, and finite"
+            )
         for name in ("top_p", "threshold"):
             if not 0 <= values[name] <= 1:
                 raise ValueError(f"{name} is {values[name]}; it must be between 0 and 1")
         if not 0 <= values["gamma"] < 1:
             raise ValueError(f"gamma is {values['gamma']}; it must be in [0, 1)")
         return Controls(
-            jnp.int32(values["decode_steps"]), jnp.int32(values["latent_steps"]), *(jnp.float32(values[n]) for n in ("temperature", "top_p", "gamma", "threshold"))
+            jnp.int32(values["decode_steps"]),
+            jnp.int32(values["latent_steps"]),
+            *(jnp.float32(values[n]) for n in ("temperature", "top_p", "gamma", "threshold")),
         )
 
     def sample(
-        self, key: Array | int, num: int = 1, *, model: str | None = None, batch: int | None = None, start: int = 0, score: bool = False, **controls: Any
+        self,
+        key: Array | int,
+        num: int = 1,
+        *,
+        model: str | None = None,
+        batch: int | None = None,
+        start: int = 0,
+        score: bool = False,
+        **controls: Any,
     ) -> Samples:
         """Draws `num` texts; sample i of a key has the same draws whatever `num`, `batch` or the number of devices, and so, up to rounding, is the same.
 
@@ -201,8 +231,16 @@ class Model:
         return self._fill(key, prompt, self._best(model), batch, start, controls, score=score)
 
     def stream(
-        self, key: Array | int, num: int, *, model: str | None = None, batch: int | None = None, start: int = 0,
-        prompt: str | Sequence[str] | np.ndarray | None = None, score: bool = False, **controls: Any,
+        self,
+        key: Array | int,
+        num: int,
+        *,
+        model: str | None = None,
+        batch: int | None = None,
+        start: int = 0,
+        prompt: str | Sequence[str] | np.ndarray | None = None,
+        score: bool = False,
+        **controls: Any,
     ) -> Iterator[Samples]:
         """`sample` (or `infill`, where one prompt is given) batch by batch, each given out as soon as it is drawn: any number of samples in
         the memory of one batch. Whoever stops after n goes on with `start` raised by n. Arguments and errors are those of `sample`.
@@ -210,21 +248,59 @@ class Model:
         if not isinstance(num, numbers.Integral) or num < 1:
             raise ValueError(f"num is {num!r}; it must be a whole number of at least 1")
         if isinstance(start, numbers.Integral) and start + num > 2**31:
-            raise ValueError(f"num is {num} from start = {start} on; the last sample's index must be below 2^31")
-        blank = np.full((1, self.length), self.tokenizer.mask_id, np.int32) if prompt is None else self.prompt_tokens(prompt)
+            raise ValueError(
+                f"num is {num} from start = {start} on; the last sample's index must be below 2^31"
+            )
+        blank = (
+            np.full((1, self.length), self.tokenizer.mask_id, np.int32)
+            if prompt is None
+            else self.prompt_tokens(prompt)
+        )
         if len(blank) != 1:
             raise ValueError(f"{len(blank)} prompts are given; a stream fills in one")
         if batch is not None and (not isinstance(batch, numbers.Integral) or batch < 1):
             raise ValueError(f"batch is {batch!r}; it must be a whole number of at least 1")
-        size, model = -(-min(batch or self.config.sampling.batch, num) // self.devices) * self.devices, self._best(model)
+        size, model = (
+            -(-min(batch or self.config.sampling.batch, num) // self.devices) * self.devices,
+            self._best(model),
+        )
         for first in range(0, num, size):
             # The last batch is drawn whole and cut, so that one compiled program serves all.
-            drawn, n = self._fill(key, np.repeat(blank, size, axis=0), model, size, start + first, controls, score=score), min(size, num - first)
-            yield Samples(*(None if part is None else part[:n] for part in (drawn.texts, drawn.tokens, drawn.unmasked_at, drawn.latents, drawn.nll)))
+            drawn, n = (
+                self._fill(
+                    key,
+                    np.repeat(blank, size, axis=0),
+                    model,
+                    size,
+                    start + first,
+                    controls,
+                    score=score,
+                ),
+                min(size, num - first),
+            )
+            yield Samples(
+                *(
+                    None if part is None else part[:n]
+                    for part in (
+                        drawn.texts,
+                        drawn.tokens,
+                        drawn.unmasked_at,
+                        drawn.latents,
+                        drawn.nll,
+                    )
+                )
+            )
 
     def infill(
-        self, key: Array | int, prompt: str | Sequence[str] | np.ndarray, *, model: str | None = None, batch: int | None = None, start: int = 0,
-        score: bool = False, **controls: Any,
+        self,
+        key: Array | int,
+        prompt: str | Sequence[str] | np.ndarray,
+        *,
+        model: str | None = None,
+        batch: int | None = None,
+        start: int = 0,
+        score: bool = False,
+        **controls: Any,
     ) -> Samples:
         """Fills in what is masked; everything given is held fixed, and the latent is drawn from the prior.
 
@@ -235,7 +311,9 @@ class Model:
         Raises:
           ValueError: a prompt that is empty, longer than the model or without a free position, a mask written otherwise, of another shape, or with ids that are not its own.
         """
-        return self._fill(key, self.prompt_tokens(prompt), self._best(model), batch, start, controls, score=score)
+        return self._fill(
+            key, self.prompt_tokens(prompt), self._best(model), batch, start, controls, score=score
+        )
 
     def prompt_tokens(self, prompt: str | Sequence[str] | np.ndarray) -> np.ndarray:
         """Prompts as int32 `[B, L]`, the mask's id wherever the model is free. Raises as `infill` does."""
@@ -245,24 +323,40 @@ class Model:
         rows = np.full((len(texts), self.length), self.tokenizer.mask_id, np.int32)
         for row, text in zip(rows, texts, strict=True):
             ids = self.tokenizer.encode_masked(text)
-            if near := re.search(r"[\[<]\s*mask\s*[\]>]", text.replace(tokenizers.MASK_TEXT, " "), re.IGNORECASE):
-                raise ValueError(f"prompt {text[:40]!r} has {near[0]!r}; a token to fill in is written {tokenizers.MASK_TEXT}")
+            if near := re.search(
+                r"[\[<]\s*mask\s*[\]>]", text.replace(tokenizers.MASK_TEXT, " "), re.IGNORECASE
+            ):
+                raise ValueError(
+                    f"prompt {text[:40]!r} has {near[0]!r}; a token to fill in is written {tokenizers.MASK_TEXT}"
+                )
             if not len(ids):
                 raise ValueError("the prompt is empty; give text, or none at all to sample freely")
             if len(ids) > self.length:
-                raise ValueError(f"prompt {text[:40]!r} has {len(ids)} tokens; the model holds {self.length}")
+                raise ValueError(
+                    f"prompt {text[:40]!r} has {len(ids)} tokens; the model holds {self.length}"
+                )
             if len(ids) == self.length and self.tokenizer.mask_id not in ids:
-                raise ValueError(f"prompt {text[:40]!r} fills all {self.length} tokens that the model holds; put {tokenizers.MASK_TEXT} where it shall write, or shorten it")
+                raise ValueError(
+                    f"prompt {text[:40]!r} fills all {self.length} tokens that the model holds; put {tokenizers.MASK_TEXT} where it shall write, or shorten it"
+                )
             row[: len(ids)] = ids
         return rows
 
     def _checked_tokens(self, tokens: np.ndarray | Array) -> np.ndarray:
         """Tokens as int32 `[B, L]`; raises ValueError for another shape or type, or ids that are not the tokenizer's."""
         tokens = np.asarray(tokens)
-        if tokens.ndim != 2 or tokens.shape[1] != self.length or not np.issubdtype(tokens.dtype, np.integer):
-            raise ValueError(f"tokens are {tokens.dtype} {tokens.shape}; they must be integers of shape [B, {self.length}]")
-        if tokens.size and not (0 <= tokens.min() and tokens.max() < self.tokenizer.vocab_size):
-            raise ValueError(f"tokens reach from {tokens.min()} to {tokens.max()}; ids go from 0 to {self.tokenizer.vocab_size - 1}")
+        if (
+            tokens.ndim != 2
+            or tokens.shape[1] != self.length
+            or not np.issubdtype(tokens.dtype, np.integer)
+        ):
+            raise ValueError(
+                f"tokens are {tokens.dtype} {tokens.shape}; they must be integers of shape [B, {self.length}]"
+            )
+        if tokens.size and not (tokens.min() >= 0 and tokens.max() < self.tokenizer.vocab_size):
+            raise ValueError(
+                f"tokens reach from {tokens.min()} to {tokens.max()}; ids go from 0 to {self.tokenizer.vocab_size - 1}"
+            )
         return tokens.astype(np.int32)
 
     def encode(self, texts: str | Sequence[str] | np.ndarray, *, batch: int | None = None) -> Array:
@@ -277,8 +371,14 @@ class Model:
             tokens = self._checked_tokens(texts)
         else:
             tokens = self.text_tokens([texts] if isinstance(texts, str) else texts)
-        frozen = {"features": self.trained(features_source(self.experiment.settings)), "encoder": self.trained("autoencoder")["encoder"]}
-        parts = [self._encode(frozen, self.statistics, jnp.asarray(tokens[rows])) for rows in self._batches(len(tokens), batch)]
+        frozen = {
+            "features": self.trained(features_source(self.experiment.settings)),
+            "encoder": self.trained("autoencoder")["encoder"],
+        }
+        parts = [
+            self._encode(frozen, self.statistics, jnp.asarray(tokens[rows]))
+            for rows in self._batches(len(tokens), batch)
+        ]
         return jnp.concatenate(parts)[: len(tokens)]
 
     def text_tokens(self, texts: Sequence[str]) -> np.ndarray:
@@ -287,11 +387,21 @@ class Model:
         for row, text in zip(rows, texts, strict=True):
             ids = self.tokenizer.encode(text)
             if len(ids) > self.length:
-                raise ValueError(f"text {text[:40]!r} has {len(ids)} tokens; the model holds {self.length}")
+                raise ValueError(
+                    f"text {text[:40]!r} has {len(ids)} tokens; the model holds {self.length}"
+                )
             row[: len(ids)] = ids
         return rows
 
-    def decode(self, key: Array | int, latents: Array, *, batch: int | None = None, score: bool = False, **controls: Any) -> Samples:
+    def decode(
+        self,
+        key: Array | int,
+        latents: Array,
+        *,
+        batch: int | None = None,
+        score: bool = False,
+        **controls: Any,
+    ) -> Samples:
         """Standardized latents `[B, N, D_lat]` (encoded, drawn, interpolated) to text.
 
         Raises:
@@ -299,7 +409,9 @@ class Model:
         """
         latents = np.asarray(latents, np.float32)
         if latents.ndim != 3 or latents.shape[1:] != self.networks.latent_shape:
-            raise ValueError(f"latents have shape {latents.shape}; it must be [B, {self.networks.latent_shape[0]}, {self.networks.latent_shape[1]}]")
+            raise ValueError(
+                f"latents have shape {latents.shape}; it must be [B, {self.networks.latent_shape[0]}, {self.networks.latent_shape[1]}]"
+            )
         prompt = np.full((len(latents), self.length), self.tokenizer.mask_id, np.int32)
         return self._fill(key, prompt, "given", batch, 0, controls, latents, score=score)
 
@@ -307,7 +419,9 @@ class Model:
     def _encode(self) -> Any:
         mesh = self.experiment.mesh
         batch, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-        encode = sharding.on_mesh(text_encoder(self.experiment.settings, self.networks).__call__, mesh)
+        encode = sharding.on_mesh(
+            text_encoder(self.experiment.settings, self.networks).__call__, mesh
+        )
         return jax.jit(encode, in_shardings=(None, whole, batch), out_shardings=batch)
 
     def _batches(self, num: int, batch: int | None) -> list[np.ndarray]:
@@ -322,7 +436,9 @@ class Model:
         if batch is not None and (not isinstance(batch, numbers.Integral) or batch < 1):
             raise ValueError(f"batch is {batch!r}; it must be a whole number of at least 1")
         size = -(-min(batch or self.config.sampling.batch, num) // self.devices) * self.devices
-        return [np.minimum(np.arange(first, first + size), num - 1) for first in range(0, num, size)]
+        return [
+            np.minimum(np.arange(first, first + size), num - 1) for first in range(0, num, size)
+        ]
 
     @functools.cached_property
     def _compiled(self) -> dict[str, Any]:
@@ -333,20 +449,40 @@ class Model:
         the mesh. Model "given" takes latents `[B, N, D_lat]` before the controls; "noise" decodes a null latent;
         "prior_METHOD" is "ladiff" by that latent sampler whatever the config's, self-conditioned on the previous step. Parameters with a
         "scorer" have the text scored in the same program. The prompt's memory becomes the tokens': a device array is given up with the call."""
-        own = f"prior_{self.sampler.prior_method}" if self.sampler.prior_self_conditioning == "previous" else None
-        model = {"mdlm_long": "mdlm", own: "ladiff"}.get(model, model)  # the same program: compiled once
+        own = (
+            f"prior_{self.sampler.prior_method}"
+            if self.sampler.prior_self_conditioning == "previous"
+            else None
+        )
+        model = {"mdlm_long": "mdlm", own: "ladiff"}.get(
+            model, model
+        )  # the same program: compiled once
         if model not in self._compiled:
             sampler, mesh = self.sampler, self.experiment.mesh
             batch, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
             if model.startswith("prior_"):
-                sampler = dataclasses.replace(sampler, prior_method=model.removeprefix("prior_"), prior_self_conditioning="previous")
+                sampler = dataclasses.replace(
+                    sampler,
+                    prior_method=model.removeprefix("prior_"),
+                    prior_self_conditioning="previous",
+                )
                 function, extra = functools.partial(sampler.generate, "ladiff"), ()
             elif model == "given":
                 function, extra = sampler.decode_latents, (batch,)
             else:
-                function, extra = (sampler.decode_noise if model == "noise" else functools.partial(sampler.generate, model)), ()
+                function, extra = (
+                    (
+                        sampler.decode_noise
+                        if model == "noise"
+                        else functools.partial(sampler.generate, model)
+                    ),
+                    (),
+                )
             self._compiled[model] = jax.jit(
-                sharding.on_mesh(self._scored(function), mesh), in_shardings=(None, whole, batch, batch, *extra, whole), out_shardings=batch, donate_argnums=3
+                sharding.on_mesh(self._scored(function), mesh),
+                in_shardings=(None, whole, batch, batch, *extra, whole),
+                out_shardings=batch,
+                donate_argnums=3,
             )
         return self._compiled[model]
 
@@ -358,7 +494,13 @@ class Model:
             sample = function(params, *arguments)
             if "scorer" not in params:
                 return sample
-            nll = next_token_nll(network, params["scorer"], sample.tokens, tokenizer.eot_id, jnp.asarray(tokenizer.sampleable))
+            nll = next_token_nll(
+                network,
+                params["scorer"],
+                sample.tokens,
+                tokenizer.eot_id,
+                jnp.asarray(tokenizer.sampleable),
+            )
             text = content_mask(sample.tokens, tokenizer.eot_id)
             return sample._replace(nll=jnp.sum(nll * text, axis=-1) / jnp.sum(text, axis=-1))
 
@@ -368,42 +510,82 @@ class Model:
         if model is None:
             if not self.models:
                 require_source(self.experiment.workdir)
-                raise CheckpointError(f"{self.experiment.workdir} has no trained model; run launch/train.py --workdir={self.experiment.workdir} --stage=all")
+                raise CheckpointError(
+                    f"{self.experiment.workdir} has no trained model; run launch/train.py --workdir={self.experiment.workdir} --stage=all"
+                )
             return self.models[-1]
         if model not in MODELS:
             raise ValueError(f"model is {model!r}; it must be one of {', '.join(MODELS)}")
         return model
 
     def _fill(
-        self, key: Array | int, prompt: np.ndarray, model: str, batch: int | None, start: int, controls: dict[str, Any],
-        latents: np.ndarray | None = None, *, score: bool = False,
+        self,
+        key: Array | int,
+        prompt: np.ndarray,
+        model: str,
+        batch: int | None,
+        start: int,
+        controls: dict[str, Any],
+        latents: np.ndarray | None = None,
+        *,
+        score: bool = False,
     ) -> Samples:
         num = len(prompt)
         if not isinstance(start, numbers.Integral) or not 0 <= start <= 2**31 - num:
-            raise ValueError(f"start is {start!r}; it must be a whole number of 0 or more, and the last sample's index below 2^31")
+            raise ValueError(
+                f"start is {start!r}; it must be a whole number of 0 or more, and the last sample's index below 2^31"
+            )
         if isinstance(key, numbers.Integral):
             if not -(2**63) <= key < 2**63:
                 raise ValueError(f"the seed is {key}; it must be a whole number of 64 bits")
             key = jax.random.key(int(key))
-        elif not isinstance(key, jax.Array) or not (key.shape == () and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.dtype == jnp.uint32 and key.ndim == 1):
-            raise ValueError(f"key is {key!r}; it must be a whole number or one key of jax.random.key")
+        elif not isinstance(key, jax.Array) or not (
+            (key.shape == () and jnp.issubdtype(key.dtype, jax.dtypes.prng_key))
+            or (key.dtype == jnp.uint32 and key.ndim == 1)
+        ):
+            raise ValueError(
+                f"key is {key!r}; it must be a whole number or one key of jax.random.key"
+            )
         settings = self.controls("diladiff" if model == "given" else model, **controls)
-        params = {"decoder": self.trained("autoencoder")["decoder"]} if model == "given" else self.parameters(model)
+        params = (
+            {"decoder": self.trained("autoencoder")["decoder"]}
+            if model == "given"
+            else self.parameters(model)
+        )
         params |= {"scorer": self.trained("scorer")} if score else {}
         parts: list[Sample] = []
         for rows in self._batches(num, batch):
             extra = () if latents is None else (jnp.asarray(latents[rows]),)
-            parts.append(jax.device_get(self.compiled(model)(params, key, jnp.asarray(start + rows), jnp.asarray(prompt[rows]), *extra, settings)))
+            parts.append(
+                jax.device_get(
+                    self.compiled(model)(
+                        params,
+                        key,
+                        jnp.asarray(start + rows),
+                        jnp.asarray(prompt[rows]),
+                        *extra,
+                        settings,
+                    )
+                )
+            )
 
         def joined(name: str) -> Any:
             arrays = [getattr(part, name) for part in parts]
             return None if arrays[0] is None else np.concatenate(arrays)[:num]
 
         tokens = joined("tokens")
-        return Samples([self.tokenizer.decode(row) for row in tokens], tokens, joined("unmasked_at"), joined("latents"), joined("nll"))
+        return Samples(
+            [self.tokenizer.decode(row) for row in tokens],
+            tokens,
+            joined("unmasked_at"),
+            joined("latents"),
+            joined("nll"),
+        )
 
 
-def load(workdir: str | pathlib.Path, *, config: ConfigDict | None = None, mesh: Mesh | None = None) -> Model:
+def load(
+    workdir: str | pathlib.Path, *, config: ConfigDict | None = None, mesh: Mesh | None = None
+) -> Model:
     """Opens a workdir that `launch/train.py` made, or a bundle by `launch/export.py`; networks are restored when first needed, straight onto the mesh.
 
     Args:

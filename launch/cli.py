@@ -16,16 +16,23 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
-_SCRIPT = sys.argv[0].endswith(".py") and pathlib.Path(sys.argv[0]).resolve().parent == pathlib.Path(__file__).resolve().parent
+_SCRIPT = (
+    sys.argv[0].endswith(".py")
+    and pathlib.Path(sys.argv[0]).resolve().parent == pathlib.Path(__file__).resolve().parent
+)
 if _SCRIPT and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until everything is imported: libraries' initialization makes other errors of an exception
+    signal.signal(
+        signal.SIGINT, signal.SIG_DFL
+    )  # until everything is imported: libraries' initialization makes other errors of an exception
 
 try:
     import absl.logging
     from absl import app, flags
     from ml_collections import ConfigDict, config_flags
 except ImportError as missing:
-    sys.exit(f"error: the package {missing.name} is missing; `source .venv/bin/activate` (made by launch/quickstart.sh), or `pip install -e .` first")
+    sys.exit(
+        f"error: the package {missing.name} is missing; `source .venv/bin/activate` (made by launch/quickstart.sh), or `pip install -e .` first"
+    )
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PREEMPTED = 75  # exit code "run the same command again" (EX_TEMPFAIL), which the launchers do
@@ -34,20 +41,31 @@ _OUT_OF_OUR_HANDS = frozenset((
 ))  # fmt: skip
 _LARGEST = 1 << 24  # bytes of a file that is looked at before it is replaced
 _LONGEST_LINE = 800  # characters of an error; of a longer one, which quotes what was given, the middle is left out
-sys.path.insert(0, str(ROOT))  # the commands run from a checkout as well as from an installed package
+sys.path.insert(
+    0, str(ROOT)
+)  # the commands run from a checkout as well as from an installed package
 
 
 def experiment_flags() -> flags.FlagHolder:
     """Defines --config and --workdir; `--config.KEY=VALUE` overrides a setting."""
-    flags.DEFINE_string("workdir", None, "Folder of the experiment: config, tokenizer, checkpoints, samples, report.", required=True)
-    return config_flag("Experiment file, e.g. configs/tiny.py:pydocs; default WORKDIR/config.json. --config.KEY=VALUE overrides a setting.")
+    flags.DEFINE_string(
+        "workdir",
+        None,
+        "Folder of the experiment: config, tokenizer, checkpoints, samples, report.",
+        required=True,
+    )
+    return config_flag(
+        "Experiment file, e.g. configs/tiny.py:pydocs; default WORKDIR/config.json. --config.KEY=VALUE overrides a setting."
+    )
 
 
 def config_flag(text: str) -> flags.FlagHolder:
     """Defines --config alone."""
     try:
         return config_flags.DEFINE_config_file("config", None, text, lock_config=True)
-    except flags.Error as error:  # it looks at the command line already here: a --flagfile that cannot be read
+    except (
+        flags.Error
+    ) as error:  # it looks at the command line already here: a --flagfile that cannot be read
         raise SystemExit(_refuse(_said(error))) from None
 
 
@@ -56,20 +74,34 @@ def experiment(config_flag: flags.FlagHolder) -> ConfigDict:
     from diladiff_jax import config
 
     try:
-        if config_flag.value is None:  # as where a flag without a value has taken --config=FILE for its own
+        if (
+            config_flag.value is None
+        ):  # as where a flag without a value has taken --config=FILE for its own
             raise UsageError("--config is missing; give an experiment file such as configs/tiny.py")
         return config.resolve(config_flag.value)
     except OSError:  # the flag holder reports a file that it could not load only when it is read
         path = given(sys.argv, "config")
-        raise UsageError(f"--config={path} cannot be read; give an experiment file such as configs/tiny.py, with :ARGUMENT if it takes one") from None
+        raise UsageError(
+            f"--config={path} cannot be read; give an experiment file such as configs/tiny.py, with :ARGUMENT if it takes one"
+        ) from None
 
 
 def distributed_flags() -> None:
     """Defines what joins several processes to one run."""
-    flags.DEFINE_string("distributed", "", "Several processes: auto (as the TPU pod, SLURM or Kubernetes says), or the first one's HOST:PORT.")
-    flags.DEFINE_integer("num_processes", None, "With HOST:PORT, how many processes there are.", lower_bound=1)
-    flags.DEFINE_integer("process_id", None, "With HOST:PORT, which of them this is, from 0.", lower_bound=0)
-    flags.DEFINE_integer("distributed_timeout", 300, "Seconds to wait for the other processes.", lower_bound=1)
+    flags.DEFINE_string(
+        "distributed",
+        "",
+        "Several processes: auto (as the TPU pod, SLURM or Kubernetes says), or the first one's HOST:PORT.",
+    )
+    flags.DEFINE_integer(
+        "num_processes", None, "With HOST:PORT, how many processes there are.", lower_bound=1
+    )
+    flags.DEFINE_integer(
+        "process_id", None, "With HOST:PORT, which of them this is, from 0.", lower_bound=0
+    )
+    flags.DEFINE_integer(
+        "distributed_timeout", 300, "Seconds to wait for the other processes.", lower_bound=1
+    )
 
 
 def join_processes() -> None:
@@ -78,9 +110,16 @@ def join_processes() -> None:
 
     given = flags.FLAGS
     if given.distributed:
-        processes.start(given.distributed, given.num_processes, given.process_id, timeout=given.distributed_timeout)
+        processes.start(
+            given.distributed,
+            given.num_processes,
+            given.process_id,
+            timeout=given.distributed_timeout,
+        )
     elif given.num_processes is not None or given.process_id is not None:
-        raise UsageError("--num_processes and --process_id need --distributed=HOST:PORT, the address of the first process")
+        raise UsageError(
+            "--num_processes and --process_id need --distributed=HOST:PORT, the address of the first process"
+        )
 
 
 def run(main: Callable[[Sequence[str]], None], usage: str) -> None:
@@ -93,31 +132,49 @@ def run(main: Callable[[Sequence[str]], None], usage: str) -> None:
 
         _quiet_logs()
         if len(argv) > 1:
-            return _refuse(f"unexpected argument {argv[1]!r}; flags are written --name=value (see --help)")
+            return _refuse(
+                f"unexpected argument {argv[1]!r}; flags are written --name=value (see --help)"
+            )
         _compilation_cache()
         try:
             if _SCRIPT and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
                 signal.signal(signal.SIGINT, _interrupt)
             main(argv)
-        except (ConfigError, DataError, PretrainedError, CheckpointError, TrainingError, DistributedError, UsageError) as error:
+        except (
+            ConfigError,
+            DataError,
+            PretrainedError,
+            CheckpointError,
+            TrainingError,
+            DistributedError,
+            UsageError,
+        ) as error:
             return _refuse(str(error))
         except OSError as error:
             if error.errno not in _OUT_OF_OUR_HANDS:
                 raise
-            return _refuse(f"{error.filename or 'a file'} cannot be written or read ({error.strerror}); make room or give another place, and the same command goes on")
+            return _refuse(
+                f"{error.filename or 'a file'} cannot be written or read ({error.strerror}); make room or give another place, and the same command goes on"
+            )
         except Preempted as stopped:
             print(stopped, file=sys.stderr)
             return 130 if stopped.by_hand else PREEMPTED
         except Exception as error:
             if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            return _refuse(f"this does not fit into memory ({str(error).strip().splitlines()[0] if str(error).strip() else 'out of memory'}); make batches or networks smaller")
+            return _refuse(
+                f"this does not fit into memory ({str(error).strip().splitlines()[0] if str(error).strip() else 'out of memory'}); make batches or networks smaller"
+            )
         except KeyboardInterrupt:
-            return _refuse("stopped; what was saved is kept, and the same command goes on from that", 130)
+            return _refuse(
+                "stopped; what was saved is kept, and the same command goes on from that", 130
+            )
         return 0
 
     sys.modules["__main__"].__doc__ = usage
-    for flag in flags.FLAGS.flags_by_module_dict().get(__name__, []):  # --help shows those of the script alone
+    for flag in flags.FLAGS.flags_by_module_dict().get(
+        __name__, []
+    ):  # --help shows those of the script alone
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(guarded, flags_parser=_parse)
 
@@ -137,10 +194,14 @@ def writable_folder(flag: str, path: str) -> None:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise UsageError(f"--{flag}={path} cannot be written ({error.strerror}); give a folder that can be") from None
+        raise UsageError(
+            f"--{flag}={path} cannot be written ({error.strerror}); give a folder that can be"
+        ) from None
 
 
-def replaceable(flag: str, path: pathlib.Path, keys: set[str], what: str, *, lines: bool = False) -> None:
+def replaceable(
+    flag: str, path: pathlib.Path, keys: set[str], what: str, *, lines: bool = False
+) -> None:
     """Looks, before work begins, at the file that a flag names: it may be new, empty, or an earlier one of its kind, whose JSON has these keys.
 
     Args:
@@ -161,10 +222,14 @@ def replaceable(flag: str, path: pathlib.Path, keys: set[str], what: str, *, lin
     except FileNotFoundError:
         return
     except OSError as error:
-        raise UsageError(f"--{flag}={path} cannot be written ({error.strerror}); give a file in a folder that can be") from None
+        raise UsageError(
+            f"--{flag}={path} cannot be written ({error.strerror}); give a file in a folder that can be"
+        ) from None
     except (ValueError, RecursionError, AttributeError):
         pass
-    raise UsageError(f"--{flag}={path} is there and holds no {what}; give another file, or remove it")
+    raise UsageError(
+        f"--{flag}={path} is there and holds no {what}; give another file, or remove it"
+    )
 
 
 def write_json(flag: str, path: pathlib.Path, document: dict[str, Any]) -> None:
@@ -178,7 +243,9 @@ def write_json(flag: str, path: pathlib.Path, document: dict[str, Any]) -> None:
     try:
         files.write(path, json.dumps(document, indent=2) + "\n")
     except OSError as error:
-        raise UsageError(f"--{flag}={path} cannot be written ({error.strerror}); give a file in a folder that can be") from None
+        raise UsageError(
+            f"--{flag}={path} cannot be written ({error.strerror}); give a file in a folder that can be"
+        ) from None
 
 
 def _parse(argv: Sequence[str]) -> Sequence[str]:
@@ -186,48 +253,94 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
     workdir = given(argv, "workdir")
     for name in ("workdir", "init_from"):
         if given(argv, name) == "":
-            raise SystemExit(_refuse(f"--{name} is empty; give an experiment's folder, --{name}=DIR"))
+            raise SystemExit(
+                _refuse(f"--{name} is empty; give an experiment's folder, --{name}=DIR")
+            )
     if given(argv, "config") is None and workdir is not None and "config" in flags.FLAGS:
         # Before the overrides, which are laid over what it loads. A fresh workdir has the settings of the one it starts from.
-        folder = workdir if os.path.exists(os.path.join(workdir, "config.json")) else given(argv, "init_from") or workdir
+        folder = (
+            workdir
+            if os.path.exists(os.path.join(workdir, "config.json"))
+            else given(argv, "init_from") or workdir
+        )
         argv.insert(1, f"--config={pathlib.Path(__file__).with_name('workdir_config.py')}:{folder}")
         lent = folder != workdir and os.path.exists(os.path.join(folder, "bundle.json"))
     try:
         rest = flags.FLAGS(argv)
     except SystemExit:
-        if any(word.startswith("-") and word.lstrip("-").partition("=")[0] in ("help", "helpshort", "helpfull", "helpxml", "?") for word in argv[1:]):
+        if any(
+            word.startswith("-")
+            and word.lstrip("-").partition("=")[0]
+            in ("help", "helpshort", "helpfull", "helpxml", "?")
+            for word in argv[1:]
+        ):
             raise SystemExit(0) from None  # absl ends it with 1
-        raise SystemExit(_refuse(f"--config={given(argv, 'config')} ends the command; it must define get_config()")) from None
+        raise SystemExit(
+            _refuse(
+                f"--config={given(argv, 'config')} ends the command; it must define get_config()"
+            )
+        ) from None
     except flags.Error as error:
         if workdir is None and "--workdir" in str(error):
-            raise SystemExit(_refuse("--workdir is missing; give the experiment's folder, --workdir=DIR")) from None
+            raise SystemExit(
+                _refuse("--workdir is missing; give the experiment's folder, --workdir=DIR")
+            ) from None
         raise SystemExit(_refuse(_said(error))) from None
     except (AttributeError, KeyError) as error:  # an override of a setting that is not there
         reason = str(error.args[0])
         if "get_config" in reason:
-            raise SystemExit(_refuse(f"--config={given(argv, 'config')} is no experiment file: it has no get_config()")) from None
+            raise SystemExit(
+                _refuse(
+                    f"--config={given(argv, 'config')} is no experiment file: it has no get_config()"
+                )
+            ) from None
         raise SystemExit(_refuse(_unknown_setting(argv, reason))) from None
     except SyntaxError as error:
-        raise SystemExit(_refuse(f"--config={given(argv, 'config')} is no experiment file, which is Python and defines get_config() ({error})")) from None
+        raise SystemExit(
+            _refuse(
+                f"--config={given(argv, 'config')} is no experiment file, which is Python and defines get_config() ({error})"
+            )
+        ) from None
     except Exception as error:  # an experiment file may raise anything
         named = isinstance(error, OSError | ImportError | TypeError | ValueError) and str(error)
         reason = named or f"{type(error).__name__} {error}".strip()
         if isinstance(error, TypeError) and "get_config" in reason:
             reason = f"this experiment takes no :ARGUMENT ({reason})"
-        raise SystemExit(_refuse(reason if given(argv, "config") is None or "config" in reason else f"--config={given(argv, 'config')}: {reason}")) from None
+        raise SystemExit(
+            _refuse(
+                reason
+                if given(argv, "config") is None or "config" in reason
+                else f"--config={given(argv, 'config')}: {reason}"
+            )
+        ) from None
     # Settings that came from elsewhere fetch nothing by themselves.
-    if lent and given(argv, "config.data.corpus") is None and (corpus := flags.FLAGS.config.data.corpus) not in ("stories", "pydocs"):
+    if (
+        lent
+        and given(argv, "config.data.corpus") is None
+        and (corpus := flags.FLAGS.config.data.corpus) not in ("stories", "pydocs")
+    ):
         if corpus == "text_files" and given(argv, "config.data.files") is None:
-            raise SystemExit(_refuse(f"the bundle {folder} was trained on files called {flags.FLAGS.config.data.files!r}; say where your text is, --config.data.files=FOLDER"))
+            raise SystemExit(
+                _refuse(
+                    f"the bundle {folder} was trained on files called {flags.FLAGS.config.data.files!r}; say where your text is, --config.data.files=FOLDER"
+                )
+            )
         if corpus != "text_files":
-            raise SystemExit(_refuse(f"the bundle {folder} was trained on {corpus!r}, which would be fetched; say --config.data.corpus={corpus} if it may be, or where it is, --config.data.corpus=FOLDER"))
+            raise SystemExit(
+                _refuse(
+                    f"the bundle {folder} was trained on {corpus!r}, which would be fetched; say --config.data.corpus={corpus} if it may be, or where it is, --config.data.corpus=FOLDER"
+                )
+            )
     return rest
 
 
 def _said(error: flags.Error) -> str:
     """What a user reads of an error in the flags."""
     text = str(error)
-    number = re.fullmatch(r"(?s)flag --([\w.]+)=(.*): (?:invalid literal for int|could not convert string to float|Exceeds the limit).*", text)
+    number = re.fullmatch(
+        r"(?s)flag --([\w.]+)=(.*): (?:invalid literal for int|could not convert string to float|Exceeds the limit).*",
+        text,
+    )
     if number is not None:
         return f"--{number[1]}={number[2]}: it must be a {'' if 'to float' in text else 'whole '}number"
     if boolean := re.fullmatch(r"(?s)flag --([\w.]+)=(.*): \('Non-boolean.*", text):
@@ -242,11 +355,17 @@ def _unknown_setting(argv: Sequence[str], reason: str) -> str:
     """What a user reads where ml_collections knows no such setting, with the flag that asked for it and the nearest one that is there."""
     found, near = re.search(r"\w+", reason), re.search(r'mean "(\w+)"', reason)
     name = found[0] if found else ""
-    keys = [word.lstrip("-").partition("=")[0] for word in argv[1:] if word.lstrip("-").startswith("config.")]
+    keys = [
+        word.lstrip("-").partition("=")[0]
+        for word in argv[1:]
+        if word.lstrip("-").startswith("config.")
+    ]
     asked = next((key for key in keys if name in key.split(".")[1:]), None)
     if asked is None:  # not by a flag: the experiment file's own doing
         return f"--config={given(argv, 'config')}: there is no {reason}"
-    return f"--{asked}: there is no setting {name}" + (f"; did you mean {near[1]}?" if near else "; diladiff_jax/config.py has them all")
+    return f"--{asked}: there is no setting {name}" + (
+        f"; did you mean {near[1]}?" if near else "; diladiff_jax/config.py has them all"
+    )
 
 
 def given(argv: Sequence[str], name: str) -> str | None:
@@ -260,7 +379,10 @@ def given(argv: Sequence[str], name: str) -> str | None:
 
 
 def _refuse(message: str, code: int = 1) -> int:
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in " ".join(message.split()))  # it may quote any bytes
+    line = "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
+        for c in " ".join(message.split())
+    )  # it may quote any bytes
     if len(line) > _LONGEST_LINE:
         line = f"{line[: _LONGEST_LINE // 2]} ... {line[-_LONGEST_LINE // 2 :]}"
     print(f"error: {line}", file=sys.stderr)
@@ -281,9 +403,13 @@ def _quiet_logs() -> None:
     """The library's own notes are shown; its dependencies' only from warnings on."""
     absl.logging.set_verbosity(absl.logging.WARNING)
     # What fails in a thread of Orbax's is raised where it is waited for, and becomes one line there.
-    absl.logging.get_absl_handler().addFilter(lambda record: not {"orbax", "asyncio"} & set(pathlib.Path(record.pathname).parts))
+    absl.logging.get_absl_handler().addFilter(
+        lambda record: not {"orbax", "asyncio"} & set(pathlib.Path(record.pathname).parts)
+    )
     # Where one of many reads or writes fails, TensorStore's threads come back with the others when nobody waits for them any more.
-    sys.unraisablehook = lambda found: None if str(found.exc_value) == "Event loop is closed" else sys.__unraisablehook__(found)
+    sys.unraisablehook = lambda found: (
+        None if str(found.exc_value) == "Event loop is closed" else sys.__unraisablehook__(found)
+    )
     ours, handler = logging.getLogger("diladiff_jax"), logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     ours.addHandler(handler)
@@ -296,6 +422,9 @@ def _compilation_cache() -> None:
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache" / "diladiff_jax" / "xla"))
+        jax.config.update(
+            "jax_compilation_cache_dir",
+            str(pathlib.Path.home() / ".cache" / "diladiff_jax" / "xla"),
+        )
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

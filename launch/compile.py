@@ -21,19 +21,41 @@ import sys
 from typing import Any
 
 # Before jax is imported, and in this command alone: the machine's own devices are left to others, and libtpu asks for no TPU's metadata.
-os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost", TPU_ACCELERATOR_TYPE="v5litepod-16", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
-_LIBTPU = os.environ.pop("TPU_LIBRARY_PATH", None)  # jax would warn of one that leads nowhere, in several lines; see find_libtpu
+os.environ.update(
+    JAX_PLATFORMS="cpu",
+    TPU_SKIP_MDS_QUERY="1",
+    TPU_WORKER_HOSTNAMES="localhost",
+    TPU_ACCELERATOR_TYPE="v5litepod-16",
+    ALLOW_MULTIPLE_LIBTPU_LOAD="1",
+)
+_LIBTPU = os.environ.pop(
+    "TPU_LIBRARY_PATH", None
+)  # jax would warn of one that leads nowhere, in several lines; see find_libtpu
 for _name in ("TPU_MIN_LOG_LEVEL", "TPU_STDERR_LOG_LEVEL", "TF_CPP_MIN_LOG_LEVEL"):
     os.environ.setdefault(_name, "3")  # it complains of the missing accelerator
 
 import cli
 from absl import flags
 
-_CONFIG = cli.config_flag("Experiment file, e.g. configs/owt.py. --config.KEY=VALUE overrides a setting.")
-_STAGE = flags.DEFINE_string("stage", None, "Training step to compile: mdlm, autoencoder, ladiff, diladiff, mdlm_long or scorer.")
-_SAMPLER = flags.DEFINE_string("sampler", None, "Or the sampler to compile: mdlm, mdlm_long, ladiff or diladiff.")
-_TOPOLOGY = flags.DEFINE_string("topology", None, "Slice, as v5e:4x4, v6e:16x16, v4:4x4x4, v5p:4x4x8 or tpu7x:2x2x1; with --scaling the generation is enough.")
-_SCALING = flags.DEFINE_list("scaling", None, "Numbers of chips, e.g. 16,64,256,1024: compile for each.")
+_CONFIG = cli.config_flag(
+    "Experiment file, e.g. configs/owt.py. --config.KEY=VALUE overrides a setting."
+)
+_STAGE = flags.DEFINE_string(
+    "stage",
+    None,
+    "Training step to compile: mdlm, autoencoder, ladiff, diladiff, mdlm_long or scorer.",
+)
+_SAMPLER = flags.DEFINE_string(
+    "sampler", None, "Or the sampler to compile: mdlm, mdlm_long, ladiff or diladiff."
+)
+_TOPOLOGY = flags.DEFINE_string(
+    "topology",
+    None,
+    "Slice, as v5e:4x4, v6e:16x16, v4:4x4x4, v5p:4x4x8 or tpu7x:2x2x1; with --scaling the generation is enough.",
+)
+_SCALING = flags.DEFINE_list(
+    "scaling", None, "Numbers of chips, e.g. 16,64,256,1024: compile for each."
+)
 _OUT = flags.DEFINE_string("out", None, "JSON file.")
 
 DOES_NOT_FIT = 3
@@ -48,7 +70,9 @@ def main(argv: list[str]) -> None:
         raise cli.UsageError("--config is missing; give an experiment file such as configs/owt.py")
     config = cli.experiment(_CONFIG)
     if (_STAGE.value is None) == (_SAMPLER.value is None):
-        raise cli.UsageError("give one of --stage=STAGE, whose training step is compiled, and --sampler=MODEL")
+        raise cli.UsageError(
+            "give one of --stage=STAGE, whose training step is compiled, and --sampler=MODEL"
+        )
     known = config_lib.STAGES + config_lib.BASELINES
     if _STAGE.value is not None and _STAGE.value not in known:
         raise cli.UsageError(f"--stage is {_STAGE.value!r}; it must be one of {', '.join(known)}")
@@ -68,11 +92,30 @@ def main(argv: list[str]) -> None:
 
     rows: list[dict[str, Any]] = []
     for where in slices:
-        rows.append(compiled(config, where, slices[0], stage=_STAGE.value, sampler=_SAMPLER.value, source=cli.given(sys.argv, "config")))
-        print(table(rows[-1]) if _SCALING.value is None else scaling_line(rows[-1], rows[0], header=len(rows) == 1), flush=True)
+        rows.append(
+            compiled(
+                config,
+                where,
+                slices[0],
+                stage=_STAGE.value,
+                sampler=_SAMPLER.value,
+                source=cli.given(sys.argv, "config"),
+            )
+        )
+        print(
+            table(rows[-1])
+            if _SCALING.value is None
+            else scaling_line(rows[-1], rows[0], header=len(rows) == 1),
+            flush=True,
+        )
     document: dict[str, Any] = rows[0]
     if _SCALING.value is not None:
-        document = {"config": rows[0]["config"], "stage": rows[0]["stage"], "rows": rows, "knee": knee(rows)}
+        document = {
+            "config": rows[0]["config"],
+            "stage": rows[0]["stage"],
+            "rows": rows,
+            "knee": knee(rows),
+        }
         print(said_of_knee(rows))
     if _OUT.value is not None:
         cli.write_json("out", pathlib.Path(_OUT.value), document)
@@ -83,7 +126,9 @@ def main(argv: list[str]) -> None:
         raise SystemExit(DOES_NOT_FIT)
 
 
-def compiled(config: Any, where: Any, first: Any, *, stage: str | None, sampler: str | None, source: str) -> dict[str, Any]:
+def compiled(
+    config: Any, where: Any, first: Any, *, stage: str | None, sampler: str | None, source: str
+) -> dict[str, Any]:
     """One document: the step of a stage, or a sampler, compiled for a slice, its batch growing with the slice from the `first` one on."""
     import jax
     from jax.experimental import topologies
@@ -92,28 +137,46 @@ def compiled(config: Any, where: Any, first: Any, *, stage: str | None, sampler:
     from diladiff_jax.preflight import aot
 
     try:
-        options = {"chip_config_name": "megacore"} if where.generation == "v4" else {}  # one device a chip, as v5p has by itself
+        options = (
+            {"chip_config_name": "megacore"} if where.generation == "v4" else {}
+        )  # one device a chip, as v5p has by itself
         if where.chips == 1:
             options["chips_per_host_bounds"] = [1, 1, 1]
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=where.name, **options).devices
+        devices = topologies.get_topology_desc(
+            platform="tpu", topology_name=where.name, **options
+        ).devices
     except (RuntimeError, ValueError) as error:
-        raise cli.UsageError(f"topology {where.name} is refused by the TPU compiler: {str(error).strip().splitlines()[0]}") from None
+        raise cli.UsageError(
+            f"topology {where.name} is refused by the TPU compiler: {str(error).strip().splitlines()[0]}"
+        ) from None
     if len(devices) != where.chips * where.chip.devices:
-        raise cli.UsageError(f"topology {where.name} has {len(devices)} devices, where {where.chips * where.chip.devices} were expected; another libtpu may know it better")
+        raise cli.UsageError(
+            f"topology {where.name} has {len(devices)} devices, where {where.chips * where.chip.devices} were expected; another libtpu may know it better"
+        )
     block = stage or "sampling"
     batch = config[block].batch * where.chips // first.chips
-    config = config_lib.resolve(config.to_dict() | {block: config[block].to_dict() | {"batch": batch}})
+    config = config_lib.resolve(
+        config.to_dict() | {block: config[block].to_dict() | {"batch": batch}}
+    )
     mesh = aot.device_mesh(config, devices)
     experiment = aot.AbstractExperiment(config, mesh)
     program = aot.train_step(experiment, stage) if stage else aot.sampler(experiment, sampler)
     try:
         found = aot.measure(program, where, mesh)
     except aot.CompileError as error:
-        raise cli.UsageError(f"{where.name}: the TPU compiler refuses this program: {error}") from None
+        raise cli.UsageError(
+            f"{where.name}: the TPU compiler refuses this program: {error}"
+        ) from None
     jax.clear_caches()  # each slice's program is compiled once; they are large
     return {
-        "config": source, "stage": stage or f"{sampler} sampler", "topology": where.name, "devices": len(devices),
-        "chips": where.chips, "mesh": {name: int(size) for name, size in mesh.shape.items()}, "batch": program.batch, **found,
+        "config": source,
+        "stage": stage or f"{sampler} sampler",
+        "topology": where.name,
+        "devices": len(devices),
+        "chips": where.chips,
+        "mesh": {name: int(size) for name, size in mesh.shape.items()},
+        "batch": program.batch,
+        **found,
     }
 
 
@@ -125,16 +188,24 @@ def find_libtpu() -> None:
     """
     if _LIBTPU:
         if not os.path.isfile(_LIBTPU):
-            raise cli.UsageError(f"TPU_LIBRARY_PATH is {_LIBTPU}, which is no file; it must be a libtpu.so")
+            raise cli.UsageError(
+                f"TPU_LIBRARY_PATH is {_LIBTPU}, which is no file; it must be a libtpu.so"
+            )
         os.environ["TPU_LIBRARY_PATH"] = _LIBTPU
         return
     package = importlib.util.find_spec("libtpu")
-    folders = [pathlib.Path(place) for place in (package.submodule_search_locations or [])] if package else []
+    folders = (
+        [pathlib.Path(place) for place in (package.submodule_search_locations or [])]
+        if package
+        else []
+    )
     for folder in [*folders, cli.ROOT / ".venv" / "libtpu" / "libtpu"]:
         if (folder / "libtpu.so").is_file():
             os.environ["TPU_LIBRARY_PATH"] = str(folder / "libtpu.so")
             return
-    raise cli.UsageError("libtpu, the TPU compiler, is not here; `source launch/environment.sh; setup_libtpu` puts it in .venv/libtpu, or set TPU_LIBRARY_PATH")
+    raise cli.UsageError(
+        "libtpu, the TPU compiler, is not here; `source launch/environment.sh; setup_libtpu` puts it in .venv/libtpu, or set TPU_LIBRARY_PATH"
+    )
 
 
 def table(row: dict[str, Any]) -> str:
@@ -151,8 +222,14 @@ def table(row: dict[str, Any]) -> str:
     lines += [
         f"  products      {per['flops']:.4g} FLOPs, of which the model needs {per['model_flops']:.4g}",
         f"  main memory   {_bytes(per['bytes_accessed'])} to and fro",
-        *(f"  {kind:<22} {each['count']:8.0f} times {_bytes(each['bytes'])}" for kind, each in per["collectives"].items()),
-        *(f"  not counted   kernel {name}, {count:.0f} times" for name, count in per["uncounted_kernels"].items()),
+        *(
+            f"  {kind:<22} {each['count']:8.0f} times {_bytes(each['bytes'])}"
+            for kind, each in per["collectives"].items()
+        ),
+        *(
+            f"  not counted   kernel {name}, {count:.0f} times"
+            for name, count in per["uncounted_kernels"].items()
+        ),
         f"  roofline      {_seconds(per['estimated_seconds'])}: compute {_seconds(per['compute_seconds'])}, memory {_seconds(per['memory_seconds'])}, "
         f"interconnect {_seconds(per['interconnect_seconds'])} ({_seconds(per['exposed_interconnect_seconds'])} of it not overlapped)",
         f"  bound by      {per['bound_by']}; utilization {per['estimated_utilization']:.1%} at that time",
@@ -177,7 +254,11 @@ def scaling_line(row: dict[str, Any], first: dict[str, Any], *, header: bool) ->
 
 def knee(rows: list[dict[str, Any]]) -> str | None:
     """The first slice that takes `KNEE` times as long as the first one; None if none does."""
-    times = [(row["topology"], row["per_device"]["estimated_seconds"]) for row in rows if row["per_device"]["estimated_seconds"] is not None]
+    times = [
+        (row["topology"], row["per_device"]["estimated_seconds"])
+        for row in rows
+        if row["per_device"]["estimated_seconds"] is not None
+    ]
     return next((name for name, seconds in times if seconds > KNEE * times[0][1]), None)
 
 
@@ -191,7 +272,9 @@ def said_of_knee(rows: list[dict[str, Any]]) -> str:
 
 def _chips(text: str) -> int:
     if not text.strip().isdigit():
-        raise cli.UsageError(f"--scaling holds {text!r}; it must be numbers of chips such as 16,64,256")
+        raise cli.UsageError(
+            f"--scaling holds {text!r}; it must be numbers of chips such as 16,64,256"
+        )
     return int(text)
 
 

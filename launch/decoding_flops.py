@@ -13,7 +13,12 @@ def busy(positions: int, steps: int, every: int = 1) -> float:
 
 def decoding_flops(case: str, c: Any, vocab: int, batch: int, steps: int, refresh: int) -> float:
     """Matrix-product FLOPs that `steps` decoding steps are expected to take (multiply and add count as two), by the network's formulas."""
-    d, layers, length, n = c.backbone.width, c.backbone.num_layers, c.data.length, c.encoder.num_latents
+    d, layers, length, n = (
+        c.backbone.width,
+        c.backbone.num_layers,
+        c.data.length,
+        c.encoder.num_latents,
+    )
     rows, crosses = batch * length, len(set(c.decoder.cross_layers))
     if case not in ("naive", "bisection"):
         anew, steps = busy(rows, steps, refresh), busy(rows, steps)  # the others are left out
@@ -24,14 +29,26 @@ def decoding_flops(case: str, c: Any, vocab: int, batch: int, steps: int, refres
     reading = crosses * 4 * batch * n * c.encoder.latent_dim * d
     if case in ("naive", "bisection"):
         return steps * (layers * block + cross + reading + 2 * rows * d * vocab)
-    at_needed = 2 * needed * (2 * d * d + mlp) + 4 * needed * length * d  # of a layer whose keys and values are there
-    whole = (layers - 1) * block + cross + 2 * rows * 2 * d * d  # all layers but the last, and its keys and values
+    at_needed = (
+        2 * needed * (2 * d * d + mlp) + 4 * needed * length * d
+    )  # of a layer whose keys and values are there
+    whole = (
+        (layers - 1) * block + cross + 2 * rows * 2 * d * d
+    )  # all layers but the last, and its keys and values
     if case in ("ours", "approx_skip"):
         late = steps / 2 if case == "approx_skip" else 0
-        return steps * (whole + at_needed + 2 * needed * d * vocab) + reading - late * len(skipped(layers)) * block
+        return (
+            steps * (whole + at_needed + 2 * needed * d * vocab)
+            + reading
+            - late * len(skipped(layers)) * block
+        )
     some = layers * at_needed + cross * needed / rows
-    changed = (layers - 1) * at_needed + cross * needed / rows + layers * 2 * needed * 2 * d * d  # of the last layer, keys and values alone
-    return anew * whole + (steps - anew) * changed + steps * (some + 2 * needed * d * vocab) + reading
+    changed = (
+        (layers - 1) * at_needed + cross * needed / rows + layers * 2 * needed * 2 * d * d
+    )  # of the last layer, keys and values alone
+    return (
+        anew * whole + (steps - anew) * changed + steps * (some + 2 * needed * d * vocab) + reading
+    )
 
 
 def skipped(layers: int) -> tuple[int, ...]:
@@ -43,7 +60,10 @@ def linear_maps(params: Any, h: Any) -> Any:
     """The products of a backbone's linear maps, and nothing else but sums: `h [B L, D]` through queries, keys, values, output and MLP of every block."""
     for name in sorted(name for name in params if name.startswith("block_")):
         attention, mlp = params[name]["attention"], params[name]["mlp"]
-        h = sum(h @ attention[part]["linear"]["kernel"] for part in ("query", "key", "value")) @ attention["out"]["kernel"]
+        h = (
+            sum(h @ attention[part]["linear"]["kernel"] for part in ("query", "key", "value"))
+            @ attention["out"]["kernel"]
+        )
         h = (h @ mlp["up"]["kernel"]) @ mlp["down"]["kernel"]
     return h
 
@@ -68,6 +88,9 @@ def attention_products(q: Any, k: Any, v: Any) -> Any:
 
     def head(qkv: Any) -> Any:
         q, k, v = qkv
-        return jax.lax.map(lambda q: jnp.einsum("blm,bmk->blk", jnp.einsum("blk,bmk->blm", q, k), v), jnp.moveaxis(q.reshape(batch, -1, size, width), 1, 0))
+        return jax.lax.map(
+            lambda q: jnp.einsum("blm,bmk->blk", jnp.einsum("blk,bmk->blm", q, k), v),
+            jnp.moveaxis(q.reshape(batch, -1, size, width), 1, 0),
+        )
 
     return jax.lax.map(head, tuple(jnp.moveaxis(x, 2, 0) for x in (q, k, v)))

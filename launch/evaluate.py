@@ -21,9 +21,22 @@ from absl import flags
 
 _CONFIG = cli.experiment_flags()
 _OUT = flags.DEFINE_string("out", None, "Folder for the results. Default: WORKDIR/report.")
-_ANALYSES = flags.DEFINE_bool("analyses", True, "Whether to run the analyses that need the models themselves, some minutes on two cores. Without, the report has the sweep, the samples and the viewer.")
-_ANALYSIS_SAMPLES = flags.DEFINE_integer("analysis_samples", 128, "Held-out rows, latents and drawn texts of each analysis.", lower_bound=8)
-_COMPARE = flags.DEFINE_list("compare", [], "Other workdirs, evaluated before into their own report/, for the figures of compression (the paper's 5 and 9).")
+_ANALYSES = flags.DEFINE_bool(
+    "analyses",
+    True,
+    "Whether to run the analyses that need the models themselves, some minutes on two cores. Without, the report has the sweep, the samples and the viewer.",
+)
+_ANALYSIS_SAMPLES = flags.DEFINE_integer(
+    "analysis_samples",
+    128,
+    "Held-out rows, latents and drawn texts of each analysis.",
+    lower_bound=8,
+)
+_COMPARE = flags.DEFINE_list(
+    "compare",
+    [],
+    "Other workdirs, evaluated before into their own report/, for the figures of compression (the paper's 5 and 9).",
+)
 
 
 def main(argv: list[str]) -> None:
@@ -37,7 +50,9 @@ def main(argv: list[str]) -> None:
 
     workdir = flags.FLAGS.workdir
     if bundles.is_bundle(workdir):
-        raise cli.UsageError(f"--workdir={workdir} is a bundle, which holds no text to measure with; give the workdir that it was made from")
+        raise cli.UsageError(
+            f"--workdir={workdir} is a bundle, which holds no text to measure with; give the workdir that it was made from"
+        )
     out = _OUT.value or f"{workdir}/report"
     model = dl.load(workdir, config=cli.experiment(_CONFIG))
     prepared = load_prepared(model.config.data, workdir)
@@ -49,29 +64,49 @@ def main(argv: list[str]) -> None:
         raise cli.UsageError(f"--out={out} is a bundle, which stays as it is; give another folder")
     folder = pathlib.Path(out)
     cli.replaceable("out", folder / "results.json", {"setting", "rows"}, "results of evaluate.py")
-    stray = next((name for name in ("table.txt", "report.html", "analyses.json", "picture.png", "figures") if (folder / name).exists()), None)
+    stray = next(
+        (
+            name
+            for name in ("table.txt", "report.html", "analyses.json", "picture.png", "figures")
+            if (folder / name).exists()
+        ),
+        None,
+    )
     if stray is not None and not (folder / "results.json").exists():
-        raise cli.UsageError(f"--out={out} has a {stray} and no results.json: it is not an earlier report; give another folder")
+        raise cli.UsageError(
+            f"--out={out} has a {stray} and no results.json: it is not an earlier report; give another folder"
+        )
     for stage in config_lib.stages_of(model.config):
         if 0 < model.trained_steps(stage) < model.config[stage].steps:
-            print(f"note: {stage} stands at step {model.trained_steps(stage)} of {model.config[stage].steps}, and is measured as it is", flush=True)
+            print(
+                f"note: {stage} stands at step {model.trained_steps(stage)} of {model.config[stage].steps}, and is measured as it is",
+                flush=True,
+            )
 
     results = sweep.evaluate(model, prepared)
     try:
         picture = report.write(results, out)  # at once: the sweep is not lost if an analysis fails
     except schema.NotFiniteError as error:
-        raise cli.UsageError(f"a measure is no finite number ({error}), and nothing was written; what was measured has diverged: train it anew, or leave it out") from None
+        raise cli.UsageError(
+            f"a measure is no finite number ({error}), and nothing was written; what was measured has diverged: train it anew, or leave it out"
+        ) from None
     if _ANALYSES.value:
         found = run.analyse(model, prepared, results, samples=_ANALYSIS_SAMPLES.value)
     else:
         found = run.of_rows(model, results)
     if others:
-        found["figures"] += sweep_curves.compression_tradeoff([(model.config.to_dict(), results), *others])
-    page = report.write_page(results, found, samples.draw(model, seed=model.config.evaluation.seed), out)
+        found["figures"] += sweep_curves.compression_tradeoff(
+            [(model.config.to_dict(), results), *others]
+        )
+    page = report.write_page(
+        results, found, samples.draw(model, seed=model.config.evaluation.seed), out
+    )
     print("\n" + report.table(results) + "\n")
     for line in report.summary(results):
         print(line)
-    print(f"\npicture: {picture.absolute()}\nresults: {picture.absolute().with_name('results.json')}\nreport: {page.absolute()}")
+    print(
+        f"\npicture: {picture.absolute()}\nresults: {picture.absolute().with_name('results.json')}\nreport: {page.absolute()}"
+    )
 
 
 if __name__ == "__main__":

@@ -13,8 +13,17 @@ from absl import flags
 
 _CONFIG = cli.experiment_flags()
 _OUT = flags.DEFINE_string("out", None, "Folder to make; it must not exist.")
-_MODEL = flags.DEFINE_string("model", None, "diladiff, ladiff, mdlm or mdlm_long: only the stages that it samples and encodes with; default all that are trained.")
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of matrices; gains, biases and statistics stay in float32.")
+_MODEL = flags.DEFINE_string(
+    "model",
+    None,
+    "diladiff, ladiff, mdlm or mdlm_long: only the stages that it samples and encodes with; default all that are trained.",
+)
+_DTYPE = flags.DEFINE_enum(
+    "dtype",
+    "float32",
+    ["float32", "bfloat16"],
+    "Of matrices; gains, biases and statistics stay in float32.",
+)
 
 
 def main(argv: list[str]) -> None:
@@ -30,12 +39,16 @@ def main(argv: list[str]) -> None:
         raise cli.UsageError("--out is missing; give the bundle's folder, --out=DIR")
     if _MODEL.value is not None and _MODEL.value not in NEEDED:
         raise cli.UsageError(f"--model is {_MODEL.value!r}; it must be one of {', '.join(NEEDED)}")
-    mesh = sharding.make_mesh({"data": 1, "fsdp": -1, "tensor": 1})  # parameters cut over all devices at hand
+    mesh = sharding.make_mesh(
+        {"data": 1, "fsdp": -1, "tensor": 1}
+    )  # parameters cut over all devices at hand
     experiment = dl.load(flags.FLAGS.workdir, config=cli.experiment(_CONFIG), mesh=mesh).experiment
     stages = None
     if _MODEL.value is not None:
         stages = NEEDED[_MODEL.value]
-        if "autoencoder" in stages and features_source(experiment.settings) == "mdlm":  # the encoder reads its features
+        if (
+            "autoencoder" in stages and features_source(experiment.settings) == "mdlm"
+        ):  # the encoder reads its features
             stages = ("mdlm", *stages)
     out = bundles.export(experiment, _OUT.value, stages=stages, dtype=jnp.dtype(_DTYPE.value))
     files = [path for path in out.rglob("*") if path.is_file()]

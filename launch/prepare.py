@@ -16,8 +16,8 @@ _CONFIG = cli.experiment_flags()
 
 
 def main(argv: list[str]) -> None:
-    from diladiff_jax.storage import config_file, pretrained
     from diladiff_jax.data.prepare import prepare
+    from diladiff_jax.storage import config_file, pretrained
     from diladiff_jax.training.loop import workdir_lock
 
     config, workdir = cli.experiment(_CONFIG), pathlib.Path(flags.FLAGS.workdir)
@@ -31,7 +31,9 @@ def main(argv: list[str]) -> None:
         config_file.save(config, workdir)
     for split, counts in prepared.counts.items():
         print(f"{split}: " + ", ".join(f"{value:,} {name}" for name, value in counts.items()))
-    print(f"vocabulary: {prepared.tokenizer.vocab_size} ids, {int(prepared.tokenizer.sampleable.sum())} of them text")
+    print(
+        f"vocabulary: {prepared.tokenizer.vocab_size} ids, {int(prepared.tokenizer.sampleable.sum())} of them text"
+    )
 
 
 if __name__ == "__main__":

@@ -19,10 +19,18 @@ import cli
 from absl import flags
 
 _CONFIG = cli.experiment_flags()
-_STAGE = flags.DEFINE_string("stage", "all", "mdlm, autoencoder, ladiff, diladiff, mdlm_long, scorer, or all.")
-_INIT_FROM = flags.DEFINE_string("init_from", None, "Workdir or bundle whose earlier stages this one starts from, where its own lacks them.")
+_STAGE = flags.DEFINE_string(
+    "stage", "all", "mdlm, autoencoder, ladiff, diladiff, mdlm_long, scorer, or all."
+)
+_INIT_FROM = flags.DEFINE_string(
+    "init_from",
+    None,
+    "Workdir or bundle whose earlier stages this one starts from, where its own lacks them.",
+)
 cli.distributed_flags()
-_STOP_AT = flags.DEFINE_integer("stop_at", None, "End after this many steps of a stage, with a checkpoint.", lower_bound=1)
+_STOP_AT = flags.DEFINE_integer(
+    "stop_at", None, "End after this many steps of a stage, with a checkpoint.", lower_bound=1
+)
 
 
 def _answer_before_training() -> None:
@@ -54,7 +62,9 @@ def main(argv: list[str]) -> None:
     config = cli.experiment(_CONFIG)
     known = config_lib.STAGES + config_lib.BASELINES
     if _STAGE.value != "all" and _STAGE.value not in known:
-        raise cli.UsageError(f"--stage is {_STAGE.value!r}; it must be one of {', '.join(known)}, all")
+        raise cli.UsageError(
+            f"--stage is {_STAGE.value!r}; it must be one of {', '.join(known)}, all"
+        )
     stages = config_lib.stages_of(config) if _STAGE.value == "all" else (_STAGE.value,)
     train(config, flags.FLAGS.workdir, stages, init_from=_INIT_FROM.value, stop_at=_STOP_AT.value)
     # All is saved: a SIGTERM that comes while the interpreter takes itself down has nothing left to stop, and must not look like a failure.

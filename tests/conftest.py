@@ -26,7 +26,10 @@ def chi_square():
     """p-value of observed counts under probabilities; an impossible cell that was hit gives 0."""
 
     def p_value(counts, probabilities):
-        counts, probabilities = np.asarray(counts, float).ravel(), np.asarray(probabilities, float).ravel()
+        counts, probabilities = (
+            np.asarray(counts, float).ravel(),
+            np.asarray(probabilities, float).ravel(),
+        )
         possible = probabilities > 0
         if counts[~possible].any():
             return 0.0
@@ -78,7 +81,9 @@ def random_parameters(module, *inputs, seed=0):
     def draw(path, leaf):
         noise = rng.normal(size=leaf.shape)
         kind = path[-1].key
-        value = noise / np.sqrt(leaf.shape[0]) if kind == "kernel" else (kind == "scale") + 0.3 * noise
+        value = (
+            noise / np.sqrt(leaf.shape[0]) if kind == "kernel" else (kind == "scale") + 0.3 * noise
+        )
         return jnp.asarray(value, leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
@@ -97,9 +102,10 @@ def perturb():
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     """A workdir in which every stage of the micro experiment is trained, over eight devices: once, whichever test process comes first."""
+    from micro import micro_config
+
     from diladiff_jax.config import stages_of
     from diladiff_jax.training.loop import train
-    from micro import micro_config
 
     base = tmp_path_factory.getbasetemp()
     workdir = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "trained"

@@ -6,10 +6,23 @@ from diladiff_jax.config import BASELINES, STAGES, resolve
 def micro_config(**changes):
     """A checked experiment of width 16; `changes` are blocks laid over it."""
     stage = dict(
-        batch=16, learning_rate=3e-3, muon_learning_rate=0.02, warmup=2, ema=0.9, schedule="linear", final_ratio=0.1
+        batch=16,
+        learning_rate=3e-3,
+        muon_learning_rate=0.02,
+        warmup=2,
+        ema=0.9,
+        schedule="linear",
+        final_ratio=0.1,
     )
     given = dict(
-        data=dict(corpus="stories", documents=300, validation_documents=40, scorer_documents=60, length=32, packing="document"),
+        data=dict(
+            corpus="stories",
+            documents=300,
+            validation_documents=40,
+            scorer_documents=60,
+            length=32,
+            packing="document",
+        ),
         tokenizer=dict(kind="unigram", vocab_size=512, whole_words=140),
         features=dict(with_embeddings=True),
         backbone=dict(width=16, num_layers=2, heads=2),
@@ -18,9 +31,13 @@ def micro_config(**changes):
         latent_denoiser=dict(width=16, num_layers=2, heads=2),
         scorer_network=dict(width=16, num_layers=1, heads=2),
         diffusion=dict(d=1.0),
-        sampling=dict(batch=16, decode_steps=4, prior_steps=4, student_steps=2, prior_method="ddim"),
+        sampling=dict(
+            batch=16, decode_steps=4, prior_steps=4, student_steps=2, prior_method="ddim"
+        ),
         evaluation=dict(samples=24, decode_steps=(1, 4), control_steps=(2,), bound_draws=2),
-        logging=dict(metrics_every=2, validate_every=4, validation_batches=2, checkpoint_every=3, samples=1),
+        logging=dict(
+            metrics_every=2, validate_every=4, validation_batches=2, checkpoint_every=3, samples=1
+        ),
     )
     for name in STAGES + BASELINES:
         given[name] = stage | dict(steps=6)

@@ -21,11 +21,61 @@ ALLOWED = {
     "config": set(),
     "storage": {"config", "data", "files", "nn", "experiment", "parallel", "training"},
     "parallel": {"nn"},
-    "experiment": {"config", "data", "files", "diffusion", "nn", "objectives", "sampling", "storage", "parallel"},
-    "model": {"config", "data", "nn", "objectives", "sampling", "storage", "parallel", "experiment", "evaluation"},
-    "training": {"files", "objectives", "sampling", "data", "config", "nn", "diffusion", "storage", "parallel", "experiment", "preflight"},
-    "evaluation": {"objectives", "sampling", "nn", "diffusion", "data", "config", "storage", "model"},
-    "preflight": {"config", "files", "nn", "sampling", "storage", "parallel", "experiment", "training"},
+    "experiment": {
+        "config",
+        "data",
+        "files",
+        "diffusion",
+        "nn",
+        "objectives",
+        "sampling",
+        "storage",
+        "parallel",
+    },
+    "model": {
+        "config",
+        "data",
+        "nn",
+        "objectives",
+        "sampling",
+        "storage",
+        "parallel",
+        "experiment",
+        "evaluation",
+    },
+    "training": {
+        "files",
+        "objectives",
+        "sampling",
+        "data",
+        "config",
+        "nn",
+        "diffusion",
+        "storage",
+        "parallel",
+        "experiment",
+        "preflight",
+    },
+    "evaluation": {
+        "objectives",
+        "sampling",
+        "nn",
+        "diffusion",
+        "data",
+        "config",
+        "storage",
+        "model",
+    },
+    "preflight": {
+        "config",
+        "files",
+        "nn",
+        "sampling",
+        "storage",
+        "parallel",
+        "experiment",
+        "training",
+    },
 }
 LIBRARY = sorted((ROOT / PACKAGE).rglob("*.py"))
 
@@ -65,7 +115,9 @@ def violations(path):
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda p: str(p.relative_to(ROOT / PACKAGE)))
 def test_each_room_imports_only_what_it_may(path):
     """The table of the architecture, room by room; a new room needs a line in it."""
-    assert room(path) in {*ALLOWED, "__init__"}, f"{room(path)} has no line in the table of who may import whom"
+    assert room(path) in {*ALLOWED, "__init__"}, (
+        f"{room(path)} has no line in the table of who may import whom"
+    )
     assert not list(violations(path))
 
 
@@ -81,12 +133,20 @@ def test_the_check_sees_what_it_should(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     file = tmp_path / PACKAGE / "sampling" / "x.py"
     file.parent.mkdir(parents=True)
-    spellings = ("import diladiff_jax.objectives.mdlm", "from diladiff_jax import objectives", "from diladiff_jax.objectives.mdlm import MDLM",
-                 "from ..objectives import mdlm", "from .. import objectives", "def f():\n    from launch import train")
+    spellings = (
+        "import diladiff_jax.objectives.mdlm",
+        "from diladiff_jax import objectives",
+        "from diladiff_jax.objectives.mdlm import MDLM",
+        "from ..objectives import mdlm",
+        "from .. import objectives",
+        "def f():\n    from launch import train",
+    )
     for text in spellings:
         file.write_text(text)
         assert list(violations(file)), text
-    file.write_text("from diladiff_jax.sampling import tokens\nfrom . import latent\nfrom diladiff_jax.nn import layers\nimport jax")
+    file.write_text(
+        "from diladiff_jax.sampling import tokens\nfrom . import latent\nfrom diladiff_jax.nn import layers\nimport jax"
+    )
     assert not list(violations(file))
 
 
@@ -101,7 +161,9 @@ assert not xla_bridge._backends, f"backends {list(xla_bridge._backends)} were st
 assert distributed.global_state.client is None
 assert "tensorflow" not in sys.modules, "tensorflow was imported"
 """
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -110,5 +172,12 @@ def test_the_made_environment_imports_the_library_from_anywhere(tmp_path):
     if pathlib.Path(sys.prefix) != ROOT / ".venv":
         pytest.skip("not run in the scripts' own environment")
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    done = subprocess.run([sys.executable, "-c", "import diladiff_jax"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", "import diladiff_jax"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr

@@ -20,7 +20,9 @@ def model(trained):
 
 def test_samples_do_not_depend_on_batch_or_devices(trained, model):
     """Sample i of a key is the same alone, in any batch, and on one device or eight."""
-    one_device = dl.load(trained, mesh=sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1]))
+    one_device = dl.load(
+        trained, mesh=sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    )
     for name in ("mdlm", "ladiff", "diladiff"):
         eight = model.sample(5, 11, model=name, decode_steps=3)
         alone = one_device.sample(5, 4, model=name, decode_steps=3, batch=3, start=6)
@@ -56,15 +58,23 @@ def test_samples_hold_only_text(model):
 
 def test_a_sample_is_scored_in_the_same_program(model):
     """Nats a token up to the end-of-text that closes it, as the scorer gives them to the finished tokens; drawing is not changed by it, nor by the fill."""
-    plain, scored = model.sample(5, 10, decode_steps=3), model.sample(5, 10, decode_steps=3, score=True)
+    plain, scored = (
+        model.sample(5, 10, decode_steps=3),
+        model.sample(5, 10, decode_steps=3, score=True),
+    )
     np.testing.assert_array_equal(plain.tokens, scored.tokens)
     assert plain.nll is None and scored.nll.shape == (10,)
     t, network = model.tokenizer, model.networks.scorer
     assert np.isfinite(scored.nll).all() and len(np.unique(scored.nll)) > 1
-    logits = network.apply({"params": model.trained("scorer")}, np.concatenate([np.full((10, 1), t.eot_id), scored.tokens[:, :-1]], axis=1))
+    logits = network.apply(
+        {"params": model.trained("scorer")},
+        np.concatenate([np.full((10, 1), t.eot_id), scored.tokens[:, :-1]], axis=1),
+    )
     log_p = jax.nn.log_softmax(np.where(t.sampleable, logits, -np.inf), axis=-1)
     for row, p, nll in zip(scored.tokens, log_p, scored.nll, strict=True):
-        kept = [i for i in range(len(row)) if i == 0 or (row[i - 1], row[i]) != (t.eot_id, t.eot_id)]
+        kept = [
+            i for i in range(len(row)) if i == 0 or (row[i - 1], row[i]) != (t.eot_id, t.eot_id)
+        ]
         np.testing.assert_allclose(nll, -np.mean([p[i, row[i]] for i in kept]), rtol=1e-4)
     parts = list(model.stream(5, 10, batch=8, decode_steps=3, score=True))
     np.testing.assert_allclose(np.concatenate([part.nll for part in parts]), scored.nll, rtol=1e-4)
@@ -79,7 +89,9 @@ def test_infill_holds_what_is_given(model):
     given = model.prompt_tokens(text)[0]
     fixed = given != model.tokenizer.mask_id
     assert (given == model.tokenizer.mask_id).sum() == 32 - 6
-    assert (drawn.tokens[:, fixed] == given[fixed]).all() and (drawn.unmasked_at[:, fixed] == -1).all()
+    assert (drawn.tokens[:, fixed] == given[fixed]).all() and (
+        drawn.unmasked_at[:, fixed] == -1
+    ).all()
     assert model.tokenizer.sampleable[drawn.tokens].all()
     by_tokens = model.infill(3, np.stack([given, given]), decode_steps=4)
     np.testing.assert_array_equal(by_tokens.tokens, drawn.tokens)
@@ -95,14 +107,22 @@ def test_encode_is_standardized_and_decode_takes_it(model, trained):
     """Latents of training text have the frozen statistics' mean 0 and deviation 1, roughly, after few steps; decode reads them."""
     from diladiff_jax.data.prepare import load_prepared
 
-    rows = np.stack(load_prepared(model.config.data, trained).rows("train").__getitems__(range(256)))
+    rows = np.stack(
+        load_prepared(model.config.data, trained).rows("train").__getitems__(range(256))
+    )
     z = np.asarray(model.encode(rows))
     assert z.shape == (256, 4, 8) and abs(z.mean()) < 0.5 and 0.3 < z.std() < 3.0
     texts = [model.tokenizer.decode(row) for row in rows[:3]]
     np.testing.assert_allclose(model.encode(texts), z[:3], rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(model.encode(texts[1]), z[1:2], rtol=1e-4, atol=1e-4)  # one text, as `infill` takes one
+    np.testing.assert_allclose(
+        model.encode(texts[1]), z[1:2], rtol=1e-4, atol=1e-4
+    )  # one text, as `infill` takes one
     np.testing.assert_allclose(model.encode(rows[:11], batch=8), z[:11], rtol=1e-4, atol=1e-4)
-    for wrong, words in ((rows[:, :5], r"shape \[B, 32\]"), (rows + 10**6, "ids go from 0"), ([], "nothing is given")):
+    for wrong, words in (
+        (rows[:, :5], r"shape \[B, 32\]"),
+        (rows + 10**6, "ids go from 0"),
+        ([], "nothing is given"),
+    ):
         with pytest.raises(ValueError, match=words):
             model.encode(wrong)
     with pytest.raises(ValueError, match="64 bits"):
@@ -148,7 +168,9 @@ def test_what_is_not_trained_says_so(tmp_path, trained):
     import shutil
 
     for name in ("config.json", "tokenizer"):
-        (shutil.copytree if (trained / name).is_dir() else shutil.copy)(trained / name, tmp_path / name)
+        (shutil.copytree if (trained / name).is_dir() else shutil.copy)(
+            trained / name, tmp_path / name
+        )
     empty = dl.load(tmp_path)
     assert empty.models == ()
     with pytest.raises(dl.CheckpointError, match="no trained model; run launch/train.py"):
@@ -164,7 +186,10 @@ def test_a_damaged_checkpoint_is_named(tmp_path, trained):
     import shutil
 
     shutil.copytree(trained, tmp_path / "w")
-    folder = max((tmp_path / "w" / "mdlm" / "checkpoints").iterdir(), key=lambda p: int(p.name) if p.name.isdigit() else -1)
+    folder = max(
+        (tmp_path / "w" / "mdlm" / "checkpoints").iterdir(),
+        key=lambda p: int(p.name) if p.name.isdigit() else -1,
+    )
     for path in folder.rglob("*"):
         if path.is_file() and "ema" in path.parts and path.stat().st_size > 1000:
             path.write_bytes(path.read_bytes()[:100])
@@ -182,7 +207,11 @@ def test_the_ten_lines_of_the_readme_run(trained, monkeypatch):
     monkeypatch.setattr(dl, "load", lambda _: real(trained))
     found: dict = {}
     exec(compile(example, "README.md", "exec"), found)
-    assert len(found["texts"]) == 8 and found["z"].shape == (1, 4, 8) and len(found["again"]) == len(found["filled"]) == 1
+    assert (
+        len(found["texts"]) == 8
+        and found["z"].shape == (1, 4, 8)
+        and len(found["again"]) == len(found["filled"]) == 1
+    )
 
 
 def test_pure_pieces_under_jit_and_vmap(model):
@@ -191,7 +220,9 @@ def test_pure_pieces_under_jit_and_vmap(model):
 
     params, controls = model.parameters("diladiff"), model.controls(decode_steps=2)
     prompt = jnp.full((2, 32), model.tokenizer.mask_id, jnp.int32)
-    generate = lambda key: model.sampler.generate("diladiff", params, key, jnp.arange(2), prompt, controls).tokens  # noqa: E731
+    generate = lambda key: (
+        model.sampler.generate("diladiff", params, key, jnp.arange(2), prompt, controls).tokens
+    )
     keys = jax.random.split(jax.random.key(0), 3)
     many = jax.jit(jax.vmap(generate))(keys)
     np.testing.assert_array_equal(many[1], jax.jit(generate)(keys[1]))
@@ -218,7 +249,16 @@ def test_what_no_draw_can_be_is_named(trained, arguments, words):
         dl.load(trained).sample(**{"key": 0, "model": "mdlm"} | arguments)
 
 
-@pytest.mark.parametrize(("prompt", "words"), [("", "the prompt is empty"), (["Mia", ""], "the prompt is empty"), ("Mia " * 32, "tokens; the model holds 32"), ("[MASK] saw a [mask] kite", r"has '\[mask\]'; .* is written \[MASK\]"), ("a <mask>", "'<mask>'")])
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("", "the prompt is empty"),
+        (["Mia", ""], "the prompt is empty"),
+        ("Mia " * 32, "tokens; the model holds 32"),
+        ("[MASK] saw a [mask] kite", r"has '\[mask\]'; .* is written \[MASK\]"),
+        ("a <mask>", "'<mask>'"),
+    ],
+)
 def test_prompts_without_text_or_room_are_refused(trained, prompt, words):
     """Nothing to hold fixed, or nothing to fill in."""
     model = dl.load(trained)

@@ -37,13 +37,17 @@ class Settings:
 
     corpus: str  # 'text_files', 'pydocs', 'stories', the name of a public TFDS dataset, or the folder of a prepared one
     files: str = ""  # text_files: a folder, a glob or one file
-    validation_files: str = ""  # text_files: validation documents of their own; '': a fraction of `files`
+    validation_files: str = (
+        ""  # text_files: validation documents of their own; '': a fraction of `files`
+    )
     field: str = "text"  # the field that holds the text (.jsonl, .parquet, TFDS)
     documents: int = 0  # stories: training documents
     validation_documents: int = 0  # stories
     scorer_documents: int = 0  # stories; 0: no scorer split
     validation_fraction: float = 0.01  # the others: of all documents
-    validation_last: int = 0  # the others: so many documents at the end, in place of a fraction; 0: the fraction
+    validation_last: int = (
+        0  # the others: so many documents at the end, in place of a fraction; 0: the fraction
+    )
     scorer_fraction: float = 0.0  # the others; 0: no scorer split
     max_documents: int = 0  # the others: read only the first so many; 0: all
     seed: int = 0  # stories: of the generator
@@ -59,42 +63,70 @@ class Settings:
         fields = {f.name: f for f in dataclasses.fields(cls)}
         for name, value in data.items():
             if name not in fields:
-                raise DataError(f"data.{name}: no such setting; expected one of {', '.join(fields)}")
+                raise DataError(
+                    f"data.{name}: no such setting; expected one of {', '.join(fields)}"
+                )
             wanted = {"str": str, "int": int, "float": (float, int)}[fields[name].type]
             if not isinstance(value, wanted) or isinstance(value, bool):
-                raise DataError(f"data.{name}={value!r}: expected a value of type {fields[name].type}")
+                raise DataError(
+                    f"data.{name}={value!r}: expected a value of type {fields[name].type}"
+                )
         if not data.get("corpus"):
-            raise DataError("data.corpus is missing: expected text_files, pydocs, stories or the name of a TFDS dataset")
+            raise DataError(
+                "data.corpus is missing: expected text_files, pydocs, stories or the name of a TFDS dataset"
+            )
         self = cls(**dict(data.items()))
         self._check()
         return self
 
     def _check(self) -> None:
         if self.packing not in packing.MODES:
-            raise DataError(f"data.packing={self.packing!r}: expected one of {', '.join(packing.MODES)}")
-        for name, least in (("length", 2), ("documents", 0), ("validation_documents", 0), ("scorer_documents", 0),
-                            ("max_documents", 0), ("validation_last", 0)):
+            raise DataError(
+                f"data.packing={self.packing!r}: expected one of {', '.join(packing.MODES)}"
+            )
+        for name, least in (
+            ("length", 2),
+            ("documents", 0),
+            ("validation_documents", 0),
+            ("scorer_documents", 0),
+            ("max_documents", 0),
+            ("validation_last", 0),
+        ):
             if getattr(self, name) < least:
                 raise DataError(f"data.{name}={getattr(self, name)}: expected at least {least}")
         if self.corpus == "stories":
             if self.documents < 1 or self.validation_documents < 1:
-                raise DataError(f"data.documents={self.documents}, data.validation_documents="
-                                f"{self.validation_documents}: stories needs at least 1 of each")
+                raise DataError(
+                    f"data.documents={self.documents}, data.validation_documents="
+                    f"{self.validation_documents}: stories needs at least 1 of each"
+                )
             return
         low, high = self.validation_fraction, self.scorer_fraction
         if not (0 <= low < 1 and 0 <= high < 1 and low + high < 1):
-            raise DataError(f"data.validation_fraction={low}, data.scorer_fraction={high}: expected fractions from 0 "
-                            "whose sum is below 1")
+            raise DataError(
+                f"data.validation_fraction={low}, data.scorer_fraction={high}: expected fractions from 0 "
+                "whose sum is below 1"
+            )
         if self.validation_last and self.validation_files:
-            raise DataError(f"data.validation_last={self.validation_last}: expected 0 beside data.validation_files")
+            raise DataError(
+                f"data.validation_last={self.validation_last}: expected 0 beside data.validation_files"
+            )
         if low == 0 and not self.validation_files and not self.validation_last:
-            raise DataError("data.validation_fraction=0: expected more than 0, or data.validation_files")
+            raise DataError(
+                "data.validation_fraction=0: expected more than 0, or data.validation_files"
+            )
 
     def corpus_key(self) -> str:
         """A short hash of what determines the text of the corpus."""
-        about = {n: v for n, v in dataclasses.asdict(self).items() if n not in ("length", "packing", "directory")}
+        about = {
+            n: v
+            for n, v in dataclasses.asdict(self).items()
+            if n not in ("length", "packing", "directory")
+        }
         if not self.validation_last:
-            del about["validation_last"]  # corpora written before there was such a setting keep their name
+            del about[
+                "validation_last"
+            ]  # corpora written before there was such a setting keep their name
         if self.corpus == "text_files":
             paths = text_files.matching(self.files)
             paths += text_files.matching(self.validation_files) if self.validation_files else []
@@ -122,13 +154,25 @@ def splits(data: Mapping[str, Any]) -> dict[str, Callable[[], Iterator[str]]]:
     if settings.corpus == "stories":
         from diladiff_jax.data import stories
 
-        counts = dict(zip(SPLITS, (settings.documents, settings.validation_documents, settings.scorer_documents)))
-        return {split: functools.partial(stories.documents, count, _split_seed(settings.seed, split))
-                for split, count in counts.items() if count}
+        counts = dict(
+            zip(
+                SPLITS,
+                (settings.documents, settings.validation_documents, settings.scorer_documents),
+            )
+        )
+        return {
+            split: functools.partial(stories.documents, count, _split_seed(settings.seed, split))
+            for split, count in counts.items()
+            if count
+        }
 
     everything = _reader(settings)
     held_out: Callable[[], set[bytes]] = set
-    limits = {"validation": settings.validation_fraction, "scorer": settings.scorer_fraction, "train": 1.0}
+    limits = {
+        "validation": settings.validation_fraction,
+        "scorer": settings.scorer_fraction,
+        "train": 1.0,
+    }
     result = {}
     if settings.validation_files:
         limits["validation"] = 0.0
@@ -139,8 +183,10 @@ def splits(data: Mapping[str, Any]) -> dict[str, Callable[[], Iterator[str]]]:
     rest = everything
     if settings.validation_last:
         limits["validation"] = 0.0
-        result["validation"] = lambda: iter(collections.deque(everything(), settings.validation_last))
-        rest = lambda: _but_the_last(everything(), settings.validation_last)  # noqa: E731
+        result["validation"] = lambda: iter(
+            collections.deque(everything(), settings.validation_last)
+        )
+        rest = lambda: _but_the_last(everything(), settings.validation_last)
 
     def assigned(split: str) -> Iterator[str]:
         for text in rest():
@@ -148,7 +194,9 @@ def splits(data: Mapping[str, Any]) -> dict[str, Callable[[], Iterator[str]]]:
             if _split_of(digest, limits) == split and digest not in held_out():
                 yield text
 
-    return result | {split: functools.partial(assigned, split) for split, limit in limits.items() if limit > 0}
+    return result | {
+        split: functools.partial(assigned, split) for split, limit in limits.items() if limit > 0
+    }
 
 
 def _but_the_last(documents: Iterator[str], count: int) -> Iterator[str]:
@@ -173,7 +221,10 @@ def _split_of(digest: bytes, limits: Mapping[str, float]) -> str:
 
 
 def _split_seed(seed: int, split: str) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{split}".encode(), digest_size=4).digest(), "big") >> 1
+    return (
+        int.from_bytes(hashlib.blake2b(f"{seed}/{split}".encode(), digest_size=4).digest(), "big")
+        >> 1
+    )
 
 
 def _reader(settings: Settings) -> Callable[[], Iterator[str]]:
@@ -187,7 +238,11 @@ def _reader(settings: Settings) -> Callable[[], Iterator[str]]:
         begin = pydocs.documents
     else:
         begin = functools.partial(_tfds_documents, _prepared_tfds(settings.corpus), settings.field)
-    where = f"data.files={settings.files!r}" if settings.corpus == "text_files" else f"data.corpus={settings.corpus!r}"
+    where = (
+        f"data.files={settings.files!r}"
+        if settings.corpus == "text_files"
+        else f"data.corpus={settings.corpus!r}"
+    )
     return lambda: _some(itertools.islice(begin(), settings.max_documents or None), where)
 
 
@@ -215,14 +270,18 @@ def _prepared_tfds(name: str) -> Any:
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare()
     except Exception as error:  # whatever the dataset's own code and the network raise
-        raise DataError(f"data.corpus={name!r}: TFDS cannot prepare it ({type(error).__name__}: "
-                        f"{str(error)[:200]})") from error
+        raise DataError(
+            f"data.corpus={name!r}: TFDS cannot prepare it ({type(error).__name__}: "
+            f"{str(error)[:200]})"
+        ) from error
     return builder
 
 
 def _unknown(name: str) -> DataError:
-    return DataError(f"data.corpus={name!r}: expected text_files, pydocs, stories, the name of a TFDS dataset or the "
-                     "folder of a prepared one")
+    return DataError(
+        f"data.corpus={name!r}: expected text_files, pydocs, stories, the name of a TFDS dataset or the "
+        "folder of a prepared one"
+    )
 
 
 def prepared_folder(folder: Path) -> Any:
@@ -239,19 +298,29 @@ def prepared_folder(folder: Path) -> Any:
         if not foreign:
             return tfds.builder_from_directory(str(folder))
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{folder}: no dataset that TFDS has prepared ({type(error).__name__}: {str(error)[:200]}); prepare it again") from error
-    raise DataError(f"{path} names the class {foreign[0][:100]!r}, which would be imported; expected classes of {_FEATURES}* alone")
+        raise DataError(
+            f"{folder}: no dataset that TFDS has prepared ({type(error).__name__}: {str(error)[:200]}); prepare it again"
+        ) from error
+    raise DataError(
+        f"{path} names the class {foreign[0][:100]!r}, which would be imported; expected classes of {_FEATURES}* alone"
+    )
 
 
 def _foreign_classes(description: Any) -> list[str]:
     """The classes that a features.json (its present form and its old one) names and that are not TFDS's own."""
-    if isinstance(description, str) and description.lstrip().startswith("{"):  # the old form may have JSON in a text
+    if isinstance(description, str) and description.lstrip().startswith(
+        "{"
+    ):  # the old form may have JSON in a text
         return _foreign_classes(json.loads(description))
     if isinstance(description, list):
         return [name for part in description for name in _foreign_classes(part)]
     if not isinstance(description, dict):
         return []
-    named = [description[key] for key in ("pythonClassName", "python_class_name", "type") if isinstance(description.get(key), str)]
+    named = [
+        description[key]
+        for key in ("pythonClassName", "python_class_name", "type")
+        if isinstance(description.get(key), str)
+    ]
     inner = [name for part in description.values() for name in _foreign_classes(part)]
     return [name for name in named if not name.startswith(_FEATURES)] + inner
 
@@ -259,9 +328,13 @@ def _foreign_classes(description: Any) -> list[str]:
 def _tfds_documents(builder: Any, field: str) -> Iterator[str]:
     """The documents of the builder's 'train' split."""
     if field not in builder.info.features:
-        raise DataError(f"{builder.name}: no feature {field!r} (found {', '.join(builder.info.features)}); set data.field")
+        raise DataError(
+            f"{builder.name}: no feature {field!r} (found {', '.join(builder.info.features)}); set data.field"
+        )
     if "train" not in builder.info.splits:
-        raise DataError(f"{builder.name}: no split 'train' (found {', '.join(builder.info.splits)})")
+        raise DataError(
+            f"{builder.name}: no split 'train' (found {', '.join(builder.info.splits)})"
+        )
     source = builder.as_data_source(split="train")
     for start in range(0, len(source), _READ):
         indices = range(start, min(start + _READ, len(source)))
@@ -269,7 +342,9 @@ def _tfds_documents(builder: Any, field: str) -> Iterator[str]:
             try:
                 text = example[field].decode()
             except (UnicodeDecodeError, AttributeError) as error:
-                raise DataError(f"{builder.name}, example {index}: field {field!r} is not UTF-8 text") from error
+                raise DataError(
+                    f"{builder.name}, example {index}: field {field!r} is not UTF-8 text"
+                ) from error
             if text.strip():
                 yield text
 
@@ -280,6 +355,7 @@ def _builder_class() -> type:
     import tensorflow_datasets as tfds
 
     with tfds.core.registered.skip_registration():
+
         class TextCorpus(tfds.core.GeneratorBasedBuilder):
             """Documents of text, from any function that yields them."""
 
@@ -291,10 +367,15 @@ def _builder_class() -> type:
 
             def _info(self) -> tfds.core.DatasetInfo:
                 # In the corpus' own order: the training pipeline shuffles, and TFDS would on disk.
-                return tfds.core.DatasetInfo(builder=self, disable_shuffling=True,
-                                             features=tfds.features.FeaturesDict({"text": tfds.features.Text()}))
+                return tfds.core.DatasetInfo(
+                    builder=self,
+                    disable_shuffling=True,
+                    features=tfds.features.FeaturesDict({"text": tfds.features.Text()}),
+                )
 
-            def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, str]]]]:
+            def _split_generators(
+                self, dl_manager: Any
+            ) -> dict[str, Iterator[tuple[int, dict[str, str]]]]:
                 return {split: self._generate_examples(split) for split in self._splits}
 
             def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, str]]]:
@@ -303,11 +384,15 @@ def _builder_class() -> type:
                     try:
                         yield number, {"text": text.encode()}
                     except UnicodeEncodeError as error:
-                        raise DataError(f"document {number} of split {split}: a lone surrogate at character "
-                                        f"{error.start}; expected valid Unicode") from error
+                        raise DataError(
+                            f"document {number} of split {split}: a lone surrogate at character "
+                            f"{error.start}; expected valid Unicode"
+                        ) from error
                 if number < 0:
-                    raise DataError(f"split {split!r} of the corpus got no document: use more of them (in a .txt file, lines "
-                                    f"of {text_files.SEPARATOR} part them), or a larger fraction or count for it")
+                    raise DataError(
+                        f"split {split!r} of the corpus got no document: use more of them (in a .txt file, lines "
+                        f"of {text_files.SEPARATOR} part them), or a larger fraction or count for it"
+                    )
                 _log.info("corpus: %d documents in split %s", number + 1, split)
 
     return TextCorpus
@@ -347,8 +432,10 @@ class Documents(Sequence[str]):
         """Raises DataError if the corpus there has no such split."""
         builder = prepared_folder(built(directory))
         if split not in builder.info.splits:
-            raise DataError(f"{directory}: no split {split!r} (found {', '.join(builder.info.splits)}); set "
-                            f"data.{split}_fraction or data.{split}_documents and prepare again")
+            raise DataError(
+                f"{directory}: no split {split!r} (found {', '.join(builder.info.splits)}); set "
+                f"data.{split}_fraction or data.{split}_documents and prepare again"
+            )
         self._source = builder.as_data_source(split=split)
 
     def __len__(self) -> int:

@@ -11,7 +11,9 @@ from diladiff_jax.data.errors import DataError
 MODES = ("packed", "document")
 
 
-def pack(token_documents: Iterable[np.ndarray], length: int, eot_id: int, mode: str) -> Iterator[np.ndarray]:
+def pack(
+    token_documents: Iterable[np.ndarray], length: int, eot_id: int, mode: str
+) -> Iterator[np.ndarray]:
     """Packs documents of tokens into rows.
 
     'packed': the stream `document, eot, document, eot, ...` is cut every `length` tokens; what is left at the
@@ -38,7 +40,9 @@ def pack(token_documents: Iterable[np.ndarray], length: int, eot_id: int, mode: 
     return (_packed if mode == "packed" else _by_document)(token_documents, length, eot_id)
 
 
-def _packed(token_documents: Iterable[np.ndarray], length: int, eot_id: int) -> Iterator[np.ndarray]:
+def _packed(
+    token_documents: Iterable[np.ndarray], length: int, eot_id: int
+) -> Iterator[np.ndarray]:
     row = np.empty(length, np.int32)
     filled = 0
     for document in token_documents:
@@ -46,17 +50,19 @@ def _packed(token_documents: Iterable[np.ndarray], length: int, eot_id: int) -> 
         start = 0
         while start < len(tokens):
             taken = min(length - filled, len(tokens) - start)
-            row[filled:filled + taken] = tokens[start:start + taken]
+            row[filled : filled + taken] = tokens[start : start + taken]
             start, filled = start + taken, filled + taken
             if filled == length:
                 yield row
                 row, filled = np.empty(length, np.int32), 0
 
 
-def _by_document(token_documents: Iterable[np.ndarray], length: int, eot_id: int) -> Iterator[np.ndarray]:
+def _by_document(
+    token_documents: Iterable[np.ndarray], length: int, eot_id: int
+) -> Iterator[np.ndarray]:
     for document in token_documents:
         for start in range(0, len(document), length):
             row = np.full(length, eot_id, np.int32)
-            part = document[start:start + length]
-            row[:len(part)] = part
+            part = document[start : start + length]
+            row[: len(part)] = part
             yield row

@@ -16,7 +16,12 @@ from diladiff_jax.data.errors import DataError
 if TYPE_CHECKING:
     import grain
 
-_PAUSES = (0.2, 1.0, 3.0, 8.0)  # seconds before a read that failed is tried again; of the 30 that schedulers often wait after SIGTERM some must be left to save
+_PAUSES = (
+    0.2,
+    1.0,
+    3.0,
+    8.0,
+)  # seconds before a read that failed is tried again; of the 30 that schedulers often wait after SIGTERM some must be left to save
 _log = logging.getLogger(__name__)
 
 
@@ -35,13 +40,17 @@ def _patiently(read: Callable[[], np.ndarray]) -> np.ndarray:
     try:
         return read()
     except OSError as error:
-        raise DataError(f"{error}; {len(_PAUSES) + 1} reads within {sum(_PAUSES):.0f} s failed. Mend it, and the same command goes on from the last checkpoint") from error
+        raise DataError(
+            f"{error}; {len(_PAUSES) + 1} reads within {sum(_PAUSES):.0f} s failed. Mend it, and the same command goes on from the last checkpoint"
+        ) from error
 
 
 def _take(rows: Any, indices: Sequence[int]) -> np.ndarray:
     """int32 [len(indices), L]: by one batched read where the source offers it."""
     batched = getattr(rows, "__getitems__", None)
-    return np.stack(batched(indices) if batched else [rows[i] for i in indices]).astype(np.int32, copy=False)
+    return np.stack(batched(indices) if batched else [rows[i] for i in indices]).astype(
+        np.int32, copy=False
+    )
 
 
 def _checked(rows: Any, batch_size: int, places: Sequence[int] | None) -> Sequence[int]:
@@ -52,7 +61,9 @@ def _checked(rows: Any, batch_size: int, places: Sequence[int] | None) -> Sequen
         raise DataError(f"batch_size={batch_size}: expected at least 1")
     places = range(batch_size) if places is None else [int(place) for place in places]
     if not len(places) or min(places) < 0 or max(places) >= batch_size:
-        raise DataError(f"places {list(places)[:8]} of a batch: expected some of 0 to {batch_size - 1}")
+        raise DataError(
+            f"places {list(places)[:8]} of a batch: expected some of 0 to {batch_size - 1}"
+        )
     return places
 
 
@@ -77,8 +88,17 @@ class Batches:
     again a few times, with a warning, and none of its batches is left out or given twice.
     """
 
-    def __init__(self, rows: Any, batch_size: int, seed: int, places: Sequence[int] | None = None, *,
-                 shuffle: bool = True, threads: int = 2, prefetch: int = 8):
+    def __init__(
+        self,
+        rows: Any,
+        batch_size: int,
+        seed: int,
+        places: Sequence[int] | None = None,
+        *,
+        shuffle: bool = True,
+        threads: int = 2,
+        prefetch: int = 8,
+    ):
         """Args:
           rows: a random-access source (`len`, `[i] -> int32 [L]`, and `__getitems__` where it has it).
           batch_size: rows of a global batch.
@@ -102,11 +122,22 @@ class Batches:
         def batch(k: int) -> np.ndarray:
             return _take(rows, [int(order[k * batch_size + place]) for place in places])
 
-        self._identity = {"seed": int(seed), "batch_size": int(batch_size), "rows": len(rows),
-                          "shuffle": int(shuffle)}
+        self._identity = {
+            "seed": int(seed),
+            "batch_size": int(batch_size),
+            "rows": len(rows),
+            "shuffle": int(shuffle),
+        }
         # Elements are batches, not rows, so Grain's own position is the number of global batches.
-        self._batches = grain.MapDataset.range(sys.maxsize // batch_size).map(batch).to_iter_dataset(
-            grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch if threads else 0))
+        self._batches = (
+            grain.MapDataset.range(sys.maxsize // batch_size)
+            .map(batch)
+            .to_iter_dataset(
+                grain.ReadOptions(
+                    num_threads=threads, prefetch_buffer_size=prefetch if threads else 0
+                )
+            )
+        )
         self._iterator = iter(self._batches)
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -122,7 +153,9 @@ class Batches:
         try:
             return next(self._iterator)
         except BaseException:
-            self._iterator.set_state(self._iterator.get_state())  # Grain's buffer is past the batch that failed, its position is not
+            self._iterator.set_state(
+                self._iterator.get_state()
+            )  # Grain's buffer is past the batch that failed, its position is not
             raise
 
     def get_state(self) -> dict[str, int]:
@@ -139,8 +172,10 @@ class Batches:
         """
         for name, own in self._identity.items():
             if state.get(name) != own:
-                raise DataError(f"data position: saved with {name}={state.get(name)}, this run has {name}={own}; "
-                                "resume with the same value or start anew")
+                raise DataError(
+                    f"data position: saved with {name}={state.get(name)}, this run has {name}={own}; "
+                    "resume with the same value or start anew"
+                )
         position = state.get("position")
         if not isinstance(position, int) or position < 0:
             raise DataError(f"data position: {position!r} is not a number of batches")
@@ -161,7 +196,9 @@ class Batches:
         self.close()
 
     @staticmethod
-    def fixed(rows: Any, batch_size: int, count: int = 0, places: Sequence[int] | None = None) -> grain.MapDataset:
+    def fixed(
+        rows: Any, batch_size: int, count: int = 0, places: Sequence[int] | None = None
+    ) -> grain.MapDataset:
         """The first rows in their order, as a finite sequence to pass over many times, for validation.
 
         It holds `min(count, len(rows)) // batch_size` whole global batches, of each the rows at `places`,
@@ -175,6 +212,9 @@ class Batches:
         places = _checked(rows, batch_size, places)
         available = min(count, len(rows)) if count else len(rows)
         if available < batch_size:
-            raise DataError(f"{available} rows do not fill one batch of {batch_size}: use a smaller batch or more rows")
+            raise DataError(
+                f"{available} rows do not fill one batch of {batch_size}: use a smaller batch or more rows"
+            )
         return grain.MapDataset.range(available // batch_size).map(
-            lambda k: _patiently(lambda: _take(rows, [k * batch_size + place for place in places])))
+            lambda k: _patiently(lambda: _take(rows, [k * batch_size + place for place in places]))
+        )

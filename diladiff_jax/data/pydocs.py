@@ -28,8 +28,22 @@ from diladiff_jax.data.errors import DataError
 
 # Tests, vendored copies, generated tables, and programs that are not documented for a reader.
 _SKIPPED_FOLDERS = frozenset(
-    "__phello__ __pycache__ _bundled _pyrepl dist-packages encodings idle_test lib-dynload lib2to3 "
-    "pydoc_data site-packages test tests turtledemo".split()
+    [
+        "__phello__",
+        "__pycache__",
+        "_bundled",
+        "_pyrepl",
+        "dist-packages",
+        "encodings",
+        "idle_test",
+        "lib-dynload",
+        "lib2to3",
+        "pydoc_data",
+        "site-packages",
+        "test",
+        "tests",
+        "turtledemo",
+    ]
 )
 _MIN_WORDS = 8  # of a docstring; shorter ones mostly repeat the name that they document
 _MIN_PLAIN = 0.65  # the share of a paragraph's tokens that must be plain words
@@ -40,9 +54,7 @@ _PLAIN_WORD = re.compile(
 # A line of one repeated sign underlines a heading.
 _RULE = re.compile(r"^\s*([^\w\s])\1{2,}\s*$", re.MULTILINE)
 # Statements that consist of plain words all the same, and tables.
-_CODE = re.compile(
-    r"async |class |def |for .*:$|from .* import |if .*:$|import |with .*:$|[|+]"
-)
+_CODE = re.compile(r"async |class |def |for .*:$|from .* import |if .*:$|import |with .*:$|[|+]")
 
 
 def documents() -> Iterator[str]:

@@ -99,12 +99,8 @@ _GENDERS = {
     "he": "Adam Ben Carl David Frank Hugo Ivan Leo Oscar Tom",
 }
 _GENDER_OF = {name: gender for gender, names in _GENDERS.items() for name in names.split()}
-_COLOURS = (
-    "black blue broken dusty golden green grey heavy painted plain purple red rusty striped white yellow"
-)
-_OBJECTS = (
-    "bell blanket book bottle button candle chair coat drum flute hat key kite lamp map mirror pillow ring rope wheel"
-)
+_COLOURS = "black blue broken dusty golden green grey heavy painted plain purple red rusty striped white yellow"
+_OBJECTS = "bell blanket book bottle button candle chair coat drum flute hat key kite lamp map mirror pillow ring rope wheel"
 _PLACES = (
     "airport bakery barn bridge castle cinema circus farm garden harbour library lighthouse market mill museum "
     "orchard pond station tower zoo"
@@ -128,7 +124,7 @@ SLOTS: Mapping[str, Slot] = {
     "other again": _detail("other", " ".join(_GENDER_OF)),
     "she": _slot("gender", {"she": "She", "he": "He"}),
     "found": Slot(dict.fromkeys(
-        "borrowed bought chose collected found made received won".split(), {})),
+        ["borrowed", "bought", "chose", "collected", "found", "made", "received", "won"], {})),
     "two": _slot("number", {"one": "a one", "many": "two three"}),
     "colour": _detail("colour", _COLOURS),
     "kites": Slot({
@@ -139,7 +135,7 @@ SLOTS: Mapping[str, Slot] = {
         "other": "gave handed passed sold", "finder": "described mentioned revealed showed"}),
     "them": _slot("number", {"one": "it", "many": "them"}),
     "are": _slot("number", {"one": "is", "many": "are"}),
-    "keeps": Slot(dict.fromkeys("guards keeps owns treasures".split(), {})),
+    "keeps": Slot(dict.fromkeys(["guards", "keeps", "owns", "treasures"], {})),
 }  # fmt: skip
 
 # The wordings differ in length and order, so that no detail has a position of its own, and no

@@ -16,7 +16,9 @@ from typing import BinaryIO
 from diladiff_jax.data.errors import DataError
 from diladiff_jax.files import expand
 
-SEPARATOR = "<|endoftext|>"  # a line of its own in a .txt file that separates documents (as in TinyStories)
+SEPARATOR = (
+    "<|endoftext|>"  # a line of its own in a .txt file that separates documents (as in TinyStories)
+)
 _COMPRESSED = (".gz", ".xz", ".zst")
 _KINDS = (".txt", ".jsonl", ".parquet")
 _READABLE = ".txt, .jsonl (either also .gz, .xz or .zst) or .parquet"
@@ -37,9 +39,13 @@ def matching(files: str) -> list[Path]:
         found = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
         unreadable = [p for p in found if not _kind(p)]
         if unreadable:
-            raise DataError(f"{unreadable[0]}: not a kind of file that can be read; expected {_READABLE}")
+            raise DataError(
+                f"{unreadable[0]}: not a kind of file that can be read; expected {_READABLE}"
+            )
     if not found:
-        raise DataError(f"data.files={files!r} matches no file; expected a folder, a glob or a file of {_READABLE}")
+        raise DataError(
+            f"data.files={files!r} matches no file; expected a folder, a glob or a file of {_READABLE}"
+        )
     return found
 
 
@@ -95,11 +101,15 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         with _open(path) as stream:
             for number, line in enumerate(stream, 1):
                 if b"\0" in line:
-                    raise DataError(f"{path}, line {number}: holds NUL bytes, so it is no text; remove it or its bytes")
+                    raise DataError(
+                        f"{path}, line {number}: holds NUL bytes, so it is no text; remove it or its bytes"
+                    )
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start}); "
-                        "convert the file to UTF-8") from error
+        raise DataError(
+            f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start}); "
+            "convert the file to UTF-8"
+        ) from error
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"{path}, after line {number}: cannot be read ({error})") from error
     except Exception as error:  # zstandard's own error, without importing it for every file
@@ -126,15 +136,32 @@ def _jsonl(path: Path, field: str) -> Iterator[str]:
             continue
         try:
             record = json.loads(line)
-        except (ValueError, RecursionError) as error:  # numbers of too many digits and records too deep are no JSONDecodeError
-            reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
-            raise DataError(f"{path}, line {number}: not JSON ({reason}); expected one object a line") from error
+        except (
+            ValueError,
+            RecursionError,
+        ) as error:  # numbers of too many digits and records too deep are no JSONDecodeError
+            reason = (
+                f"{error.msg} at column {error.colno}"
+                if isinstance(error, json.JSONDecodeError)
+                else error
+            )
+            raise DataError(
+                f"{path}, line {number}: not JSON ({reason}); expected one object a line"
+            ) from error
         text = record.get(field) if isinstance(record, dict) else None
         if not isinstance(text, str):
             if text is not None:
-                raise DataError(f"{path}, line {number}: field {field!r} is of type {type(text).__name__}; expected a text")
-            keys = ", ".join(sorted(record)) if isinstance(record, dict) else f"a {type(record).__name__}"
-            raise DataError(f"{path}, line {number}: no text in field {field!r} (found {keys}); set data.field")
+                raise DataError(
+                    f"{path}, line {number}: field {field!r} is of type {type(text).__name__}; expected a text"
+                )
+            keys = (
+                ", ".join(sorted(record))
+                if isinstance(record, dict)
+                else f"a {type(record).__name__}"
+            )
+            raise DataError(
+                f"{path}, line {number}: no text in field {field!r} (found {keys}); set data.field"
+            )
         yield text
 
 
@@ -146,11 +173,15 @@ def _parquet(path: Path, field: str) -> Iterator[str]:
     try:
         file = pyarrow.parquet.ParquetFile(path)
         if field not in file.schema_arrow.names:
-            raise DataError(f"{path}: no column {field!r} (found {', '.join(file.schema_arrow.names)}); set data.field")
+            raise DataError(
+                f"{path}: no column {field!r} (found {', '.join(file.schema_arrow.names)}); set data.field"
+            )
         for batch in file.iter_batches(batch_size=1024, columns=[field]):
             for row, text in enumerate(batch.column(0).to_pylist(), row + 1):
                 if not isinstance(text, str):
-                    raise DataError(f"{path}, row {row}: column {field!r} holds {type(text).__name__}, not text")
+                    raise DataError(
+                        f"{path}, row {row}: column {field!r} holds {type(text).__name__}, not text"
+                    )
                 yield text
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}, after row {row}: not readable parquet ({error})") from error

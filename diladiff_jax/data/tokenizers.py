@@ -27,16 +27,26 @@ from diladiff_jax.files import expand
 TRAINED = ("unigram", "bpe")
 FROM_FILE = ("wordpiece", "byte_bpe", "sentencepiece")
 MASK_TEXT = "[MASK]"
-_NAMES = {"pad": "[PAD]", "mask": MASK_TEXT, "eot": "<|endoftext|>"}  # of the specials a vocabulary lacks
+_NAMES = {
+    "pad": "[PAD]",
+    "mask": MASK_TEXT,
+    "eot": "<|endoftext|>",
+}  # of the specials a vocabulary lacks
 _MULTIPLE = 128
-_TRAINING_THREADS = 4  # a constant: unigram training sums per thread, so another count is another vocabulary
+_TRAINING_THREADS = (
+    4  # a constant: unigram training sums per thread, so another count is another vocabulary
+)
 _BLOCK = "\N{LOWER ONE EIGHTH BLOCK}"  # U+2581, which SentencePiece takes for a space
-_STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_STEERING = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 def printable(text: str) -> str:
     """Text for a terminal or a log: what would steer it (controls but tabs and newlines, reversals, surrogates) is escaped, as in "\\x1b"."""
-    return _STEERING.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), text)
+    return _STEERING.sub(
+        lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), text
+    )
 
 
 class Tokenizer(abc.ABC):
@@ -50,8 +60,15 @@ class Tokenizer(abc.ABC):
       sampleable: bool [vocab_size], the ids that a sampler may emit: text pieces and eot.
     """
 
-    def __init__(self, kind: str, lowercase: bool, files: Mapping[str, bytes], size: int,
-                 specials: Mapping[str, int | None], unsampleable: Iterable[int]):
+    def __init__(
+        self,
+        kind: str,
+        lowercase: bool,
+        files: Mapping[str, bytes],
+        size: int,
+        specials: Mapping[str, int | None],
+        unsampleable: Iterable[int],
+    ):
         """`size` ids of the vocabulary's own, `specials` its pad, mask and eot (None: lacks it)."""
         self.kind = kind
         self.lowercase = lowercase
@@ -76,7 +93,10 @@ class Tokenizer(abc.ABC):
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """`encode` of each text, in parallel where the tokenizer can."""
-        return [np.asarray(ids, np.int32) for ids in self._encode([self._checked(t) for t in texts], initial=True)]
+        return [
+            np.asarray(ids, np.int32)
+            for ids in self._encode([self._checked(t) for t in texts], initial=True)
+        ]
 
     def encode_masked(self, text: str) -> np.ndarray:
         """int32 [n] of text in which each '[MASK]' stands for one masked token, with the space before it."""
@@ -102,21 +122,39 @@ class Tokenizer(abc.ABC):
 
     def pieces(self, ids: Sequence[int] | np.ndarray) -> list[str]:
         """The vocabulary's own writing of each id."""
-        names = {self.pad_id: _NAMES["pad"], self.mask_id: _NAMES["mask"], self.eot_id: _NAMES["eot"]}
-        return [self._piece(i) if i < self._size else names.get(i, "[UNUSED]") for i in self._known(ids).tolist()]
+        names = {
+            self.pad_id: _NAMES["pad"],
+            self.mask_id: _NAMES["mask"],
+            self.eot_id: _NAMES["eot"],
+        }
+        return [
+            self._piece(i) if i < self._size else names.get(i, "[UNUSED]")
+            for i in self._known(ids).tolist()
+        ]
 
-    def save(self, directory: str | os.PathLike[str], source: Mapping[str, Any] | None = None) -> None:
+    def save(
+        self, directory: str | os.PathLike[str], source: Mapping[str, Any] | None = None
+    ) -> None:
         """Writes the vocabulary and `tokenizer.json` aside, then renames. `source` notes where it came from.
 
         Raises DataError if the directory is there already.
         """
         directory = Path(directory)
         if directory.exists():
-            raise DataError(f"{directory}: exists already; remove it or save the tokenizer elsewhere")
-        record = {"format": 1, "kind": self.kind, "lowercase": self.lowercase, "vocab_size": self.vocab_size,
-                  "pad_id": self.pad_id, "mask_id": self.mask_id, "eot_id": self.eot_id,
-                  "sha256": self.file_hashes(),
-                  "source": dict(source or {})}
+            raise DataError(
+                f"{directory}: exists already; remove it or save the tokenizer elsewhere"
+            )
+        record = {
+            "format": 1,
+            "kind": self.kind,
+            "lowercase": self.lowercase,
+            "vocab_size": self.vocab_size,
+            "pad_id": self.pad_id,
+            "mask_id": self.mask_id,
+            "eot_id": self.eot_id,
+            "sha256": self.file_hashes(),
+            "source": dict(source or {}),
+        }
         aside = directory.with_name(f"{directory.name}.tmp-{os.getpid()}")
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
@@ -133,14 +171,18 @@ class Tokenizer(abc.ABC):
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise DataError(f"text holds a lone surrogate U+{ord(text[error.start]):04X} at character {error.start}; "
-                            "expected valid Unicode") from error
+            raise DataError(
+                f"text holds a lone surrogate U+{ord(text[error.start]):04X} at character {error.start}; "
+                "expected valid Unicode"
+            ) from error
         return text.lower() if self.lowercase else text
 
     def _known(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         ids = np.asarray(ids, np.int64).reshape(-1)
-        if len(ids) and not (0 <= ids.min() and ids.max() < self.vocab_size):
-            raise DataError(f"token ids {ids.min()} to {ids.max()}: expected 0 to {self.vocab_size - 1}")
+        if len(ids) and not (ids.min() >= 0 and ids.max() < self.vocab_size):
+            raise DataError(
+                f"token ids {ids.min()} to {ids.max()}: expected 0 to {self.vocab_size - 1}"
+            )
         return ids
 
     def _text(self, ids: np.ndarray) -> str:
@@ -178,11 +220,24 @@ class _SentencePiece(Tokenizer):
         except (RuntimeError, TypeError) as error:
             raise DataError(f"not a SentencePiece model ({error})") from error
         super().__init__(
-            kind, lowercase, files, size,
-            {"pad": model.pad_id() if model.pad_id() >= 0 else None, "mask": None,
-             "eot": model.eos_id() if model.eos_id() >= 0 else None},
+            kind,
+            lowercase,
+            files,
+            size,
+            {
+                "pad": model.pad_id() if model.pad_id() >= 0 else None,
+                "mask": None,
+                "eot": model.eos_id() if model.eos_id() >= 0 else None,
+            },
             # Trained models spell the unknown in bytes; anyone else's may write <unk>, which then is text like any other.
-            [i for i in range(size) if model.is_control(i) or model.is_unused(i) or (model.is_unknown(i) and kind in TRAINED)])
+            [
+                i
+                for i in range(size)
+                if model.is_control(i)
+                or model.is_unused(i)
+                or (model.is_unknown(i) and kind in TRAINED)
+            ],
+        )
         self._model = model
         self._writes_spaces = kind in TRAINED
         self._block = [model.piece_to_id(f"<0x{byte:02X}>") for byte in _BLOCK.encode()]
@@ -234,14 +289,27 @@ class _WordPiece(Tokenizer):
         from tokenizers import Tokenizer as Engine
         from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-        words = _utf8(files["vocab.txt"], "vocab.txt").replace("\r\n", "\n").removesuffix("\n").split("\n")
+        words = (
+            _utf8(files["vocab.txt"], "vocab.txt")
+            .replace("\r\n", "\n")
+            .removesuffix("\n")
+            .split("\n")
+        )
         ids = {word: i for i, word in enumerate(words)}
         if "[UNK]" not in ids or len(ids) != len(words):
             raise DataError("vocab.txt: expected one different token a line, [UNK] among them")
         # Text has [UNK] in it, so the model must be able to write it: else the loss of such text is infinite.
-        unsampleable = [i for w, i in ids.items() if re.fullmatch(r"\[(unused\d+|CLS|SEP|PAD|MASK)\]", w)]
-        super().__init__(kind, lowercase, files, len(words),
-                         {"pad": ids.get("[PAD]"), "mask": ids.get("[MASK]"), "eot": ids.get("[SEP]")}, unsampleable)
+        unsampleable = [
+            i for w, i in ids.items() if re.fullmatch(r"\[(unused\d+|CLS|SEP|PAD|MASK)\]", w)
+        ]
+        super().__init__(
+            kind,
+            lowercase,
+            files,
+            len(words),
+            {"pad": ids.get("[PAD]"), "mask": ids.get("[MASK]"), "eot": ids.get("[SEP]")},
+            unsampleable,
+        )
         self._words = words
         self._engine = Engine(models.WordPiece(ids, unk_token="[UNK]"))
         self._engine.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
@@ -272,15 +340,27 @@ class _ByteBPE(Tokenizer):
             if sorted(ids.values()) != list(range(len(ids))):
                 raise ValueError("ids are not 0, 1, 2 ...")
             lines = _utf8(files["merges.txt"], "merges.txt").split("\n")
-            merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+            merges = [
+                tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")
+            ]
             self._engine = Engine(models.BPE(ids, merges))
         except Exception as error:  # the engine raises bare Exceptions
-            raise DataError(f"not a byte-level BPE vocabulary ({error}); expected vocab.json with its merges.txt") from error
+            raise DataError(
+                f"not a byte-level BPE vocabulary ({error}); expected vocab.json with its merges.txt"
+            ) from error
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         if not set(alphabet) <= ids.keys():
-            raise DataError(f"vocab.json lacks {len(set(alphabet) - ids.keys())} of the 256 byte symbols")
-        super().__init__(kind, lowercase, files, len(ids),
-                         {"pad": None, "mask": None, "eot": ids.get(_NAMES["eot"])}, [])
+            raise DataError(
+                f"vocab.json lacks {len(set(alphabet) - ids.keys())} of the 256 byte symbols"
+            )
+        super().__init__(
+            kind,
+            lowercase,
+            files,
+            len(ids),
+            {"pad": None, "mask": None, "eot": ids.get(_NAMES["eot"])},
+            [],
+        )
         self._words = sorted(ids, key=ids.__getitem__)
         self._engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         self._engine.decoder = decoders.ByteLevel()
@@ -317,17 +397,25 @@ def load(directory: str | os.PathLike[str]) -> Tokenizer:
         files = {name: (directory / name).read_bytes() for name in names}
         damaged = [n for n in names if hashlib.sha256(files[n]).hexdigest() != record["sha256"][n]]
         if damaged:
-            raise DataError(f"{directory / damaged[0]}: not the file that was saved; restore it or train again")
+            raise DataError(
+                f"{directory / damaged[0]}: not the file that was saved; restore it or train again"
+            )
         tokenizer = build(record["kind"], record["lowercase"], files)
         for name in ("vocab_size", "pad_id", "mask_id", "eot_id"):
             if getattr(tokenizer, name) != record[name]:
-                raise DataError(f"{directory}: {name} is {getattr(tokenizer, name)}, saved as {record[name]}")
+                raise DataError(
+                    f"{directory}: {name} is {getattr(tokenizer, name)}, saved as {record[name]}"
+                )
     except DataError:
         raise
     except OSError as error:
-        raise DataError(f"{error.filename}: {'missing' if isinstance(error, FileNotFoundError) else error.strerror}; expected a tokenizer saved in {directory}") from error
+        raise DataError(
+            f"{error.filename}: {'missing' if isinstance(error, FileNotFoundError) else error.strerror}; expected a tokenizer saved in {directory}"
+        ) from error
     except (ValueError, RecursionError, KeyError, TypeError) as error:
-        raise DataError(f"{directory / 'tokenizer.json'}: not a tokenizer's record ({type(error).__name__}: {str(error)[:100]})") from error
+        raise DataError(
+            f"{directory / 'tokenizer.json'}: not a tokenizer's record ({type(error).__name__}: {str(error)[:100]})"
+        ) from error
     return tokenizer
 
 
@@ -337,7 +425,9 @@ def vocabulary_files(directory: str | os.PathLike[str]) -> tuple[str, ...]:
     try:
         return _KINDS[json.loads(path.read_text())["kind"]][1]
     except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: not a tokenizer's record ({type(error).__name__}: {str(error)[:100]})") from error
+        raise DataError(
+            f"{path}: not a tokenizer's record ({type(error).__name__}: {str(error)[:100]})"
+        ) from error
 
 
 def source(directory: str | os.PathLike[str]) -> dict[str, Any]:
@@ -358,24 +448,37 @@ def from_vocabulary(path: str | os.PathLike[str], kind: str, lowercase: bool = F
       DataError: another kind, or files that are missing or not of that kind.
     """
     if kind not in FROM_FILE:
-        raise DataError(f"tokenizer.kind={kind!r} takes no file: expected one of {', '.join(FROM_FILE)}")
+        raise DataError(
+            f"tokenizer.kind={kind!r} takes no file: expected one of {', '.join(FROM_FILE)}"
+        )
     build, names = _KINDS[kind]
     path = expand(path)
     paths = [path]
     if kind == "byte_bpe":
         if not path.name.endswith("vocab.json"):
-            raise DataError(f"tokenizer.file={path}: expected a name that ends in vocab.json, merges.txt beside it")
+            raise DataError(
+                f"tokenizer.file={path}: expected a name that ends in vocab.json, merges.txt beside it"
+            )
         paths.append(path.with_name(path.name.removesuffix("vocab.json") + "merges.txt"))
     try:
         return build(kind, lowercase, {name: p.read_bytes() for name, p in zip(names, paths)})
     except OSError as error:
-        raise DataError(f"tokenizer.file={path}: cannot read {error.filename} ({error.strerror})") from error
+        raise DataError(
+            f"tokenizer.file={path}: cannot read {error.filename} ({error.strerror})"
+        ) from error
     except DataError as error:
         raise DataError(f"tokenizer.file={path}: {error}") from error
 
 
-def train(documents: Iterable[str], kind: str, vocab_size: int, lowercase: bool = False, whole_words: int = 0,
-          max_documents: int = 100_000, max_characters: int = 20_000_000) -> Tokenizer:
+def train(
+    documents: Iterable[str],
+    kind: str,
+    vocab_size: int,
+    lowercase: bool = False,
+    whole_words: int = 0,
+    max_documents: int = 100_000,
+    max_characters: int = 20_000_000,
+) -> Tokenizer:
     """Trains a SentencePiece tokenizer that any Unicode text survives unchanged (if not lower-cased).
 
     The same documents give the same vocabulary on any machine. Small corpora may give fewer pieces than asked.
@@ -395,14 +498,19 @@ def train(documents: Iterable[str], kind: str, vocab_size: int, lowercase: bool 
     import sentencepiece
 
     if kind not in TRAINED:
-        raise DataError(f"tokenizer.kind={kind!r} cannot be trained: expected one of {', '.join(TRAINED)}")
+        raise DataError(
+            f"tokenizer.kind={kind!r} cannot be trained: expected one of {', '.join(TRAINED)}"
+        )
     text = _training_text(itertools.islice(documents, max_documents), lowercase, max_characters)
     words: list[str] = []
     if whole_words:
         parts = list(text)  # of a capped size
         counts = collections.Counter(word for part in parts for word in re.findall(r" \w+", part))
         # By count and then by spelling, so that ties cannot depend on the order of the documents.
-        words = [w.replace(" ", _BLOCK) for w, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:whole_words]]
+        words = [
+            w.replace(" ", _BLOCK)
+            for w, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:whole_words]
+        ]
         text = iter(parts)
     first = next(text, None)
     if first is None:
@@ -410,15 +518,30 @@ def train(documents: Iterable[str], kind: str, vocab_size: int, lowercase: bool 
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=itertools.chain([first], text), model_writer=model, model_type=kind,
-            vocab_size=vocab_size - len(_NAMES), hard_vocab_limit=False, byte_fallback=True, user_defined_symbols=words,
+            sentence_iterator=itertools.chain([first], text),
+            model_writer=model,
+            model_type=kind,
+            vocab_size=vocab_size - len(_NAMES),
+            hard_vocab_limit=False,
+            byte_fallback=True,
+            user_defined_symbols=words,
             character_coverage=0.99995,  # of rarer characters the bytes will do
-            normalization_rule_name="identity", remove_extra_whitespaces=False, add_dummy_prefix=False,
-            allow_whitespace_only_pieces=True, unk_id=0, bos_id=-1, eos_id=-1, pad_id=-1,
-            num_threads=_TRAINING_THREADS, minloglevel=2)
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=False,
+            allow_whitespace_only_pieces=True,
+            unk_id=0,
+            bos_id=-1,
+            eos_id=-1,
+            pad_id=-1,
+            num_threads=_TRAINING_THREADS,
+            minloglevel=2,
+        )
     except RuntimeError as error:
         reason = re.sub(r"^.*\)\] ", "", str(error))  # without the place in its source
-        raise DataError(f"tokenizer.vocab_size={vocab_size}: SentencePiece cannot train it ({reason})") from error
+        raise DataError(
+            f"tokenizer.vocab_size={vocab_size}: SentencePiece cannot train it ({reason})"
+        ) from error
     return _SentencePiece(kind, lowercase, {"sentencepiece.model": model.getvalue()})
 
 

@@ -115,8 +115,12 @@ class EmpiricalSchedule:
     t0: float
 
     def __post_init__(self) -> None:
-        if not (0 < self.t0 < 1 and self.k > 0 and self.k * max(self.t0, 1 - self.t0) <= MAX_STEEPNESS):
-            raise ValueError(f"empirical schedule has k = {self.k}, t0 = {self.t0}; it needs t0 in (0, 1), k > 0 and k max(t0, 1 - t0) <= {MAX_STEEPNESS:g}")
+        if not (
+            0 < self.t0 < 1 and self.k > 0 and self.k * max(self.t0, 1 - self.t0) <= MAX_STEEPNESS
+        ):
+            raise ValueError(
+                f"empirical schedule has k = {self.k}, t0 = {self.t0}; it needs t0 in (0, 1), k > 0 and k max(t0, 1 - t0) <= {MAX_STEEPNESS:g}"
+            )
 
     def _ends(self) -> tuple[float, float, float]:
         # With p = (1 + tanh)/2: p at u = 0, 1 - p at u = 1, and what p gains between. In float64, each without cancellation.
@@ -130,8 +134,12 @@ class EmpiricalSchedule:
         s, early = 1.0 - t, t < 0.5
 
         def from_end(time: Array, near: float) -> Array:
-            inside = jnp.where(time <= 0.5, time, 0.5)  # the branch not taken stays finite, for the derivative's sake
-            return (jnp.log1p(inside * (gain / near)) - jnp.log1p(-inside * (gain / (1 - near)))) / (2 * self.k)
+            inside = jnp.where(
+                time <= 0.5, time, 0.5
+            )  # the branch not taken stays finite, for the derivative's sake
+            return (
+                jnp.log1p(inside * (gain / near)) - jnp.log1p(-inside * (gain / (1 - near)))
+            ) / (2 * self.k)
 
         u, v = from_end(t, a), from_end(s, b)
         return jnp.where(early, u, 1.0 - v), jnp.where(early, 1.0 - u, v)
@@ -156,7 +164,11 @@ class EmpiricalSchedule:
     def time_of_angle(self, theta: Array) -> Array:
         """(p(u) - p_0) / (p_1 - p_0) = sinh(k u) cosh(k (1 - t0)) / (cosh(k (u - t0)) sinh k), u = 2 theta / pi."""
         u = theta * (2 / jnp.pi)
-        return jnp.sinh(self.k * u) / jnp.cosh(self.k * (u - self.t0)) * (math.cosh(self.k * (1 - self.t0)) / math.sinh(self.k))
+        return (
+            jnp.sinh(self.k * u)
+            / jnp.cosh(self.k * (u - self.t0))
+            * (math.cosh(self.k * (1 - self.t0)) / math.sinh(self.k))
+        )
 
 
 def make_schedule(name: str, d: float = 10.0, k: float = 4.0, t0: float = 0.5) -> Schedule:
@@ -171,7 +183,9 @@ def make_schedule(name: str, d: float = 10.0, k: float = 4.0, t0: float = 0.5) -
         return LinearVarianceSchedule()
     if name == "empirical":
         return EmpiricalSchedule(k, t0)
-    raise ValueError(f"schedule is {name!r}; it must be 'tangent', 'linear_variance' or 'empirical'")
+    raise ValueError(
+        f"schedule is {name!r}; it must be 'tangent', 'linear_variance' or 'empirical'"
+    )
 
 
 def log_snr(schedule: Schedule, t: Array) -> Array:
@@ -198,7 +212,9 @@ def noise_of_clean(schedule: Schedule, z_t: Array, z: Array, t: Array) -> Array:
 def velocity_of_noise(schedule: Schedule, z: Array, noise: Array, t: Array) -> Array:
     """v = alpha' z + sigma' eps = theta' (cos theta eps - sin theta z)."""
     rate = per_example(schedule.angle_rate(t), z)
-    return rate * (per_example(schedule.alpha(t), z) * noise - per_example(schedule.sigma(t), z) * z)
+    return rate * (
+        per_example(schedule.alpha(t), z) * noise - per_example(schedule.sigma(t), z) * z
+    )
 
 
 def velocity_of_clean(schedule: Schedule, z_t: Array, z: Array, t: Array) -> Array:
@@ -219,7 +235,10 @@ def ddim_step(schedule: Schedule, z_t: Array, z: Array, t: Array, s: Array) -> A
     Written with sigma_s / sigma_t <= 1, so that nothing is divided by a small number near t = 0.
     """
     ratio = schedule.sigma(s) / schedule.sigma(t)
-    return per_example(schedule.alpha(s) - ratio * schedule.alpha(t), z) * z + per_example(ratio, z) * z_t
+    return (
+        per_example(schedule.alpha(s) - ratio * schedule.alpha(t), z) * z
+        + per_example(ratio, z) * z_t
+    )
 
 
 def euler_step(schedule: Schedule, z_t: Array, z: Array, t: Array, s: Array) -> Array:

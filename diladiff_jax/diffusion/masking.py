@@ -59,7 +59,12 @@ def token_nll(logits: Array, tokens: Array, sampleable: Array) -> tuple[Array, A
 
 
 def token_nll_by_position(
-    project: Callable[[Array], Array], hidden: Array, tokens: Array, sampleable: Array, *, positions: int
+    project: Callable[[Array], Array],
+    hidden: Array,
+    tokens: Array,
+    sampleable: Array,
+    *,
+    positions: int,
 ) -> tuple[Array, Array]:
     """`token_nll` of hidden states `[B, L, D]`, for at most `positions` places of each row at a time: `[B, L]`, `[B, L]`.
 
@@ -76,9 +81,13 @@ def token_nll_by_position(
         x = jnp.pad(x, [(0, 0), (0, count * size - length)] + [(0, 0)] * (x.ndim - 2))
         return jnp.moveaxis(x.reshape(x.shape[0], count, size, *x.shape[2:]), 1, 0)
 
-    one = jax.checkpoint(lambda part: token_nll(project(part[0]), part[1], sampleable), prevent_cse=False)
+    one = jax.checkpoint(
+        lambda part: token_nll(project(part[0]), part[1], sampleable), prevent_cse=False
+    )
     found = jax.lax.map(one, (parts(hidden), parts(tokens)))
-    nll, right = (jnp.moveaxis(x, 0, 1).reshape(x.shape[1], count * size)[:, :length] for x in found)
+    nll, right = (
+        jnp.moveaxis(x, 0, 1).reshape(x.shape[1], count * size)[:, :length] for x in found
+    )
     return nll, right
 
 

@@ -16,7 +16,14 @@ Array = jax.Array
 
 
 def sample_times(
-    key: Array, batch: int, *, mean: float = -1.0, std: float = 1.0, p_equal: float = 0.25, p_noise: float = 0.0, p_clean: float = 0.0
+    key: Array,
+    batch: int,
+    *,
+    mean: float = -1.0,
+    std: float = 1.0,
+    p_equal: float = 0.25,
+    p_noise: float = 0.0,
+    p_clean: float = 0.0,
 ) -> tuple[Array, Array]:
     """Pairs (t, r), r <= t, each `[B]`: two draws of LogitNormal(mean, std), the larger is t; r = t with probability `p_equal`.
 
@@ -49,7 +56,9 @@ def rotation_from_prediction(schedule: Schedule, z_t: Array, z: Array, t: Array,
     """
     theta_t, theta_r = schedule.angle(t), schedule.angle(r)
     a, gap = theta_t - theta_r, t - r
-    close = gap < 1e-3  # the quotient a / (t - r) cancels there; the rate at the midpoint agrees to second order
+    close = (
+        gap < 1e-3
+    )  # the quotient a / (t - r) cancels there; the rate at the midpoint agrees to second order
     slope = jnp.where(close, schedule.angle_rate(0.5 * (t + r)), a / jnp.where(close, 1.0, gap))
     half = jnp.sinc(a / (2 * jnp.pi))  # sin(a/2) / (a/2)
     scale = slope / jnp.sin(theta_t)
@@ -63,7 +72,12 @@ STEP_FORMS = {"velocity": velocity_from_prediction, "rotation": rotation_from_pr
 
 
 def average_velocity_target(
-    average_velocity: Callable[[Array, Array, Array], Array], z_t: Array, t: Array, r: Array, v: Array, tangent_weight: Array | float = 1.0
+    average_velocity: Callable[[Array, Array, Array], Array],
+    z_t: Array,
+    t: Array,
+    r: Array,
+    v: Array,
+    tangent_weight: Array | float = 1.0,
 ) -> tuple[Array, Array]:
     """(u, u_tgt) with u_tgt = v - w (t - r) (v . du/dz + du/dt), all of the target without gradient.
 

@@ -22,21 +22,50 @@ Figure = dict[str, Any]
 Table = dict[str, Any]
 
 NAMES = {
-    "mdlm": "MDLM", "mdlm_long": "MDLM, whole decoder budget", "ladiff": "LaDiff", "diladiff": "DiLaDiff",
-    "prior_ddim": "prior, undistilled, DDIM", "prior_dpmpp_2m": "prior, undistilled, DPM-Solver++", "true_latent": "decoder, true latents", "null_latent": "decoder, null latent",
+    "mdlm": "MDLM",
+    "mdlm_long": "MDLM, whole decoder budget",
+    "ladiff": "LaDiff",
+    "diladiff": "DiLaDiff",
+    "prior_ddim": "prior, undistilled, DDIM",
+    "prior_dpmpp_2m": "prior, undistilled, DPM-Solver++",
+    "true_latent": "decoder, true latents",
+    "null_latent": "decoder, null latent",
 }
 """What series and tables call the models and controls of a sweep."""
 
 SCHEMA: dict[str, Fields] = {
-    "figure": {"id": (str,), "paper": (str,), "title": (str,), "x": (dict,), "y": (dict,), "series": (list,), "note": (str,)},
+    "figure": {
+        "id": (str,),
+        "paper": (str,),
+        "title": (str,),
+        "x": (dict,),
+        "y": (dict,),
+        "series": (list,),
+        "note": (str,),
+    },
     "axis": {"label": (str,), "scale": (str,)},
-    "series": {"name": (str,), "x": (list,), "y": (list,), "low": (list, type(None)), "high": (list, type(None))},
-    "table": {"id": (str,), "paper": (str,), "title": (str,), "columns": (list,), "rows": (list,), "note": (str,)},
+    "series": {
+        "name": (str,),
+        "x": (list,),
+        "y": (list,),
+        "low": (list, type(None)),
+        "high": (list, type(None)),
+    },
+    "table": {
+        "id": (str,),
+        "paper": (str,),
+        "title": (str,),
+        "columns": (list,),
+        "rows": (list,),
+        "note": (str,),
+    },
 }
 """`analyses.json`: `{"figures": [figure], "tables": [table]}`, no id twice; ids are of letters, digits and underscores, for files are named by them."""
 
 
-def series(name: str, x: Sequence[float], y: Sequence[Estimate] | Sequence[float]) -> dict[str, Any]:
+def series(
+    name: str, x: Sequence[float], y: Sequence[Estimate] | Sequence[float]
+) -> dict[str, Any]:
     """A line of a figure: estimates with their intervals, or exact numbers without."""
     exact = not y or not isinstance(y[0], dict)
     return {
@@ -49,16 +78,37 @@ def series(name: str, x: Sequence[float], y: Sequence[Estimate] | Sequence[float
 
 
 def figure(
-    id: str, paper: str, title: str, x: str, y: str, lines: Sequence[dict[str, Any]], note: str = "", *, x_scale: str = "linear", y_scale: str = "linear"
+    id: str,
+    paper: str,
+    title: str,
+    x: str,
+    y: str,
+    lines: Sequence[dict[str, Any]],
+    note: str = "",
+    *,
+    x_scale: str = "linear",
+    y_scale: str = "linear",
 ) -> Figure:
     """A figure; `x` and `y` are the labels of its axes, with units."""
     return {
-        "id": id, "paper": paper, "title": title, "x": {"label": x, "scale": x_scale}, "y": {"label": y, "scale": y_scale},
-        "series": list(lines), "note": note,
+        "id": id,
+        "paper": paper,
+        "title": title,
+        "x": {"label": x, "scale": x_scale},
+        "y": {"label": y, "scale": y_scale},
+        "series": list(lines),
+        "note": note,
     }
 
 
-def table(id: str, paper: str, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], note: str = "") -> Table:
+def table(
+    id: str,
+    paper: str,
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    note: str = "",
+) -> Table:
     """A table.
 
     Raises:
@@ -66,13 +116,26 @@ def table(id: str, paper: str, title: str, columns: Sequence[str], rows: Sequenc
     """
     for row in rows:
         if len(row) != len(columns):
-            raise ValueError(f"table {id} has {len(columns)} columns and a row of {len(row)}: {row}")
-    return {"id": id, "paper": paper, "title": title, "columns": list(columns), "rows": [list(row) for row in rows], "note": note}
+            raise ValueError(
+                f"table {id} has {len(columns)} columns and a row of {len(row)}: {row}"
+            )
+    return {
+        "id": id,
+        "paper": paper,
+        "title": title,
+        "columns": list(columns),
+        "rows": [list(row) for row in rows],
+        "note": note,
+    }
 
 
 def cells(estimate: Estimate | None) -> list[float | None]:
     """value, low and high as three cells; empty ones where nothing was measured."""
-    return [None] * 3 if estimate is None else [float(estimate[end]) for end in ("value", "low", "high")]
+    return (
+        [None] * 3
+        if estimate is None
+        else [float(estimate[end]) for end in ("value", "low", "high")]
+    )
 
 
 def check_analyses(found: Any) -> None:
@@ -89,7 +152,9 @@ def check_analyses(found: Any) -> None:
         for axis in ("x", "y"):
             check_fields(form[axis], SCHEMA["axis"], f"{where}.{axis}")
             if form[axis]["scale"] not in ("linear", "log"):
-                raise ValueError(f"{where}.{axis}.scale is {form[axis]['scale']!r}; it must be linear or log")
+                raise ValueError(
+                    f"{where}.{axis}.scale is {form[axis]['scale']!r}; it must be linear or log"
+                )
         if not form["series"]:
             raise ValueError(f"{where}.series is empty; a figure has at least one")
         for j, line in enumerate(form["series"]):
@@ -102,14 +167,20 @@ def check_analyses(found: Any) -> None:
             raise ValueError(f"{where}.columns is {form['columns']!r}; it must be text")
         for j, row in enumerate(form["rows"]):
             if len(row) != len(form["columns"]):
-                raise ValueError(f"{where}.rows[{j}] has {len(row)} cells; there are {len(form['columns'])} columns")
+                raise ValueError(
+                    f"{where}.rows[{j}] has {len(row)} cells; there are {len(form['columns'])} columns"
+                )
             for cell in row:
                 if not (cell is None or isinstance(cell, str) or _is_number(cell)):
-                    raise ValueError(f"{where}.rows[{j}] holds {cell!r}; a cell is text, a finite number or null")
+                    raise ValueError(
+                        f"{where}.rows[{j}] holds {cell!r}; a cell is text, a finite number or null"
+                    )
     ids = [form["id"] for form in [*found["figures"], *found["tables"]]]
     for name in ids:
         if not re.fullmatch(r"\w+", name, re.ASCII) or ids.count(name) > 1:
-            raise ValueError(f"the id {name!r} stands twice or is not of letters, digits and underscores")
+            raise ValueError(
+                f"the id {name!r} stands twice or is not of letters, digits and underscores"
+            )
 
 
 def _check_numbers(line: dict[str, Any], where: str) -> None:
@@ -119,7 +190,9 @@ def _check_numbers(line: dict[str, Any], where: str) -> None:
         if line[name] is None:
             continue
         if len(line[name]) != len(line["x"]):
-            raise ValueError(f"{where}.{name} has {len(line[name])} numbers for {len(line['x'])} points")
+            raise ValueError(
+                f"{where}.{name} has {len(line[name])} numbers for {len(line['x'])} points"
+            )
         for value in line[name]:
             if not _is_number(value):
                 raise ValueError(f"{where}.{name} holds {value!r}; it must hold finite numbers")

@@ -21,9 +21,13 @@ def check_fields(value: Any, fields: Fields, where: str) -> None:
       ValueError: naming the first thing that is not as documented, after `where`.
     """
     if not isinstance(value, dict) or set(value) != set(fields):
-        raise ValueError(f"{where} has the keys {sorted(value) if isinstance(value, dict) else value!r}; it must have {sorted(fields)}")
+        raise ValueError(
+            f"{where} has the keys {sorted(value) if isinstance(value, dict) else value!r}; it must have {sorted(fields)}"
+        )
     for name, types in fields.items():
         if not isinstance(value[name], types) or isinstance(value[name], bool):
-            raise ValueError(f"{where}.{name} is {value[name]!r}; it must be {' or '.join(t.__name__ for t in types)}")
+            raise ValueError(
+                f"{where}.{name} is {value[name]!r}; it must be {' or '.join(t.__name__ for t in types)}"
+            )
         if isinstance(value[name], float) and not math.isfinite(value[name]):
             raise NotFiniteError(f"{where}.{name} is {value[name]}; it must be finite")

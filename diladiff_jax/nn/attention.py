@@ -28,7 +28,15 @@ BLOCK_SCORES, MANY_SCORES = 2**19, 2**23
 LANES, TILE = 128, 512
 
 
-def attend(q: Array, k: Array, v: Array, *, positions: Array | None = None, causal: bool = False, plain: bool = False) -> Array:
+def attend(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    positions: Array | None = None,
+    causal: bool = False,
+    plain: bool = False,
+) -> Array:
     """Attention in the form that the table above names. `plain` asks for the einsum everywhere: what is differentiated
     forwards (the student's loss) has to go through it, for the kernels define no forward derivative.
 
@@ -37,7 +45,11 @@ def attend(q: Array, k: Array, v: Array, *, positions: Array | None = None, caus
     """
     whole = functools.partial(attend_at_once, causal=causal)
     moved = causal and positions is not None
-    positions = jnp.broadcast_to(jnp.arange(q.shape[1])[None], q.shape[:2]) if positions is None else positions
+    positions = (
+        jnp.broadcast_to(jnp.arange(q.shape[1])[None], q.shape[:2])
+        if positions is None
+        else positions
+    )
     if plain:
         return whole(q, k, v, positions)
     forms: dict[str, Callable[..., Array]] = {}
@@ -47,14 +59,24 @@ def attend(q: Array, k: Array, v: Array, *, positions: Array | None = None, caus
     known = jax.device_count() == 1 or not jax.sharding.get_abstract_mesh().empty
     if not q.shape[1] % LANES and not k.shape[1] % LANES and not moved and known:
         forms["tpu"] = functools.partial(attend_splash, causal=causal)
-    if jax.default_backend() == "gpu" and q.dtype.itemsize == 2 and not moved:  # the call itself looks for the device
+    if (
+        jax.default_backend() == "gpu" and q.dtype.itemsize == 2 and not moved
+    ):  # the call itself looks for the device
         forms["cuda"] = functools.partial(attend_cudnn, causal=causal)
-    return jax.lax.platform_dependent(q, k, v, positions, default=whole, **forms) if forms else whole(q, k, v, positions)
+    return (
+        jax.lax.platform_dependent(q, k, v, positions, default=whole, **forms)
+        if forms
+        else whole(q, k, v, positions)
+    )
 
 
 def attend_at_once(q: Array, k: Array, v: Array, positions: Array, *, causal: bool) -> Array:
     """Attention as one product over all scores; arguments as in `attend`."""
-    seen = positions[:, None, :, None] >= jnp.arange(k.shape[1])[None, None, None, :] if causal else None
+    seen = (
+        positions[:, None, :, None] >= jnp.arange(k.shape[1])[None, None, None, :]
+        if causal
+        else None
+    )
     out = jax.nn.dot_product_attention(q, k, v, mask=seen, implementation="xla")
     return out.reshape(*out.shape[:2], -1)
 
@@ -81,16 +103,27 @@ def attend_in_blocks(q: Array, k: Array, v: Array, positions: Array, *, causal: 
 
         def block(inputs: tuple[Array, Array]) -> Array:
             q, place = inputs
-            scores = jnp.einsum("blk,bmk->blm", q * jnp.asarray(width**-0.5, q.dtype), k, preferred_element_type=jnp.float32)
+            scores = jnp.einsum(
+                "blk,bmk->blm",
+                q * jnp.asarray(width**-0.5, q.dtype),
+                k,
+                preferred_element_type=jnp.float32,
+            )
             if causal:
-                scores = jnp.where(place[:, :, None] >= jnp.arange(k.shape[1])[None, None, :], scores, -jnp.inf)
+                scores = jnp.where(
+                    place[:, :, None] >= jnp.arange(k.shape[1])[None, None, :], scores, -jnp.inf
+                )
             weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
-            mixed = jnp.einsum("blm,bmk->blk", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+            mixed = jnp.einsum(
+                "blm,bmk->blk", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+            )
             return (mixed / jnp.sum(weights, axis=-1, keepdims=True)).astype(v.dtype)
 
         return jax.lax.map(block, (blocks(q), place))
 
-    out = jax.lax.map(head, tuple(jnp.moveaxis(x, 2, 0) for x in (q, k, v)))  # [H, count, B, size, K]
+    out = jax.lax.map(
+        head, tuple(jnp.moveaxis(x, 2, 0) for x in (q, k, v))
+    )  # [H, count, B, size, K]
     return out.transpose(2, 1, 3, 0, 4).reshape(batch, count * size, heads * width)[:, :length]
 
 
@@ -100,26 +133,44 @@ def attend_cudnn(q: Array, k: Array, v: Array, positions: Array, *, causal: bool
     return out.reshape(*out.shape[:2], -1)
 
 
-def attend_splash(q: Array, k: Array, v: Array, positions: Array, *, causal: bool, interpret: bool = False) -> Array:
+def attend_splash(
+    q: Array, k: Array, v: Array, positions: Array, *, causal: bool, interpret: bool = False
+) -> Array:
     """Pallas splash attention, for queries at 0 to L - 1 and lengths that are multiples of 128; arguments as in `attend`.
 
     The compiler cannot cut a kernel over devices by itself: under a mesh each device runs it on its own examples and heads.
     `interpret` runs it anywhere, slowly.
     """
     # Here, for Pallas takes a while to import and most runs need none of it.
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_kernel,
+        splash_attention_mask,
+    )
 
     shape = (q.shape[1], k.shape[1])
-    mask = splash_attention_mask.CausalMask(shape) if causal else splash_attention_mask.FullMask(shape)
-    rows, columns = (max(size for size in range(LANES, min(TILE, n) + 1, LANES) if n % size == 0) for n in shape)
+    mask = (
+        splash_attention_mask.CausalMask(shape) if causal else splash_attention_mask.FullMask(shape)
+    )
+    rows, columns = (
+        max(size for size in range(LANES, min(TILE, n) + 1, LANES) if n % size == 0) for n in shape
+    )
     tiles = splash_attention_kernel.BlockSizes(
-        block_q=rows, block_kv=columns, block_q_dkv=rows, block_kv_dkv=columns, block_q_dq=rows, block_kv_dq=columns
+        block_q=rows,
+        block_kv=columns,
+        block_q_dkv=rows,
+        block_kv_dkv=columns,
+        block_q_dq=rows,
+        block_kv_dq=columns,
     )
 
     def local(q: Array, k: Array, v: Array) -> Array:
         heads = q.shape[2]
         kernel = splash_attention_kernel.make_splash_mha(
-            splash_attention_mask.MultiHeadMask([mask] * heads), block_sizes=tiles, head_shards=1, q_seq_shards=1, interpret=interpret
+            splash_attention_mask.MultiHeadMask([mask] * heads),
+            block_sizes=tiles,
+            head_shards=1,
+            q_seq_shards=1,
+            interpret=interpret,
         )
         q, k, v = (x.swapaxes(1, 2) for x in (q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype), k, v))
         return jax.vmap(kernel)(q, k, v).swapaxes(1, 2)
@@ -127,6 +178,8 @@ def attend_splash(q: Array, k: Array, v: Array, positions: Array, *, causal: boo
     found = placement(q.shape, ("batch", None, "heads", None))
     if found is not None:
         mesh, spec = found
-        local = jax.shard_map(local, mesh=mesh, in_specs=(spec, spec, spec), out_specs=spec, check_vma=False)
+        local = jax.shard_map(
+            local, mesh=mesh, in_specs=(spec, spec, spec), out_specs=spec, check_vma=False
+        )
     out = local(q, k, v)
     return out.reshape(*out.shape[:2], -1)

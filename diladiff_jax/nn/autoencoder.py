@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from diladiff_jax.nn.attention import attend
-from diladiff_jax.nn.layers import Heads, Linear, MLP, Norm, Positions, zeros
+from diladiff_jax.nn.layers import MLP, Heads, Linear, Norm, Positions, zeros
 from diladiff_jax.nn.transformer import Cache, TokenDenoiser
 
 Array = jax.Array
@@ -34,11 +34,15 @@ class EncoderLayer(nn.Module):
 
         q = heads("query", True)(zn)
         k = jnp.concatenate([heads("latent_key", True)(zn), heads("feature_key", True)(fn)], axis=1)
-        v = jnp.concatenate([heads("latent_value", False)(zn), heads("feature_value", False)(fn)], axis=1)
+        v = jnp.concatenate(
+            [heads("latent_value", False)(zn), heads("feature_value", False)(fn)], axis=1
+        )
         out = Linear(self.width, ("heads", "embed"), use_bias=False, dtype=self.dtype, name="out")
         z = z + out(attend(q, k, v))
         h = Norm(dtype=self.dtype, name="mlp_norm")(z)
-        return z + MLP(self.width, dropout=self.dropout, dtype=self.dtype, name="mlp")(h, deterministic=deterministic)
+        return z + MLP(self.width, dropout=self.dropout, dtype=self.dtype, name="mlp")(
+            h, deterministic=deterministic
+        )
 
 
 class LatentEncoder(nn.Module):
@@ -60,17 +64,27 @@ class LatentEncoder(nn.Module):
     @nn.compact
     def __call__(self, features: Array, *, deterministic: bool = True) -> Array:
         table = self.param(
-            "latents", nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "embed")), (self.num_latents, self.width)
+            "latents",
+            nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "embed")),
+            (self.num_latents, self.width),
         )
         # Features and latents are standardized: positions of another size would be lost beside them.
         f = Positions(self.length, 1.0, name="position")(features.astype(self.dtype))
         z = Norm(dtype=self.dtype, name="entry_norm")(table)
         z = jnp.broadcast_to(z[None], (features.shape[0], *z.shape))
         for i in range(self.num_layers):
-            layer = EncoderLayer(self.width, self.heads, self.dropout, self.dtype, name=f"layer_{i}")
+            layer = EncoderLayer(
+                self.width, self.heads, self.dropout, self.dtype, name=f"layer_{i}"
+            )
             z = layer(z, f, deterministic=deterministic)
         if self.latent_dim != self.width:
-            z = Linear(self.latent_dim, ("embed", "latent"), use_bias=False, dtype=self.dtype, name="narrow")(z)
+            z = Linear(
+                self.latent_dim,
+                ("embed", "latent"),
+                use_bias=False,
+                dtype=self.dtype,
+                name="narrow",
+            )(z)
         return Norm(dtype=jnp.float32, name="exit_norm")(z)
 
 
@@ -102,7 +116,9 @@ class CrossAttention(nn.Module):
     def read(self, h: Array, memory: tuple[Array, Array]) -> Array:
         """`h` plus what it reads from keys and values: `[B, L, D]`."""
         update = self.zero_out(self.out(attend(self.query(self.zero_in(h)), *memory)))
-        self.sow("intermediates", "update", update)  # for analyses; nothing is kept unless asked for
+        self.sow(
+            "intermediates", "update", update
+        )  # for analyses; nothing is kept unless asked for
         return h + update
 
     def __call__(self, h: Array, z: Array) -> Array:
@@ -123,30 +139,51 @@ class LatentConditionedDecoder(nn.Module):
     def setup(self) -> None:
         b = self.backbone
         self.cross = {
-            str(i): CrossAttention(b.width, b.heads, self.num_latents, b.dtype, name=f"cross_{i}") for i in sorted(set(self.cross_layers))
+            str(i): CrossAttention(b.width, b.heads, self.num_latents, b.dtype, name=f"cross_{i}")
+            for i in sorted(set(self.cross_layers))
         }
 
     def memory(self, z: Array) -> Memory:
         """What cross-attention reads of the latent `[B, N, D_lat]`: layer -> keys and values, each `[B, N, H, K]`."""
         return {name: cross.keys_values(z) for name, cross in self.cross.items()}
 
-    def before_last(self, tokens: Array, memory: Memory, *, skip: tuple[int, ...] = (), deterministic: bool = True) -> Array:
+    def before_last(
+        self,
+        tokens: Array,
+        memory: Memory,
+        *,
+        skip: tuple[int, ...] = (),
+        deterministic: bool = True,
+    ) -> Array:
         """What enters the backbone's last block, `[B, L, D]`, made without the blocks in `skip`; the latent is read all the same."""
         h, done = self.backbone.embed(tokens), 0
         for i, cross in sorted((int(name), cross) for name, cross in self.cross.items()):
-            h = cross.read(self.backbone.layers(h, done, i, skip=skip, deterministic=deterministic), memory[str(i)])
+            h = cross.read(
+                self.backbone.layers(h, done, i, skip=skip, deterministic=deterministic),
+                memory[str(i)],
+            )
             done = i
-        return self.backbone.layers(h, done, self.backbone.num_layers - 1, skip=skip, deterministic=deterministic)
+        return self.backbone.layers(
+            h, done, self.backbone.num_layers - 1, skip=skip, deterministic=deterministic
+        )
 
     def states_at(
-        self, tokens: Array, memory: Memory, cache: Cache = (), positions: Array | None = None, *, write: bool = True
+        self,
+        tokens: Array,
+        memory: Memory,
+        cache: Cache = (),
+        positions: Array | None = None,
+        *,
+        write: bool = True,
     ) -> tuple[Array, Cache]:
         """As of `TokenDenoiser`, given what cross-attention reads."""
         h, done = self.backbone.embed(tokens, positions), 0
         for i, cross in sorted((int(name), cross) for name, cross in self.cross.items()):
             h, cache = self.backbone.layers_at(h, done, i, cache, positions, write=write)
             h, done = cross.read(h, memory[str(i)]), i
-        h, cache = self.backbone.layers_at(h, done, self.backbone.num_layers, cache, positions, write=write)
+        h, cache = self.backbone.layers_at(
+            h, done, self.backbone.num_layers, cache, positions, write=write
+        )
         return self.backbone.finish(h), cache
 
     def last_keys_values(self, h: Array) -> tuple[Array, Array]:
@@ -161,7 +198,9 @@ class LatentConditionedDecoder(nn.Module):
         """Final hidden states `[B, L, D]`."""
         h = self.before_last(tokens, self.memory(z), deterministic=deterministic)
         last = self.backbone.num_layers - 1
-        return self.backbone.finish(self.backbone.layers(h, last, last + 1, deterministic=deterministic))
+        return self.backbone.finish(
+            self.backbone.layers(h, last, last + 1, deterministic=deterministic)
+        )
 
     def project(self, h: Array) -> Array:
         """Hidden states `[..., D]` -> float32 logits `[..., V]`."""

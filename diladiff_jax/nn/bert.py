@@ -14,7 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from diladiff_jax.nn.layers import Linear, Norm, SelfAttention
-from diladiff_jax.nn.published import ACTIVATIONS, Source, as_it_is, assemble, require, setting, transposed
+from diladiff_jax.nn.published import (
+    ACTIVATIONS,
+    Source,
+    as_it_is,
+    assemble,
+    require,
+    setting,
+    transposed,
+)
 from diladiff_jax.nn.stack import as_used, run_layers
 
 Array = jax.Array
@@ -45,9 +53,13 @@ class BertLayer(nn.Module):
 
     @nn.compact
     def __call__(self, h: Array) -> Array:
-        x = SelfAttention(self.width, self.heads, qk_norm=False, dtype=self.dtype, use_bias=True, name="attention")(h)
+        x = SelfAttention(
+            self.width, self.heads, qk_norm=False, dtype=self.dtype, use_bias=True, name="attention"
+        )(h)
         h = Norm("layernorm", self.epsilon, self.dtype, use_bias=True, name="attention_norm")(h + x)
-        x = ACTIVATIONS[self.activation](Linear(self.hidden, ("embed", "mlp"), dtype=self.dtype, name="up")(h))
+        x = ACTIVATIONS[self.activation](
+            Linear(self.hidden, ("embed", "mlp"), dtype=self.dtype, name="up")(h)
+        )
         x = Linear(self.width, ("mlp", "embed"), dtype=self.dtype, name="down")(x)
         return Norm("layernorm", self.epsilon, self.dtype, use_bias=True, name="mlp_norm")(h + x)
 
@@ -75,20 +87,48 @@ class Bert(nn.Module):
         """ids int `[B, L]`, L at most `positions`, all of token type 0 -> the last layer's states `[B, L, D]`."""
 
         def table(name: str, rows: int, axis: str | None) -> Array:
-            return self.param(name, nn.with_logical_partitioning(nn.initializers.normal(0.02), (axis, "embed")), (rows, self.width))
+            return self.param(
+                name,
+                nn.with_logical_partitioning(nn.initializers.normal(0.02), (axis, "embed")),
+                (rows, self.width),
+            )
 
         h = jnp.take(table("words", self.vocab_size, "vocab"), ids, axis=0)
-        h = h + table("positions_table", self.positions, None)[None, : ids.shape[1]] + table("types_table", self.types, None)[None, :1]
+        h = (
+            h
+            + table("positions_table", self.positions, None)[None, : ids.shape[1]]
+            + table("types_table", self.types, None)[None, :1]
+        )
         h = Norm("layernorm", self.epsilon, self.dtype, use_bias=True, name="norm")(h)
-        layers = [BertLayer(self.width, self.heads, self.hidden, self.activation, self.epsilon, self.dtype, name=f"layer_{i}") for i in range(self.num_layers)]
+        layers = [
+            BertLayer(
+                self.width,
+                self.heads,
+                self.hidden,
+                self.activation,
+                self.epsilon,
+                self.dtype,
+                name=f"layer_{i}",
+            )
+            for i in range(self.num_layers)
+        ]
         if self.is_initializing():
             for layer in layers:
                 h = layer(h)
             return h
-        plain, parameters = layers[0].clone(parent=None, name=None), [layer.variables["params"] for layer in layers]
+        plain, parameters = (
+            layers[0].clone(parent=None, name=None),
+            [layer.variables["params"] for layer in layers],
+        )
         if self.scan:
             parameters = [as_used(own, self.dtype) for own in parameters]
-        return run_layers(lambda h, own, _: (plain.apply({"params": own}, h), None), h, parameters, scan=self.scan, remat="none")[0]
+        return run_layers(
+            lambda h, own, _: (plain.apply({"params": own}, h), None),
+            h,
+            parameters,
+            scan=self.scan,
+            remat="none",
+        )[0]
 
     def features(self, tokens: Array) -> Array:
         """Contextual features of rows of text, int `[B, L]` with L of any size -> float32 `[B, L, D]`.
@@ -97,15 +137,21 @@ class Bert(nn.Module):
         dropped. Ids that the encoder's vocabulary lacks (specials added to it, an end-of-text among them) are read as [SEP].
         """
         where, shared = windows(tokens.shape[1], self.positions - 2)
-        body = jnp.where(tokens < self.pieces, tokens, self.sep_id)[:, where].reshape(-1, where.shape[1])
+        body = jnp.where(tokens < self.pieces, tokens, self.sep_id)[:, where].reshape(
+            -1, where.shape[1]
+        )
         edge = jnp.ones_like(body[:, :1])
-        h = self(jnp.concatenate([edge * self.cls_id, body, edge * self.sep_id], axis=1))[:, 1:-1].astype(jnp.float32)
+        h = self(jnp.concatenate([edge * self.cls_id, body, edge * self.sep_id], axis=1))[
+            :, 1:-1
+        ].astype(jnp.float32)
         h = h.reshape(tokens.shape[0], *where.shape, self.width)
         before = h[:, :-1].reshape(tokens.shape[0], -1, self.width)
         return jnp.concatenate([before, h[:, -1, shared:]], axis=1)
 
 
-def from_config(config: Mapping[str, Any], *, pieces: int, cls_id: int, sep_id: int, dtype: Any = jnp.float32) -> Bert:
+def from_config(
+    config: Mapping[str, Any], *, pieces: int, cls_id: int, sep_id: int, dtype: Any = jnp.float32
+) -> Bert:
     """The network that a BERT's config.json describes.
 
     Raises:
@@ -129,11 +175,17 @@ def from_config(config: Mapping[str, Any], *, pieces: int, cls_id: int, sep_id: 
         dtype=dtype,
     )
     if network.width % network.heads:
-        raise ValueError(f"num_attention_heads is {network.heads}; it must be a divisor of hidden_size = {network.width}")
+        raise ValueError(
+            f"num_attention_heads is {network.heads}; it must be a divisor of hidden_size = {network.width}"
+        )
     if network.positions < 3:
-        raise ValueError(f"max_position_embeddings is {network.positions}; it must be at least 3, a token between [CLS] and [SEP]")
+        raise ValueError(
+            f"max_position_embeddings is {network.positions}; it must be at least 3, a token between [CLS] and [SEP]"
+        )
     if pieces > network.vocab_size:
-        raise ValueError(f"vocab_size is {network.vocab_size}; it must be at least the {pieces} pieces of the vocabulary file")
+        raise ValueError(
+            f"vocab_size is {network.vocab_size}; it must be at least the {pieces} pieces of the vocabulary file"
+        )
     return network
 
 
@@ -144,7 +196,12 @@ def parameters(tensors: Mapping[str, np.ndarray], network: Bert) -> dict[str, An
       ValueError: a tensor is missing, is not of floating point, or has another shape than the network.
     """
     # Files of before 2020 call a norm's gain and bias gamma and beta.
-    renamed = {name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): t for name, t in tensors.items()}
+    renamed = {
+        name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
+            "LayerNorm.beta", "LayerNorm.bias"
+        ): t
+        for name, t in tensors.items()
+    }
     sources: dict[str, Source] = {
         "words": ("embeddings.word_embeddings.weight", as_it_is),
         "positions_table": ("embeddings.position_embeddings.weight", as_it_is),
@@ -164,7 +221,10 @@ def parameters(tensors: Mapping[str, np.ndarray], network: Bert) -> dict[str, An
         for ours, theirs in linear.items():
             sources[f"layer_{i}/{ours}/kernel"] = (f"encoder.layer.{i}.{theirs}.weight", transposed)
             sources[f"layer_{i}/{ours}/bias"] = (f"encoder.layer.{i}.{theirs}.bias", as_it_is)
-        for ours, theirs in {"attention_norm": "attention.output.LayerNorm", "mlp_norm": "output.LayerNorm"}.items():
+        for ours, theirs in {
+            "attention_norm": "attention.output.LayerNorm",
+            "mlp_norm": "output.LayerNorm",
+        }.items():
             sources[f"layer_{i}/{ours}/scale"] = (f"encoder.layer.{i}.{theirs}.weight", as_it_is)
             sources[f"layer_{i}/{ours}/bias"] = (f"encoder.layer.{i}.{theirs}.bias", as_it_is)
     return assemble(renamed, sources, abstract_parameters(network, boxed=False), "bert.")

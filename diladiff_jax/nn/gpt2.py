@@ -35,9 +35,19 @@ class GPT2Block(nn.Module):
     @nn.compact
     def __call__(self, h: Array) -> Array:
         x = Norm("layernorm", self.epsilon, self.dtype, use_bias=True, name="attention_norm")(h)
-        h = h + SelfAttention(self.width, self.heads, qk_norm=False, causal=True, dtype=self.dtype, use_bias=True, name="attention")(x)
+        h = h + SelfAttention(
+            self.width,
+            self.heads,
+            qk_norm=False,
+            causal=True,
+            dtype=self.dtype,
+            use_bias=True,
+            name="attention",
+        )(x)
         x = Norm("layernorm", self.epsilon, self.dtype, use_bias=True, name="mlp_norm")(h)
-        x = ACTIVATIONS[self.activation](Linear(self.hidden, ("embed", "mlp"), dtype=self.dtype, name="up")(x))
+        x = ACTIVATIONS[self.activation](
+            Linear(self.hidden, ("embed", "mlp"), dtype=self.dtype, name="up")(x)
+        )
         return h + Linear(self.width, ("mlp", "embed"), dtype=self.dtype, name="down")(x)
 
 
@@ -56,15 +66,25 @@ class GPT2(nn.Module):
 
     def setup(self) -> None:
         normal = nn.initializers.normal(0.02)
-        self.words = self.param("words", nn.with_logical_partitioning(normal, ("vocab", "embed")), (self.vocab_size, self.width))
-        self.positions_table = self.param("positions_table", nn.with_logical_partitioning(normal, (None, "embed")), (self.positions, self.width))
+        self.words = self.param(
+            "words",
+            nn.with_logical_partitioning(normal, ("vocab", "embed")),
+            (self.vocab_size, self.width),
+        )
+        self.positions_table = self.param(
+            "positions_table",
+            nn.with_logical_partitioning(normal, (None, "embed")),
+            (self.positions, self.width),
+        )
         block = (self.width, self.heads, self.hidden, self.activation, self.epsilon, self.dtype)
         self.blocks = [GPT2Block(*block, name=f"block_{i}") for i in range(self.num_layers)]
         self.final_norm = Norm("layernorm", self.epsilon, self.dtype, use_bias=True)
 
     def hidden_states(self, ids: Array) -> Array:
         """int `[B, L]` -> normalized last states `[B, L, D]`."""
-        h = (jnp.take(self.words, ids, axis=0) + self.positions_table[None, : ids.shape[1]]).astype(self.dtype)
+        h = (jnp.take(self.words, ids, axis=0) + self.positions_table[None, : ids.shape[1]]).astype(
+            self.dtype
+        )
         for block in self.blocks:
             h = block(h)
         return self.final_norm(h)
@@ -84,7 +104,10 @@ class GPT2(nn.Module):
         def chunk(item: tuple[Array, Array]) -> Array:
             states, wanted = item
             logits = self.project(states)
-            return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, wanted[..., None], axis=-1)[..., 0]
+            return (
+                jax.nn.logsumexp(logits, axis=-1)
+                - jnp.take_along_axis(logits, wanted[..., None], axis=-1)[..., 0]
+            )
 
         def cut(x: Array) -> Array:
             return x.reshape(x.shape[0], -1, size, *x.shape[2:]).swapaxes(0, 1)
@@ -115,7 +138,9 @@ def from_config(config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> GPT2:
         dtype=dtype,
     )
     if network.width % network.heads:
-        raise ValueError(f"n_head is {network.heads}; it must be a divisor of n_embd = {network.width}")
+        raise ValueError(
+            f"n_head is {network.heads}; it must be a divisor of n_embd = {network.width}"
+        )
     return network
 
 
@@ -127,9 +152,14 @@ def parameters(tensors: Mapping[str, np.ndarray], network: GPT2) -> dict[str, An
     """
 
     def part(i: int) -> Any:  # queries, keys and values lie side by side in one tensor
-        return lambda tensor: tensor[..., i * network.width : tensor.shape[-1] if i == 2 else (i + 1) * network.width]
+        return lambda tensor: tensor[
+            ..., i * network.width : tensor.shape[-1] if i == 2 else (i + 1) * network.width
+        ]
 
-    sources: dict[str, Source] = {"words": ("wte.weight", as_it_is), "positions_table": ("wpe.weight", as_it_is)}
+    sources: dict[str, Source] = {
+        "words": ("wte.weight", as_it_is),
+        "positions_table": ("wpe.weight", as_it_is),
+    }
     norms = {"final_norm": "ln_f"}
     for i in range(network.num_layers):
         norms |= {f"block_{i}/attention_norm": f"h.{i}.ln_1", f"block_{i}/mlp_norm": f"h.{i}.ln_2"}
@@ -144,7 +174,10 @@ def parameters(tensors: Mapping[str, np.ndarray], network: GPT2) -> dict[str, An
             sources[f"block_{i}/{ours}/kernel"] = (f"h.{i}.{theirs}.weight", read)
             sources[f"block_{i}/{ours}/bias"] = (f"h.{i}.{theirs}.bias", read)
     for ours, theirs in norms.items():
-        sources[f"{ours}/scale"], sources[f"{ours}/bias"] = (f"{theirs}.weight", as_it_is), (f"{theirs}.bias", as_it_is)
+        sources[f"{ours}/scale"], sources[f"{ours}/bias"] = (
+            (f"{theirs}.weight", as_it_is),
+            (f"{theirs}.bias", as_it_is),
+        )
     return assemble(tensors, sources, abstract_parameters(network, boxed=False), "transformer.")
 
 

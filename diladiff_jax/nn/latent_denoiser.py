@@ -41,13 +41,27 @@ class LatentDenoiser(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, z_t: Array, t: Array, self_condition: Array | None = None, interval: Array | None = None) -> Array:
+    def __call__(
+        self,
+        z_t: Array,
+        t: Array,
+        self_condition: Array | None = None,
+        interval: Array | None = None,
+    ) -> Array:
         def embedding(name: str, zero_init: bool = False) -> TimeEmbedding:
-            return TimeEmbedding(self.width, max_frequency=self.max_frequency, max_period=self.max_period, zero_init=zero_init, name=name)
+            return TimeEmbedding(
+                self.width,
+                max_frequency=self.max_frequency,
+                max_period=self.max_period,
+                zero_init=zero_init,
+                name=name,
+            )
 
         time = embedding("time")(t)
         if self.interval:
-            time = time + embedding("interval_time", zero_init=True)(jnp.zeros_like(t) if interval is None else interval)
+            time = time + embedding("interval_time", zero_init=True)(
+                jnp.zeros_like(t) if interval is None else interval
+            )
         time = nn.silu(time)
         if self_condition is None:
             self_condition = jnp.zeros_like(z_t)
@@ -59,8 +73,24 @@ class LatentDenoiser(nn.Module):
         layers = [
             {
                 "time": Linear(self.width, (None, "embed"), name=f"time_{i}"),
-                "self": Linear(self.width, ("latent", "embed"), use_bias=False, dtype=self.dtype, name=f"self_{i}"),
-                "block": Block(self.width, self.heads, self.mlp_ratio, "swiglu", qk_norm=True, rotary=True, plain=self.plain, dtype=self.dtype, name=f"block_{i}"),
+                "self": Linear(
+                    self.width,
+                    ("latent", "embed"),
+                    use_bias=False,
+                    dtype=self.dtype,
+                    name=f"self_{i}",
+                ),
+                "block": Block(
+                    self.width,
+                    self.heads,
+                    self.mlp_ratio,
+                    "swiglu",
+                    qk_norm=True,
+                    rotary=True,
+                    plain=self.plain,
+                    dtype=self.dtype,
+                    name=f"block_{i}",
+                ),
             }
             for i in range(self.num_layers)
         ]
@@ -76,15 +106,28 @@ class LatentDenoiser(nn.Module):
         if self.is_initializing() or self.is_mutable_collection("intermediates"):
             skips: list[Array] = []
             for i, modules in enumerate(layers):
-                h = layer(lambda name, x, m=modules: m[name](x), h, skips.pop() if i >= self.num_layers - half else None)
+                h = layer(
+                    lambda name, x, m=modules: m[name](x),
+                    h,
+                    skips.pop() if i >= self.num_layers - half else None,
+                )
                 if i < half:
                     skips.append(h)
         else:
             h = self._halves(layers, layer, h)
         h = Norm(dtype=self.dtype, name="final_norm")(h)
-        return Linear(self.latent_dim, ("embed", "latent"), kernel_init=zeros, dtype=self.dtype, out_dtype=jnp.float32, name="out")(h)
+        return Linear(
+            self.latent_dim,
+            ("embed", "latent"),
+            kernel_init=zeros,
+            dtype=self.dtype,
+            out_dtype=jnp.float32,
+            name="out",
+        )(h)
 
-    def _halves(self, layers: list[dict[str, nn.Module]], layer: Callable[..., Array], h: Array) -> Array:
+    def _halves(
+        self, layers: list[dict[str, nn.Module]], layer: Callable[..., Array], h: Array
+    ) -> Array:
         """The layers as `memory.scan` and `memory.remat` ask: the first half, the one between if their number is odd, the second half."""
         plain = {name: module.clone(parent=None, name=None) for name, module in layers[0].items()}
 
@@ -92,9 +135,15 @@ class LatentDenoiser(nn.Module):
             h = layer(lambda name, x: plain[name].apply({"params": own[name]}, x), h, skip)
             return h, h
 
-        parameters = [{name: module.variables["params"] for name, module in modules.items()} for modules in layers]
+        parameters = [
+            {name: module.variables["params"] for name, module in modules.items()}
+            for modules in layers
+        ]
         if self.scan:  # the time's map stays in float32
-            parameters = [own | as_used({name: own[name] for name in ("self", "block")}, self.dtype) for own in parameters]
+            parameters = [
+                own | as_used({name: own[name] for name in ("self", "block")}, self.dtype)
+                for own in parameters
+            ]
         half, how = len(layers) // 2, {"scan": self.scan, "remat": self.remat}
         skips = None
         if half:

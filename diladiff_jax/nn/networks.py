@@ -33,7 +33,9 @@ class Networks:
         return self.encoder.num_latents, self.encoder.latent_dim
 
 
-def build_networks(settings: Mapping[str, Any], length: int, vocab_size: int, bert: Bert | None = None) -> Networks:
+def build_networks(
+    settings: Mapping[str, Any], length: int, vocab_size: int, bert: Bert | None = None
+) -> Networks:
     """Builds every module from the blocks `backbone`, `encoder`, `decoder`, `latent_denoiser`, `scorer_network`, `memory` and `compute_dtype`.
 
     The student always computes in float32 and with plain attention: its loss is made of forward derivatives.
@@ -49,9 +51,15 @@ def build_networks(settings: Mapping[str, Any], length: int, vocab_size: int, be
     return Networks(
         denoiser=denoiser,
         encoder=LatentEncoder(length=length, dtype=dtype, **encoder),
-        decoder=LatentConditionedDecoder(denoiser.clone(name=None), encoder["num_latents"], tuple(settings["decoder"]["cross_layers"])),
+        decoder=LatentConditionedDecoder(
+            denoiser.clone(name=None),
+            encoder["num_latents"],
+            tuple(settings["decoder"]["cross_layers"]),
+        ),
         teacher=LatentDenoiser(latent_dim, dtype=dtype, **latent, **layers),
-        student=LatentDenoiser(latent_dim, dtype=jnp.float32, interval=True, plain=True, **latent, **layers),
+        student=LatentDenoiser(
+            latent_dim, dtype=jnp.float32, interval=True, plain=True, **latent, **layers
+        ),
         scorer=TokenDenoiser(vocab_size, length, dtype=dtype, **scorer, **layers),
         bert=None if bert is None else bert.clone(scan=memory["scan"]),
     )

@@ -17,19 +17,26 @@ Array = jax.Array
 
 
 def partition(
-    shape: tuple[int, ...], names: Sequence[str | None], rules: Mapping[str, str | tuple[str, ...]], sizes: Mapping[str, int]
+    shape: tuple[int, ...],
+    names: Sequence[str | None],
+    rules: Mapping[str, str | tuple[str, ...]],
+    sizes: Mapping[str, int],
 ) -> PartitionSpec:
     """How an array of this shape, its axes named, lies on mesh axes of these `sizes`: an axis that they do not divide, or whose mesh axis
     another one has, stays whole."""
     spec: list[str | tuple[str, ...] | None] = []
     for size, name in zip(shape, names, strict=True):
         axes = rules.get(name) if name else None
-        parts = math.prod(sizes[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ()))
+        parts = math.prod(
+            sizes[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ())
+        )
         spec.append(axes if axes and axes not in spec and size % parts == 0 else None)
     return PartitionSpec(*spec)
 
 
-def placement(shape: tuple[int, ...], names: tuple[str | None, ...]) -> tuple[AbstractMesh, PartitionSpec] | None:
+def placement(
+    shape: tuple[int, ...], names: tuple[str | None, ...]
+) -> tuple[AbstractMesh, PartitionSpec] | None:
     """The mesh in force, and the `partition` of an array of this shape on it.
 
     None where no mesh of several devices or no rules are in force.

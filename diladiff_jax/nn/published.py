@@ -10,7 +10,9 @@ import jax
 import numpy as np
 
 Array = jax.Array
-Source = tuple[str, Callable[[np.ndarray], np.ndarray]]  # a tensor's name, and how the parameter comes out of it
+Source = tuple[
+    str, Callable[[np.ndarray], np.ndarray]
+]  # a tensor's name, and how the parameter comes out of it
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": lambda x: nn.gelu(x, approximate=False),
@@ -29,10 +31,24 @@ def setting(config: Mapping[str, Any], name: str, kind: type, default: Any = Non
       ValueError: missing without a default, or not of the kind.
     """
     value, most = config.get(name, default), 1024 if "layer" in name else 2**24
-    if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= most:
+    if (
+        kind is float
+        and isinstance(value, int)
+        and not isinstance(value, bool)
+        and abs(value) <= most
+    ):
         value = float(value)
-    if not isinstance(value, kind) or isinstance(value, bool) or (kind is int and not 1 <= value <= most) or (kind is float and not 0 < value <= most):
-        words = {int: f"a whole number from 1 to {most}", float: f"a number above 0, and {most} at most", str: "text"}[kind]
+    if (
+        not isinstance(value, kind)
+        or isinstance(value, bool)
+        or (kind is int and not 1 <= value <= most)
+        or (kind is float and not 0 < value <= most)
+    ):
+        words = {
+            int: f"a whole number from 1 to {most}",
+            float: f"a number above 0, and {most} at most",
+            str: "text",
+        }[kind]
         raise ValueError(f"{name} is {repr(value)[:100]}; it must be {words}")
     return value
 
@@ -49,7 +65,9 @@ def require(config: Mapping[str, Any], name: str, default: Any, allowed: tuple[A
     return value
 
 
-def assemble(tensors: Mapping[str, np.ndarray], sources: Mapping[str, Source], shapes: Any, prefix: str) -> dict[str, Any]:
+def assemble(
+    tensors: Mapping[str, np.ndarray], sources: Mapping[str, Source], shapes: Any, prefix: str
+) -> dict[str, Any]:
     """A parameter tree, float32, out of named tensors.
 
     Args:
@@ -66,13 +84,19 @@ def assemble(tensors: Mapping[str, np.ndarray], sources: Mapping[str, Source], s
         name, read = sources["/".join(keys)]
         found = next((n for n in (name, prefix + name) if n in tensors), None)
         if found is None:
-            raise ValueError(f"tensor {name} is missing (with and without {prefix!r} in front); the file must hold every layer of the network")
+            raise ValueError(
+                f"tensor {name} is missing (with and without {prefix!r} in front); the file must hold every layer of the network"
+            )
         tensor = tensors[found]
         if tensor.dtype.name not in ("float32", "float16", "bfloat16", "float64"):
-            raise ValueError(f"tensor {found} is {tensor.dtype.name}; it must be float32, float16 or bfloat16")
+            raise ValueError(
+                f"tensor {found} is {tensor.dtype.name}; it must be float32, float16 or bfloat16"
+            )
         value = read(tensor)
         if value.shape != leaf.shape:
-            raise ValueError(f"tensor {found} has shape {list(tensor.shape)}, which gives {list(value.shape)}; the network's config needs {list(leaf.shape)}")
+            raise ValueError(
+                f"tensor {found} has shape {list(tensor.shape)}, which gives {list(value.shape)}; the network's config needs {list(leaf.shape)}"
+            )
         node = tree
         for key in keys[:-1]:
             node = node.setdefault(key, {})

@@ -22,7 +22,16 @@ REMAT: dict[str, Callable[..., bool]] = {
 """What a rematerialized layer keeps for its gradient: the results of its linear maps (attention is made anew), or only what enters it."""
 
 
-def run_layers(layer: Layer, h: Array, parameters: Sequence[Any], inputs: Any = None, *, scan: bool, remat: str, reverse: bool = False) -> tuple[Array, Any]:
+def run_layers(
+    layer: Layer,
+    h: Array,
+    parameters: Sequence[Any],
+    inputs: Any = None,
+    *,
+    scan: bool,
+    remat: str,
+    reverse: bool = False,
+) -> tuple[Array, Any]:
     """`h, y = layer(h, parameters[i], inputs[i])` for each layer in turn.
 
     Args:
@@ -46,7 +55,9 @@ def run_layers(layer: Layer, h: Array, parameters: Sequence[Any], inputs: Any = 
     if reverse:
         inputs = jax.tree.map(lambda x: x[::-1], inputs)
     if scan:
-        return jax.lax.scan(run, h, (jax.tree.map(lambda *leaves: jnp.stack(leaves), *parameters), inputs))
+        return jax.lax.scan(
+            run, h, (jax.tree.map(lambda *leaves: jnp.stack(leaves), *parameters), inputs)
+        )
     # Traced for the first layer and called for all: half of a start from stored programs was tracing. The compiler puts each call's layer
     # in its place, so that what runs is as if they were written out. (Outside any jit this compiles the layer anew at each call.)
     called, out = jax.jit(run), []

@@ -12,7 +12,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diladiff_jax.nn.layers import Linear, MLP, Norm, Positions, SelfAttention, TimeEmbedding, default_init, zeros
+from diladiff_jax.nn.layers import (
+    MLP,
+    Linear,
+    Norm,
+    Positions,
+    SelfAttention,
+    TimeEmbedding,
+    default_init,
+    zeros,
+)
 from diladiff_jax.nn.placement import constrain_sharding
 from diladiff_jax.nn.stack import as_used, run_layers
 
@@ -38,10 +47,14 @@ class Block(nn.Module):
 
     def setup(self) -> None:
         self.attention_norm = Norm(self.norm, dtype=self.dtype)
-        self.attention = SelfAttention(self.width, self.heads, self.qk_norm, self.rotary, self.causal, self.plain, self.dtype)
+        self.attention = SelfAttention(
+            self.width, self.heads, self.qk_norm, self.rotary, self.causal, self.plain, self.dtype
+        )
         self.mlp_norm = Norm(self.norm, dtype=self.dtype)
         self.feed_forward = MLP(self.width, self.mlp_ratio, self.mlp, dtype=self.dtype, name="mlp")
-        self.modulation = Linear(6 * self.width, (None, "embed"), kernel_init=zeros, dtype=self.dtype)
+        self.modulation = Linear(
+            6 * self.width, (None, "embed"), kernel_init=zeros, dtype=self.dtype
+        )
         self.drop = nn.Dropout(self.dropout)
 
     def _modulations(self, condition: Array | None) -> list[Array | float]:
@@ -50,25 +63,41 @@ class Block(nn.Module):
             return [0.0, 0.0, 1.0, 0.0, 0.0, 1.0]
         return jnp.split(self.modulation(condition)[:, None, :], 6, axis=-1)
 
-    def keys_values(self, h: Array, condition: Array | None = None, positions: Array | None = None) -> tuple[Array, Array]:
+    def keys_values(
+        self, h: Array, condition: Array | None = None, positions: Array | None = None
+    ) -> tuple[Array, Array]:
         """The keys and values that `at` reads, each `[B, L, H, K]`; of states at `positions [B, L]` if not at 0 to L - 1."""
         shift, scale, *_ = self._modulations(condition)
         return self.attention.keys_values(self.attention_norm(h) * (1 + scale) + shift, positions)
 
     def at(
-        self, h: Array, memory: tuple[Array, Array], positions: Array | None = None, condition: Array | None = None, *, deterministic: bool = True
+        self,
+        h: Array,
+        memory: tuple[Array, Array],
+        positions: Array | None = None,
+        condition: Array | None = None,
+        *,
+        deterministic: bool = True,
     ) -> Array:
         """The block at some positions only: their states `h [B, K, D]`, all keys and values, `positions [B, K]` -> `[B, K, D]`."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self._modulations(condition)
         x = self.attention.read(self.attention_norm(h) * (1 + scale_a) + shift_a, memory, positions)
         x = gate_a * self.drop(x, deterministic=deterministic)
-        self.sow("intermediates", "attention_update", x)  # for analyses; nothing is kept unless asked for
+        self.sow(
+            "intermediates", "attention_update", x
+        )  # for analyses; nothing is kept unless asked for
         h = h + x
         x = self.feed_forward(self.mlp_norm(h) * (1 + scale_m) + shift_m)
-        return constrain_sharding(h + gate_m * self.drop(x, deterministic=deterministic), "batch", None, None)
+        return constrain_sharding(
+            h + gate_m * self.drop(x, deterministic=deterministic), "batch", None, None
+        )
 
-    def __call__(self, h: Array, condition: Array | None = None, *, deterministic: bool = True) -> Array:
-        return self.at(h, self.keys_values(h, condition), None, condition, deterministic=deterministic)
+    def __call__(
+        self, h: Array, condition: Array | None = None, *, deterministic: bool = True
+    ) -> Array:
+        return self.at(
+            h, self.keys_values(h, condition), None, condition, deterministic=deterministic
+        )
 
 
 class TokenDenoiser(nn.Module):
@@ -94,62 +123,115 @@ class TokenDenoiser(nn.Module):
     zero_head: bool = False
     causal: bool = False
     dropout: float = 0.0
-    scan: bool = False  # one compiled block for all layers, whose parameters are stacked when it runs
+    scan: bool = (
+        False  # one compiled block for all layers, whose parameters are stacked when it runs
+    )
     remat: str = "none"  # or one of stack.REMAT
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
         self.embedding = self.param(
             "embedding",
-            nn.with_logical_partitioning(nn.initializers.normal(self.embedding_std), ("vocab", "embed")),
+            nn.with_logical_partitioning(
+                nn.initializers.normal(self.embedding_std), ("vocab", "embed")
+            ),
             (self.vocab_size, self.width),
         )
         if self.positions == "learned":
             self.position = Positions(self.length, self.embedding_std)
         if self.adaln:
             self.time = TimeEmbedding(self.adaln, max_period=10_000.0)
-            self.final_modulation = Linear(2 * self.width, (None, "embed"), kernel_init=zeros, dtype=self.dtype)
+            self.final_modulation = Linear(
+                2 * self.width, (None, "embed"), kernel_init=zeros, dtype=self.dtype
+            )
         self.blocks = [
             Block(
-                self.width, self.heads, self.mlp_ratio, "gelu", self.norm, self.qk_norm, self.positions == "rotary",
-                self.causal, self.dropout, dtype=self.dtype, name=f"block_{i}",
+                self.width,
+                self.heads,
+                self.mlp_ratio,
+                "gelu",
+                self.norm,
+                self.qk_norm,
+                self.positions == "rotary",
+                self.causal,
+                self.dropout,
+                dtype=self.dtype,
+                name=f"block_{i}",
             )
             for i in range(self.num_layers)
         ]
         self.final_norm = Norm(self.norm, dtype=self.dtype)
         if not self.tied_head:
             init = zeros if self.zero_head else default_init
-            self.head = Linear(self.vocab_size, ("embed", "vocab"), use_bias=self.adaln > 0, kernel_init=init, dtype=self.dtype, out_dtype=jnp.float32)
+            self.head = Linear(
+                self.vocab_size,
+                ("embed", "vocab"),
+                use_bias=self.adaln > 0,
+                kernel_init=init,
+                dtype=self.dtype,
+                out_dtype=jnp.float32,
+            )
 
     def embed(self, tokens: Array, positions: Array | None = None) -> Array:
         """`[B, L]` -> `[B, L, D]`, positions added where they are learned: `positions [B, L]`, or 0 to L - 1."""
         h = jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
-        return constrain_sharding(self.position(h, positions) if self.positions == "learned" else h, "batch", None, None)
+        return constrain_sharding(
+            self.position(h, positions) if self.positions == "learned" else h, "batch", None, None
+        )
 
     def _condition(self) -> Array | None:
         # The public checkpoints were trained with the time input held at zero.
         return nn.silu(self.time(jnp.zeros((1,)))) if self.adaln else None
 
-    def layers(self, h: Array, start: int, stop: int, *, skip: tuple[int, ...] = (), deterministic: bool = True) -> Array:
+    def layers(
+        self,
+        h: Array,
+        start: int,
+        stop: int,
+        *,
+        skip: tuple[int, ...] = (),
+        deterministic: bool = True,
+    ) -> Array:
         """Runs blocks `start` to `stop - 1`, without those in `skip`."""
-        condition, blocks = self._condition(), [self.blocks[i] for i in range(start, stop) if i not in skip]
+        condition, blocks = (
+            self._condition(),
+            [self.blocks[i] for i in range(start, stop) if i not in skip],
+        )
         # Whoever asks for intermediates gets those of every layer by its name.
         if self.is_initializing() or self.is_mutable_collection("intermediates") or not blocks:
             for block in blocks:
                 h = block(h, condition, deterministic=deterministic)
             return h
-        plain, parameters = blocks[0].clone(parent=None, name=None), [block.variables["params"] for block in blocks]
+        plain, parameters = (
+            blocks[0].clone(parent=None, name=None),
+            [block.variables["params"] for block in blocks],
+        )
         dropout = self.dropout > 0 and not deterministic
 
         def layer(h: Array, own: Any, key: Array | None) -> tuple[Array, None]:
-            return plain.apply({"params": own}, h, condition, deterministic=deterministic, rngs={"dropout": key} if dropout else {}), None
+            return plain.apply(
+                {"params": own},
+                h,
+                condition,
+                deterministic=deterministic,
+                rngs={"dropout": key} if dropout else {},
+            ), None
 
         if self.scan:
             parameters = [as_used(own, self.dtype) for own in parameters]
         keys = jax.random.split(self.make_rng("dropout"), len(blocks)) if dropout else None
         return run_layers(layer, h, parameters, keys, scan=self.scan, remat=self.remat)[0]
 
-    def layers_at(self, h: Array, start: int, stop: int, cache: Cache, positions: Array | None, *, write: bool = True) -> tuple[Array, Cache]:
+    def layers_at(
+        self,
+        h: Array,
+        start: int,
+        stop: int,
+        cache: Cache,
+        positions: Array | None,
+        *,
+        write: bool = True,
+    ) -> tuple[Array, Cache]:
         """Runs blocks `start` to `stop - 1` on states `h [B, K, D]` at `positions [B, K]`, which read keys and values from the cache.
 
         With `write` their own are put there first; positions of L and above are left out of it. Without positions the states are
@@ -163,13 +245,25 @@ class TokenDenoiser(nn.Module):
             elif write:
                 rows = jnp.arange(h.shape[0])[:, None]
                 own = block.keys_values(h, condition, positions)
-                made[i] = tuple(kept.at[rows, positions].set(new, mode="drop") for kept, new in zip(made[i], own, strict=True))
+                made[i] = tuple(
+                    kept.at[rows, positions].set(new, mode="drop")
+                    for kept, new in zip(made[i], own, strict=True)
+                )
             h = block.at(h, made[i], positions, condition)
         return h, tuple(made)
 
-    def states_at(self, tokens: Array, cache: Cache = (), positions: Array | None = None, *, write: bool = True) -> tuple[Array, Cache]:
+    def states_at(
+        self,
+        tokens: Array,
+        cache: Cache = (),
+        positions: Array | None = None,
+        *,
+        write: bool = True,
+    ) -> tuple[Array, Cache]:
         """`layers_at` of all blocks, from tokens `[B, K]`: final hidden states `[B, K, D]`, and the cache."""
-        h, cache = self.layers_at(self.embed(tokens, positions), 0, self.num_layers, cache, positions, write=write)
+        h, cache = self.layers_at(
+            self.embed(tokens, positions), 0, self.num_layers, cache, positions, write=write
+        )
         return self.finish(h), cache
 
     def last_keys_values(self, h: Array) -> tuple[Array, Array]:
@@ -186,14 +280,21 @@ class TokenDenoiser(nn.Module):
         """The final norm: `[B, L, D]` -> the hidden states that `project` maps to logits."""
         h = self.final_norm(h)
         if self.adaln:
-            shift, scale = jnp.split(self.final_modulation(self._condition())[:, None, :], 2, axis=-1)
+            shift, scale = jnp.split(
+                self.final_modulation(self._condition())[:, None, :], 2, axis=-1
+            )
             h = h * (1 + scale) + shift
         return h
 
     def project(self, h: Array) -> Array:
         """Hidden states `[..., D]` -> float32 logits `[..., V]`."""
         if self.tied_head:
-            logits = jnp.einsum("...d,vd->...v", h, self.embedding.astype(h.dtype), preferred_element_type=jnp.float32)
+            logits = jnp.einsum(
+                "...d,vd->...v",
+                h,
+                self.embedding.astype(h.dtype),
+                preferred_element_type=jnp.float32,
+            )
         else:
             logits = self.head(h)
         return constrain_sharding(logits, "batch", *[None] * (h.ndim - 2), "vocab")
@@ -204,12 +305,18 @@ class TokenDenoiser(nn.Module):
 
     def hidden(self, tokens: Array, *, deterministic: bool = True) -> Array:
         """`[B, L]` -> final hidden states `[B, L, D]`."""
-        return self.finish(self.layers(self.embed(tokens), 0, self.num_layers, deterministic=deterministic))
+        return self.finish(
+            self.layers(self.embed(tokens), 0, self.num_layers, deterministic=deterministic)
+        )
 
     def features(self, tokens: Array, *, with_embeddings: bool) -> Array:
         """Contextual features of clean text, float32 `[B, L, D]`, or `[B, L, 2 D]` with the token embeddings beside them."""
         h = self.hidden(tokens).astype(jnp.float32)
-        return jnp.concatenate([h, jnp.take(self.embedding, tokens, axis=0)], axis=-1) if with_embeddings else h
+        return (
+            jnp.concatenate([h, jnp.take(self.embedding, tokens, axis=0)], axis=-1)
+            if with_embeddings
+            else h
+        )
 
     def __call__(self, tokens: Array, *, deterministic: bool = True) -> Array:
         return self.project(self.hidden(tokens, deterministic=deterministic))

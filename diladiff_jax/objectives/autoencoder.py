@@ -12,7 +12,7 @@ import numpy as np
 
 from diladiff_jax.diffusion import masking
 from diladiff_jax.nn.autoencoder import LatentConditionedDecoder, LatentEncoder
-from diladiff_jax.objectives.base import Context, Metrics, Params, Part, WHOLE
+from diladiff_jax.objectives.base import WHOLE, Context, Metrics, Params, Part
 from diladiff_jax.objectives.encoding import FeatureExtractor
 from diladiff_jax.objectives.mdlm import masked_loss
 from diladiff_jax.objectives.statistics import Moments
@@ -63,7 +63,9 @@ class Autoencoder:
     p_feat: float = 0.7
     p_lat: float = 0.7
     p_drop: float = 0.75
-    statistics_decay: float = 0.99  # of the latents': the encoder moves while it learns; the features do not
+    statistics_decay: float = (
+        0.99  # of the latents': the encoder moves while it learns; the features do not
+    )
     weighting: str = "one"
     loss_positions: int = 128  # see `masking.token_nll_by_position`
 
@@ -85,7 +87,15 @@ class Autoencoder:
         }
 
     def loss(
-        self, params: Params, context: Context, tokens: Array, key: Array, step: Array, *, train: bool = True, part: Part = WHOLE
+        self,
+        params: Params,
+        context: Context,
+        tokens: Array,
+        key: Array,
+        step: Array,
+        *,
+        train: bool = True,
+        part: Part = WHOLE,
     ) -> tuple[Array, tuple[Metrics, dict[str, Any]]]:
         time_key, key = jax.random.split(key)
         keys = jax.random.split(jax.random.fold_in(key, part.index), 5)
@@ -98,9 +108,13 @@ class Autoencoder:
         if train:
             f = augment_features(keys[0], f, p_feat=self.p_feat, noise=self.noise)
         # 2. The latent, standardized per (index, coordinate).
-        z = self.encoder.apply({"params": params["encoder"]}, f, deterministic=not train, rngs={"dropout": keys[1]})
+        z = self.encoder.apply(
+            {"params": params["encoder"]}, f, deterministic=not train, rngs={"dropout": keys[1]}
+        )
         if train:
-            moments["latents"] = moments["latents"].update(z, self.statistics_decay ** (1 / part.of))
+            moments["latents"] = moments["latents"].update(
+                z, self.statistics_decay ** (1 / part.of)
+            )
         z = moments["latents"].standardize(z)
         clean = z
         if train:
@@ -113,7 +127,9 @@ class Autoencoder:
         def nll_of(x: Array, z: Array, **apply: Any) -> tuple[Array, Array]:
             h = decoder(x, z, method="hidden", **apply)
             project = functools.partial(decoder, method="project")
-            return masking.token_nll_by_position(project, h, tokens, jnp.asarray(self.sampleable), positions=self.loss_positions)
+            return masking.token_nll_by_position(
+                project, h, tokens, jnp.asarray(self.sampleable), positions=self.loss_positions
+            )
 
         nll, right = nll_of(x_t, z, deterministic=not train, rngs={"dropout": keys[4]})
         loss, metrics = masked_loss(nll, right, x_t, t, self.mask_id, self.weighting)

@@ -12,13 +12,20 @@ import numpy as np
 
 from diladiff_jax.diffusion.masking import token_nll_by_position
 from diladiff_jax.nn.transformer import TokenDenoiser
-from diladiff_jax.objectives.base import Context, Metrics, Params, Part, WHOLE
+from diladiff_jax.objectives.base import WHOLE, Context, Metrics, Params, Part
 
 Array = jax.Array
 
 
 def next_token_nll(
-    network: TokenDenoiser, params: Params, tokens: Array, eot_id: int, sampleable: Array, *, positions: int = 128, **apply: Any
+    network: TokenDenoiser,
+    params: Params,
+    tokens: Array,
+    eot_id: int,
+    sampleable: Array,
+    *,
+    positions: int = 128,
+    **apply: Any,
 ) -> Array:
     """`-log p(x^l | x^{<l})` in nats, `[B, L]`; the first token is predicted from an end-of-text."""
     shifted = jnp.concatenate([jnp.full_like(tokens[:, :1], eot_id), tokens[:, :-1]], axis=1)
@@ -40,11 +47,26 @@ class Autoregressive:
         return self.network.init(key, jnp.zeros((1, self.network.length), jnp.int32))["params"]
 
     def loss(
-        self, params: Params, context: Context, tokens: Array, key: Array, step: Array, *, train: bool = True, part: Part = WHOLE
+        self,
+        params: Params,
+        context: Context,
+        tokens: Array,
+        key: Array,
+        step: Array,
+        *,
+        train: bool = True,
+        part: Part = WHOLE,
     ) -> tuple[Array, tuple[Metrics, dict[str, Any]]]:
         rngs = {"dropout": jax.random.fold_in(key, part.index)}
         nll = next_token_nll(
-            self.network, params, tokens, self.eot_id, jnp.asarray(self.sampleable), positions=self.loss_positions, deterministic=not train, rngs=rngs
+            self.network,
+            params,
+            tokens,
+            self.eot_id,
+            jnp.asarray(self.sampleable),
+            positions=self.loss_positions,
+            deterministic=not train,
+            rngs=rngs,
         )
         loss = nll.mean()
         return loss, ({"perplexity": jnp.exp(loss)}, context.statistics)

@@ -48,7 +48,15 @@ class Objective(Protocol):
         ...
 
     def loss(
-        self, params: Params, context: Context, tokens: Array, key: Array, step: Array, *, train: bool = True, part: Part = WHOLE
+        self,
+        params: Params,
+        context: Context,
+        tokens: Array,
+        key: Array,
+        step: Array,
+        *,
+        train: bool = True,
+        part: Part = WHOLE,
     ) -> tuple[Array, tuple[Metrics, dict[str, Any]]]:
         """tokens int32 `[B, L]` -> scalar loss, metrics, and the statistics to carry on.
 

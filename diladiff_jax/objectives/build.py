@@ -13,7 +13,12 @@ from diladiff_jax.objectives.autoencoder import Autoencoder
 from diladiff_jax.objectives.autoregressive import Autoregressive
 from diladiff_jax.objectives.base import Objective
 from diladiff_jax.objectives.diladiff import DiLaDiff
-from diladiff_jax.objectives.encoding import BertFeatures, DenoiserFeatures, FeatureExtractor, TextEncoder
+from diladiff_jax.objectives.encoding import (
+    BertFeatures,
+    DenoiserFeatures,
+    FeatureExtractor,
+    TextEncoder,
+)
 from diladiff_jax.objectives.ladiff import LaDiff
 from diladiff_jax.objectives.mdlm import MDLM
 
@@ -23,7 +28,11 @@ FROZEN: dict[str, dict[str, tuple[str, ...]]] = {
     "scorer": {},
     "autoencoder": {"features": ("features",), "start": ("mdlm",)},
     "ladiff": {"features": ("features",), "encoder": ("autoencoder", "encoder")},
-    "diladiff": {"features": ("features",), "encoder": ("autoencoder", "encoder"), "teacher": ("ladiff",)},
+    "diladiff": {
+        "features": ("features",),
+        "encoder": ("autoencoder", "encoder"),
+        "teacher": ("ladiff",),
+    },
 }
 """Stage -> name in `Context.frozen` -> (earlier stage, path inside its parameters). "features" as a stage stands for `features_source`,
 "start" is what the stage's own network begins as and no loss reads."""
@@ -36,7 +45,10 @@ def features_source(settings: Mapping[str, Any]) -> str:
 
 def frozen_sources(stage: str, settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """`FROZEN` of a stage with "features" resolved."""
-    return {name: (features_source(settings),) if source == ("features",) else source for name, source in FROZEN[stage].items()}
+    return {
+        name: (features_source(settings),) if source == ("features",) else source
+        for name, source in FROZEN[stage].items()
+    }
 
 
 def text_encoder(settings: Mapping[str, Any], networks: Networks) -> TextEncoder:
@@ -50,7 +62,13 @@ def text_encoder(settings: Mapping[str, Any], networks: Networks) -> TextEncoder
 
 
 def build_objective(
-    stage: str, settings: Mapping[str, Any], networks: Networks, *, mask_id: int, eot_id: int, sampleable: np.ndarray
+    stage: str,
+    settings: Mapping[str, Any],
+    networks: Networks,
+    *,
+    mask_id: int,
+    eot_id: int,
+    sampleable: np.ndarray,
 ) -> Objective:
     """The objective of a stage.
 
@@ -60,7 +78,9 @@ def build_objective(
     loss_positions = settings["memory"]["loss_positions"]
     vocabulary = dict(mask_id=mask_id, sampleable=sampleable, loss_positions=loss_positions)
     block = settings[stage]
-    schedule = make_schedule(*(settings["diffusion"][name] for name in ("schedule", "d", "k", "t0")))
+    schedule = make_schedule(
+        *(settings["diffusion"][name] for name in ("schedule", "d", "k", "t0"))
+    )
     encoder = text_encoder(settings, networks)
 
     def options(*names: str) -> dict[str, Any]:
@@ -72,12 +92,23 @@ def build_objective(
         return Autoregressive(networks.scorer, eot_id, sampleable, loss_positions)
     if stage == "autoencoder":
         names = options("noise", "p_feat", "p_lat", "p_drop", "statistics_decay", "weighting")
-        return Autoencoder(encoder.features, networks.encoder, networks.decoder, **vocabulary, **names)
+        return Autoencoder(
+            encoder.features, networks.encoder, networks.decoder, **vocabulary, **names
+        )
     if stage == "ladiff":
         return LaDiff(encoder, networks.teacher, schedule, **options("self_conditioning"))
     if stage == "diladiff":
         names = options(
-            "step_form", "teacher_noise", "time_mean", "time_std", "p_equal", "p_noise", "p_clean", "self_conditioning", "tangent_warmup", "loss_offset"
+            "step_form",
+            "teacher_noise",
+            "time_mean",
+            "time_std",
+            "p_equal",
+            "p_noise",
+            "p_clean",
+            "self_conditioning",
+            "tangent_warmup",
+            "loss_offset",
         )
         return DiLaDiff(encoder, networks.teacher, networks.student, schedule, **names)
     raise ValueError(f"stage is {stage!r}; it must be one of {', '.join(FROZEN)}")

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from diladiff_jax.diffusion import gaussian, meanflow
 from diladiff_jax.nn.latent_denoiser import LatentDenoiser
-from diladiff_jax.objectives.base import Context, Metrics, Params, Part, WHOLE
+from diladiff_jax.objectives.base import WHOLE, Context, Metrics, Params, Part
 from diladiff_jax.objectives.encoding import TextEncoder
 from diladiff_jax.objectives.ladiff import init_latent_denoiser
 
@@ -20,15 +20,27 @@ Array = jax.Array
 
 def student_from_teacher(student: Params, teacher: Params) -> Params:
     """The teacher's parameters wherever it has them; the interval embedding, which it lacks, stays as initialized."""
-    ours, theirs = flax.traverse_util.flatten_dict(student), flax.traverse_util.flatten_dict(teacher)
+    ours, theirs = (
+        flax.traverse_util.flatten_dict(student),
+        flax.traverse_util.flatten_dict(teacher),
+    )
     missing = theirs.keys() - ours.keys()
     if missing:
-        raise ValueError(f"the student has no parameter {'/'.join(sorted(missing)[0])}, which the teacher has")
+        raise ValueError(
+            f"the student has no parameter {'/'.join(sorted(missing)[0])}, which the teacher has"
+        )
     return flax.traverse_util.unflatten_dict({**ours, **theirs})
 
 
 def average_velocity(
-    network: LatentDenoiser, params: Params, schedule: gaussian.Schedule, step_form: str, z_t: Array, t: Array, r: Array, self_condition: Array
+    network: LatentDenoiser,
+    params: Params,
+    schedule: gaussian.Schedule,
+    step_form: str,
+    z_t: Array,
+    t: Array,
+    r: Array,
+    self_condition: Array,
 ) -> Array:
     """u(z_t, t, r), `[B, N, D]`, from the network's clean prediction.
 
@@ -64,13 +76,27 @@ class DiLaDiff:
         return init_latent_denoiser(self.network, self.text_encoder.encoder.num_latents, key)
 
     def loss(
-        self, params: Params, context: Context, tokens: Array, key: Array, step: Array, *, train: bool = True, part: Part = WHOLE
+        self,
+        params: Params,
+        context: Context,
+        tokens: Array,
+        key: Array,
+        step: Array,
+        *,
+        train: bool = True,
+        part: Part = WHOLE,
     ) -> tuple[Array, tuple[Metrics, dict[str, Any]]]:
         time_key, noise_key, half_key = jax.random.split(jax.random.fold_in(key, part.index), 3)
         z = self.text_encoder(context.frozen, context.statistics, tokens)
         # 1. A noisy latent and two times.
         t, r = meanflow.sample_times(
-            time_key, z.shape[0], mean=self.time_mean, std=self.time_std, p_equal=self.p_equal, p_noise=self.p_noise, p_clean=self.p_clean
+            time_key,
+            z.shape[0],
+            mean=self.time_mean,
+            std=self.time_std,
+            p_equal=self.p_equal,
+            p_noise=self.p_noise,
+            p_clean=self.p_clean,
         )
         noise = jax.random.normal(noise_key, z.shape)
         z_t = gaussian.diffuse(self.schedule, z, noise, t)
@@ -94,7 +120,9 @@ class DiLaDiff:
 
         # 4. Average velocity against its MeanFlow target.
         def u(z_t: Array, t: Array, r: Array) -> Array:
-            return average_velocity(self.network, params, self.schedule, self.step_form, z_t, t, r, self_condition)
+            return average_velocity(
+                self.network, params, self.schedule, self.step_form, z_t, t, r, self_condition
+            )
 
         warm = jnp.minimum(1.0, step / max(self.tangent_warmup, 1)) if train else 1.0
         student, target = meanflow.average_velocity_target(u, z_t, t, r, v, warm)

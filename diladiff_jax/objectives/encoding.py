@@ -42,7 +42,10 @@ class DenoiserFeatures:
 
     def __call__(self, params: Params, tokens: Array) -> Array:
         features = self.denoiser.apply(
-            {"params": params}, tokens, with_embeddings=self.with_embeddings, method=TokenDenoiser.features
+            {"params": params},
+            tokens,
+            with_embeddings=self.with_embeddings,
+            method=TokenDenoiser.features,
         )
         return jax.lax.stop_gradient(features)
 
@@ -58,7 +61,9 @@ class BertFeatures:
         return self.bert.width
 
     def __call__(self, params: Params, tokens: Array) -> Array:
-        return jax.lax.stop_gradient(self.bert.apply({"params": params}, tokens, method=Bert.features))
+        return jax.lax.stop_gradient(
+            self.bert.apply({"params": params}, tokens, method=Bert.features)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +73,9 @@ class TextEncoder:
     features: FeatureExtractor
     encoder: LatentEncoder
 
-    def __call__(self, frozen: dict[str, Any], statistics: dict[str, Moments], tokens: Array) -> Array:
+    def __call__(
+        self, frozen: dict[str, Any], statistics: dict[str, Moments], tokens: Array
+    ) -> Array:
         """tokens `[B, L]` -> standardized latents, float32 `[B, N, D_lat]`.
 
         frozen holds "features" and "encoder" parameters; statistics "features" and "latents".

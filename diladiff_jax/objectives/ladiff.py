@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from diladiff_jax.diffusion import gaussian
 from diladiff_jax.nn.latent_denoiser import LatentDenoiser
-from diladiff_jax.objectives.base import Context, Metrics, Params, Part, WHOLE
+from diladiff_jax.objectives.base import WHOLE, Context, Metrics, Params, Part
 from diladiff_jax.objectives.encoding import TextEncoder
 
 Array = jax.Array
@@ -40,7 +40,15 @@ class LaDiff:
         return init_latent_denoiser(self.network, self.text_encoder.encoder.num_latents, key)
 
     def loss(
-        self, params: Params, context: Context, tokens: Array, key: Array, step: Array, *, train: bool = True, part: Part = WHOLE
+        self,
+        params: Params,
+        context: Context,
+        tokens: Array,
+        key: Array,
+        step: Array,
+        *,
+        train: bool = True,
+        part: Part = WHOLE,
     ) -> tuple[Array, tuple[Metrics, dict[str, Any]]]:
         time_key, noise_key, coin_key = jax.random.split(jax.random.fold_in(key, part.index), 3)
         z = self.text_encoder(context.frozen, context.statistics, tokens)

@@ -33,7 +33,9 @@ class Moments(flax.struct.PyTreeNode):
         total = old + n
         mean, variance = x.mean(axis=0), x.var(axis=0)
         delta = mean - self.mean
-        merged = (old * self.variance + n * variance + jnp.square(delta) * (old * n / total)) / total
+        merged = (
+            old * self.variance + n * variance + jnp.square(delta) * (old * n / total)
+        ) / total
         return Moments(total, self.mean + delta * (n / total), merged)
 
     @property
@@ -43,9 +45,13 @@ class Moments(flax.struct.PyTreeNode):
     def standardize(self, x: Array) -> Array:
         """`(x - mean) / std` over the leading axes of `x [..., *shape]`."""
         lead = (1,) * (x.ndim - self.mean.ndim)
-        return (x - self.mean.reshape(lead + self.mean.shape)) / self.std.reshape(lead + self.std.shape)
+        return (x - self.mean.reshape(lead + self.mean.shape)) / self.std.reshape(
+            lead + self.std.shape
+        )
 
     def restore(self, x: Array) -> Array:
         """The inverse of `standardize`."""
         lead = (1,) * (x.ndim - self.mean.ndim)
-        return x * self.std.reshape(lead + self.std.shape) + self.mean.reshape(lead + self.mean.shape)
+        return x * self.std.reshape(lead + self.std.shape) + self.mean.reshape(
+            lead + self.mean.shape
+        )

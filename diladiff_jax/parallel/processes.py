@@ -27,7 +27,13 @@ class Preempted(RuntimeError):
         self.by_hand = by_hand
 
 
-def start(address: str, num_processes: int | None = None, process_id: int | None = None, *, timeout: int = 300) -> None:
+def start(
+    address: str,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    timeout: int = 300,
+) -> None:
     """Joins this process to the others of the run, before anything else asks JAX for its devices.
 
     Args:
@@ -45,16 +51,28 @@ def start(address: str, num_processes: int | None = None, process_id: int | None
     if address != "auto":
         host, colon, port = address.rpartition(":")
         if not (host and colon and port.isdigit()):
-            raise DistributedError(f"--distributed={address} is no address; write the first process's HOST:PORT, or auto")
+            raise DistributedError(
+                f"--distributed={address} is no address; write the first process's HOST:PORT, or auto"
+            )
         if num_processes is None or process_id is None:
-            raise DistributedError(f"--distributed={address} needs --num_processes (how many there are) and --process_id (which of them, from 0, this is)")
+            raise DistributedError(
+                f"--distributed={address} needs --num_processes (how many there are) and --process_id (which of them, from 0, this is)"
+            )
         if not 0 <= process_id < num_processes:
-            raise DistributedError(f"--process_id={process_id} is none of {num_processes} processes; it must be from 0 to {num_processes - 1}")
-        which = dict(coordinator_address=address, num_processes=num_processes, process_id=process_id)
+            raise DistributedError(
+                f"--process_id={process_id} is none of {num_processes} processes; it must be from 0 to {num_processes - 1}"
+            )
+        which = dict(
+            coordinator_address=address, num_processes=num_processes, process_id=process_id
+        )
     here = f"process {process_id} of {num_processes} at {address}" if which else "this process"
 
     def give_up() -> None:
-        print(f"error: {here} waited {timeout} s for the others in vain; start all of them, or allow more time", file=sys.stderr, flush=True)
+        print(
+            f"error: {here} waited {timeout} s for the others in vain; start all of them, or allow more time",
+            file=sys.stderr,
+            flush=True,
+        )
         os._exit(1)
 
     watch = threading.Timer(timeout, give_up)
@@ -64,10 +82,16 @@ def start(address: str, num_processes: int | None = None, process_id: int | None
         jax.distributed.initialize(**which, initialization_timeout=timeout + 60)
     except ValueError as error:
         if address == "auto":
-            raise DistributedError("no cluster is announced in this environment (TPU pod, SLURM, Kubernetes, MPI); give the first process's HOST:PORT instead of auto") from None
-        raise DistributedError(f"--distributed={address} cannot be joined ({error}); write the first process's HOST:PORT") from None
+            raise DistributedError(
+                "no cluster is announced in this environment (TPU pod, SLURM, Kubernetes, MPI); give the first process's HOST:PORT instead of auto"
+            ) from None
+        raise DistributedError(
+            f"--distributed={address} cannot be joined ({error}); write the first process's HOST:PORT"
+        ) from None
     except RuntimeError as error:
-        raise DistributedError(f"{here} could not join the others ({str(error).strip().splitlines()[0][:200]})") from None
+        raise DistributedError(
+            f"{here} could not join the others ({str(error).strip().splitlines()[0][:200]})"
+        ) from None
     finally:
         watch.cancel()
 
@@ -89,7 +113,10 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         if self._alone and threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._tell) for number in (signal.SIGTERM, signal.SIGINT)}
+            self._before = {
+                number: signal.signal(number, self._tell)
+                for number in (signal.SIGTERM, signal.SIGINT)
+            }
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -101,7 +128,9 @@ class StopSignal:
             if self._told.is_set():
                 raise KeyboardInterrupt
             self.by_hand = True
-            print("saving after this update; Ctrl-C again stops at once", file=sys.stderr, flush=True)
+            print(
+                "saving after this update; Ctrl-C again stops at once", file=sys.stderr, flush=True
+            )
         self._told.set()
 
     def reached(self) -> bool:
@@ -135,7 +164,9 @@ def run_on_process_zero(name: str, work: Callable[[], None], *, hours: float = 7
         return work()
     client = multihost.get_jax_distributed_client()
 
-    def heard() -> None:  # the first process holds the service: it must not leave before all have read what it said
+    def heard() -> (
+        None
+    ):  # the first process holds the service: it must not leave before all have read what it said
         client.wait_at_barrier(f"diladiff/{name}/heard", 60_000)
 
     if jax.process_index() == 0:

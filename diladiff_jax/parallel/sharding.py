@@ -41,7 +41,9 @@ def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None)
     if -1 in shape and len(devices) % known == 0:
         shape[shape.index(-1)] = len(devices) // known
     if math.prod(shape) != len(devices):
-        raise ValueError(f"mesh sizes {dict(zip(names, shape, strict=True))} do not multiply to the {len(devices)} devices at hand; set config.mesh")
+        raise ValueError(
+            f"mesh sizes {dict(zip(names, shape, strict=True))} do not multiply to the {len(devices)} devices at hand; set config.mesh"
+        )
     return Mesh(_arrange(devices, shape), names, axis_types=(AxisType.Auto,) * 3)
 
 
@@ -56,10 +58,14 @@ def _arrange(devices: list[jax.Device], shape: list[int]) -> np.ndarray:
         return np.array(devices).reshape(shape)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if shape[0] % slices:
-        raise ValueError(f"mesh size data is {shape[0]}; it must be a multiple of the {slices} slices, for only it may reach across them")
+        raise ValueError(
+            f"mesh size data is {shape[0]}; it must be a multiple of the {slices} slices, for only it may reach across them"
+        )
     if slices == 1:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    return mesh_utils.create_hybrid_device_mesh([shape[0] // slices, *shape[1:]], [slices, 1, 1], devices, allow_split_physical_axes=True)
+    return mesh_utils.create_hybrid_device_mesh(
+        [shape[0] // slices, *shape[1:]], [slices, 1, 1], devices, allow_split_physical_axes=True
+    )
 
 
 def on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
@@ -67,7 +73,10 @@ def on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def traced(*args: Any, **kwargs: Any) -> Any:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(tuple(RULES.items())):
+        with (
+            jax.sharding.use_abstract_mesh(mesh.abstract_mesh),
+            nn.logical_axis_rules(tuple(RULES.items())),
+        ):
             return function(*args, **kwargs)
 
     return traced
@@ -105,7 +114,9 @@ def local_places(mesh: Mesh, batch: int) -> list[int]:
 
 def batch_array(mesh: Mesh, rows: np.ndarray, batch: int) -> jax.Array:
     """This process's rows `[len(local_places), ...]` as its part of the global batch `[batch, ...]`."""
-    return jax.make_array_from_process_local_data(batch_sharding(mesh), rows, (batch, *rows.shape[1:]))
+    return jax.make_array_from_process_local_data(
+        batch_sharding(mesh), rows, (batch, *rows.shape[1:])
+    )
 
 
 def parameter_shardings(boxed: Any, mesh: Mesh) -> Any:
@@ -119,7 +130,9 @@ def parameter_shardings(boxed: Any, mesh: Mesh) -> Any:
     return jax.tree.map(one, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
 
 
-def replicated_parameters(abstract: Any, shardings: Any, mesh: Mesh, *, at_least: int = 2**20) -> list[tuple[str, int]]:
+def replicated_parameters(
+    abstract: Any, shardings: Any, mesh: Mesh, *, at_least: int = 2**20
+) -> list[tuple[str, int]]:
     """(path, bytes) of parameters of `at_least` bytes that lie whole on every device of a mesh that cuts parameters."""
     if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
         return []
@@ -134,7 +147,10 @@ def replicated_parameters(abstract: Any, shardings: Any, mesh: Mesh, *, at_least
 def like_parameters(tree: Any, shardings: Any, mesh: Mesh) -> Any:
     """Shardings of a tree that holds copies of the parameters (an optimizer's state): a leaf whose path ends in a
     parameter's path lies as that parameter does, all else is replicated."""
-    by_path = {_names(path): sharding for path, sharding in jax.tree_util.tree_flatten_with_path(shardings)[0]}
+    by_path = {
+        _names(path): sharding
+        for path, sharding in jax.tree_util.tree_flatten_with_path(shardings)[0]
+    }
 
     def one(path: Any, leaf: Any) -> NamedSharding:
         names = _names(path)
@@ -149,8 +165,15 @@ def like_parameters(tree: Any, shardings: Any, mesh: Mesh) -> Any:
 
 def place(tree: Any, shardings: Any) -> Any:
     """Host arrays, the same on every process, as arrays on the mesh; each device is given its own part alone."""
-    return jax.tree.map(lambda x, s: jax.make_array_from_callback(x.shape, s, lambda index: x[index]), tree, shardings)
+    return jax.tree.map(
+        lambda x, s: jax.make_array_from_callback(x.shape, s, lambda index: x[index]),
+        tree,
+        shardings,
+    )
 
 
 def _names(path: Any) -> tuple[str, ...]:
-    return tuple(str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", part)))) for part in path)
+    return tuple(
+        str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", part))))
+        for part in path
+    )

@@ -23,19 +23,25 @@ from ml_collections import ConfigDict
 
 from diladiff_jax import config as config_lib
 from diladiff_jax import files
-from diladiff_jax.storage import pretrained
+from diladiff_jax.experiment import Experiment
 from diladiff_jax.nn import bert
-from diladiff_jax.sampling.pipeline import Controls, MODELS
 from diladiff_jax.parallel import sharding
 from diladiff_jax.preflight import hlo, hlo_costs, roofline
-from diladiff_jax.experiment import Experiment
+from diladiff_jax.sampling.pipeline import MODELS, Controls
+from diladiff_jax.storage import pretrained
 from diladiff_jax.training.flops import model_flops
 from diladiff_jax.training.optimizer import make_optimizer
 from diladiff_jax.training.state import compile_steps, init_state, state_shardings
 
 BERT_BASE = dict(
-    model_type="bert", hidden_act="gelu", hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072,
-    max_position_embeddings=512, type_vocab_size=2,
+    model_type="bert",
+    hidden_act="gelu",
+    hidden_size=768,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    intermediate_size=3072,
+    max_position_embeddings=512,
+    type_vocab_size=2,
 )
 """The architecture of bert-base (arXiv 1810.04805), but for its vocabulary."""
 
@@ -88,8 +94,15 @@ class AbstractExperiment(Experiment):
     def _published_encoder(self) -> bert.Bert | None:
         if self.config.features.source != "bert":
             return None
-        folder, dtype = files.expand(self.config.features.path), jnp.dtype(self.config.features.compute_dtype)
-        found = pretrained.read_config(folder) if (folder / "config.json").is_file() else BERT_BASE | {"vocab_size": self.config.tokenizer.vocab_size}
+        folder, dtype = (
+            files.expand(self.config.features.path),
+            jnp.dtype(self.config.features.compute_dtype),
+        )
+        found = (
+            pretrained.read_config(folder)
+            if (folder / "config.json").is_file()
+            else BERT_BASE | {"vocab_size": self.config.tokenizer.vocab_size}
+        )
         # Which ids begin and end a text is no matter of shapes.
         return bert.from_config(found, pieces=found["vocab_size"], cls_id=0, sep_id=1, dtype=dtype)
 
@@ -123,27 +136,47 @@ def train_step(experiment: Experiment, stage: str) -> Program:
     objective = experiment.objective(stage)
     parts = sharding.batch_devices(mesh) * settings.accumulate
     if settings.batch % parts:
-        raise config_lib.ConfigError(f"config key {stage}.batch is {settings.batch}; it must be a multiple of data x fsdp devices x accumulate = {parts}")
+        raise config_lib.ConfigError(
+            f"config key {stage}.batch is {settings.batch}; it must be a multiple of data x fsdp devices x accumulate = {parts}"
+        )
     tx = make_optimizer(settings, objective.group)
     dtype = jnp.dtype(config.memory.param_dtype)
-    boxed = jax.eval_shape(lambda key: init_state(objective, tx, key, ema=settings.ema > 0, dtype=dtype), _abstract_key())
+    boxed = jax.eval_shape(
+        lambda key: init_state(objective, tx, key, ema=settings.ema > 0, dtype=dtype),
+        _abstract_key(),
+    )
     shardings = nn.unbox(state_shardings(boxed, mesh))
     state = abstract(nn.unbox(boxed), shardings)
     context = experiment.context(stage)
-    context = context.replace(frozen={name: tree for name, tree in context.frozen.items() if name != "start"})  # as the loop does
-    tokens = jax.ShapeDtypeStruct((settings.batch, config.data.length), jnp.int32, sharding=sharding.batch_sharding(mesh))
-    update, _ = compile_steps(objective, tx, shardings, context, mesh, ema=settings.ema, accumulate=settings.accumulate)
+    context = context.replace(
+        frozen={name: tree for name, tree in context.frozen.items() if name != "start"}
+    )  # as the loop does
+    tokens = jax.ShapeDtypeStruct(
+        (settings.batch, config.data.length), jnp.int32, sharding=sharding.batch_sharding(mesh)
+    )
+    update, _ = compile_steps(
+        objective, tx, shardings, context, mesh, ema=settings.ema, accumulate=settings.accumulate
+    )
 
     # Traced on one row and scaled: no product of a step runs over examples.
     row = jax.ShapeDtypeStruct((1, config.data.length), jnp.int32)
 
     def loss(params: Any, frozen: Any, statistics: Any, tokens: Any, key: Any, step: Any) -> Any:
-        return objective.loss(params, context.replace(frozen=frozen, statistics=statistics), tokens, key, step)[0]
+        return objective.loss(
+            params, context.replace(frozen=frozen, statistics=statistics), tokens, key, step
+        )[0]
 
     statistics = state.statistics or context.statistics
     step = jax.ShapeDtypeStruct((), jnp.int32)
-    flops = settings.batch * model_flops(loss, state.params, context.frozen, statistics, row, _abstract_key(), step)
-    return Program(lambda: update.lower(state, context, tokens), (state.params, context.frozen), settings.batch, flops)
+    flops = settings.batch * model_flops(
+        loss, state.params, context.frozen, statistics, row, _abstract_key(), step
+    )
+    return Program(
+        lambda: update.lower(state, context, tokens),
+        (state.params, context.frozen),
+        settings.batch,
+        flops,
+    )
 
 
 def sampler(experiment: Experiment, model: str) -> Program:
@@ -166,21 +199,47 @@ def sampler(experiment: Experiment, model: str) -> Program:
         params = {"denoiser": experiment.restore("mdlm")}
     else:
         network = "teacher" if model == "ladiff" else "student"
-        params = {"decoder": experiment.restore("autoencoder")["decoder"], network: experiment.restore(model)}
+        params = {
+            "decoder": experiment.restore("autoencoder")["decoder"],
+            network: experiment.restore(model),
+        }
     steps = settings.prior_steps if model == "ladiff" else settings.student_steps
-    run, kinds = experiment.sampler(), dict(decode_steps=jnp.int32, temperature=jnp.float32, top_p=jnp.float32, gamma=jnp.float32, threshold=jnp.float32)
+    run, kinds = (
+        experiment.sampler(),
+        dict(
+            decode_steps=jnp.int32,
+            temperature=jnp.float32,
+            top_p=jnp.float32,
+            gamma=jnp.float32,
+            threshold=jnp.float32,
+        ),
+    )
     scalars = {name: jax.ShapeDtypeStruct((), kind, sharding=whole) for name, kind in kinds.items()}
 
     def draw(params: Any, key: Any, indices: Any, prompt: Any, given: dict[str, Any]) -> Any:
-        return run.generate(model, params, key, indices, prompt, Controls(latent_steps=steps, **given))
+        return run.generate(
+            model, params, key, indices, prompt, Controls(latent_steps=steps, **given)
+        )
 
-    jitted = jax.jit(sharding.on_mesh(draw, mesh), in_shardings=(None, whole, split, split, whole), out_shardings=split)
+    jitted = jax.jit(
+        sharding.on_mesh(draw, mesh),
+        in_shardings=(None, whole, split, split, whole),
+        out_shardings=split,
+    )
     indices = jax.ShapeDtypeStruct((size,), jnp.int32, sharding=split)
     prompt = jax.ShapeDtypeStruct((size, length), jnp.int32, sharding=split)
-    return Program(lambda: jitted.lower(params, _abstract_key(whole), indices, prompt, scalars), params, size, None, decoding_trips(size, length, settings.decode_steps, settings.order))
+    return Program(
+        lambda: jitted.lower(params, _abstract_key(whole), indices, prompt, scalars),
+        params,
+        size,
+        None,
+        decoding_trips(size, length, settings.decode_steps, settings.order),
+    )
 
 
-def decoding_trips(batch: int, length: int, steps: int, order: str = "random", *, rows: int = 256, draws: int = 64) -> tuple[float, float]:
+def decoding_trips(
+    batch: int, length: int, steps: int, order: str = "random", *, rows: int = 256, draws: int = 64
+) -> tuple[float, float]:
     """How often the two loops of `sampling.tokens` run from a blank prompt: decoding steps, and rounds of `rows` positions in a step.
 
     Steps in which nothing is unmasked are left out. Order "random": means over drawn examples, the step of each position being uniform
@@ -213,18 +272,34 @@ def measure(program: Program, where: roofline.Slice, mesh: Mesh) -> dict[str, An
     """
     chip = where.chip
     capacity = chip.memory / chip.devices
-    found: dict[str, Any] = {"parameter_bytes": parameter_bytes(program.parameters), "peak_bytes": None, "capacity_bytes": int(capacity)}
+    found: dict[str, Any] = {
+        "parameter_bytes": parameter_bytes(program.parameters),
+        "peak_bytes": None,
+        "capacity_bytes": int(capacity),
+    }
     try:
         compiled = program.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         needed = exhausted_bytes(str(error))
         if needed is None:
             raise CompileError(_first_line(str(error))) from None
-        nothing = dict.fromkeys(("flops", "bytes_accessed", "collectives", "estimated_seconds", "estimated_utilization", "bound_by"))
+        nothing = dict.fromkeys(
+            (
+                "flops",
+                "bytes_accessed",
+                "collectives",
+                "estimated_seconds",
+                "estimated_utilization",
+                "bound_by",
+            )
+        )
         return {"fits": False, "per_device": found | {"peak_bytes": needed} | nothing}
     memory = compiled.memory_analysis()
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    peak = max(held + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes, getattr(memory, "peak_memory_in_bytes", 0))
+    peak = max(
+        held + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes,
+        getattr(memory, "peak_memory_in_bytes", 0),
+    )
     counted = hlo_costs.costs(hlo.parse(compiled.as_text()), program.unknown_trips)
     sums = hlo_costs.totals(counted)
     coordinates = [tuple(device.coords[: len(where.sides)]) for device in mesh.devices.flat]
@@ -234,9 +309,14 @@ def measure(program: Program, where: roofline.Slice, mesh: Mesh) -> dict[str, An
         "peak_bytes": int(peak),
         "flops": sums.flops,
         "bytes_accessed": sums.bytes,
-        "collectives": {kind: {"count": count, "bytes": size} for kind, (count, size) in sorted(sums.collectives.items())},
+        "collectives": {
+            kind: {"count": count, "bytes": size}
+            for kind, (count, size) in sorted(sums.collectives.items())
+        },
         "estimated_seconds": bound.seconds,
-        "estimated_utilization": flops / (bound.seconds * chip.flops / chip.devices) if bound.seconds else 0.0,
+        "estimated_utilization": flops / (bound.seconds * chip.flops / chip.devices)
+        if bound.seconds
+        else 0.0,
         "bound_by": bound.bound_by,
         "argument_bytes": int(memory.argument_size_in_bytes),
         "temporary_bytes": int(memory.temp_size_in_bytes),
@@ -253,17 +333,25 @@ def measure(program: Program, where: roofline.Slice, mesh: Mesh) -> dict[str, An
 
 def parameter_bytes(tree: Any) -> int:
     """Bytes of a tree of shapes with shardings that lie on one device."""
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
 
 
 def abstract(shapes: Any, shardings: Any) -> Any:
     """Shapes with where they lie, in place of arrays."""
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+    )
 
 
 def exhausted_bytes(message: str) -> int | None:
     """Bytes that a program would need on a device, by the compiler's complaint; None if it complains of something else."""
-    found = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm|required for HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM", message)
+    found = re.search(
+        r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm|required for HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM",
+        message,
+    )
     if found is None:
         return None
     number, unit = (found.group(i) or found.group(i + 2) for i in (1, 2))
@@ -276,7 +364,9 @@ def _abstract_key(placed: jax.sharding.Sharding | None = None) -> jax.ShapeDtype
 
 
 def _first_line(text: str) -> str:
-    return next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")[:300]
+    return next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")[
+        :300
+    ]
 
 
 def device_mesh(config: ConfigDict, devices: Sequence[Any]) -> Mesh:

@@ -95,7 +95,11 @@ class Computation:
     @functools.cached_property
     def parameters(self) -> list[str]:
         """Names of the parameters, by number."""
-        found = {int(i.arguments): name for name, i in self.instructions.items() if i.opcode == "parameter"}
+        found = {
+            int(i.arguments): name
+            for name, i in self.instructions.items()
+            if i.opcode == "parameter"
+        }
         return [found[n] for n in sorted(found)]
 
     @functools.cached_property
@@ -119,7 +123,11 @@ class Module:
     @functools.cached_property
     def started(self) -> frozenset[str]:
         """Channels of exchanges that a fusion starts and another ends; a TPU's program names them again in every fusion between."""
-        starts = (c for c in self.computations.values() if c.instructions[c.root].target == "AsyncCollectiveStart")
+        starts = (
+            c
+            for c in self.computations.values()
+            if c.instructions[c.root].target == "AsyncCollectiveStart"
+        )
         return frozenset(i.channel for c in starts for i in c.instructions.values() if i.channel)
 
 
@@ -165,7 +173,9 @@ def parse(text: str) -> Module:
                 current[instruction.name] = instruction
                 root = instruction.name if head.group(1) else root
     if entry is None:
-        raise ValueError("the text holds no entry computation; it must be a compiled program's, as `compiled.as_text()` prints it")
+        raise ValueError(
+            "the text holds no entry computation; it must be a compiled program's, as `compiled.as_text()` prints it"
+        )
     cut = re.search(r"^HloModule .*\bnum_partitions=(\d+)", text)
     return Module(computations, entry, int(cut.group(1)) if cut else 1)
 
@@ -189,7 +199,14 @@ def _instruction(name: str, text: str) -> Instruction:
     opcode, _, _ = rest.partition("(")
     end = _closing(rest, len(opcode))
     arguments = rest[len(opcode) + 1 : end - 1]
-    return Instruction(name, opcode, parse_shape(text[:shape_end]), tuple(_NAME.findall(arguments)), arguments, rest[end:])
+    return Instruction(
+        name,
+        opcode,
+        parse_shape(text[:shape_end]),
+        tuple(_NAME.findall(arguments)),
+        arguments,
+        rest[end:],
+    )
 
 
 def _closing(text: str, start: int) -> int:
@@ -224,16 +241,25 @@ def replica_group(attributes: str) -> tuple[int, ...]:
         if iota.group(3):
             ids = ids.transpose([int(n) for n in iota.group(3).split(",")])
         return tuple(int(n) for n in ids.reshape(shape)[0])
-    if axes := re.match(r"mesh\[((?:'[^']+'=\d+,?)+)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?\s*\{([^}]*)\}", text):
+    if axes := re.match(
+        r"mesh\[((?:'[^']+'=\d+,?)+)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?\s*\{([^}]*)\}",
+        text,
+    ):
         sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes.group(1))}
-        dims = [int(n) for n in axes.group(2).split(",")] if axes.group(2) else [math.prod(sizes.values())]
+        dims = (
+            [int(n) for n in axes.group(2).split(",")]
+            if axes.group(2)
+            else [math.prod(sizes.values())]
+        )
         ids = np.arange(math.prod(dims)).reshape(dims)
         if axes.group(3):
             ids = ids.transpose([int(n) for n in axes.group(3).split(",")])
         places = np.zeros(1, np.int64)
         for name, _, before, part in re.findall(r"'([^']+)'(:\((\d+)\)(\d+))?", axes.group(4)):
             count = int(part or sizes[name])
-            stride = math.prod(list(sizes.values())[list(sizes).index(name) + 1 :]) * (sizes[name] // (int(before or 1) * count))
+            stride = math.prod(list(sizes.values())[list(sizes).index(name) + 1 :]) * (
+                sizes[name] // (int(before or 1) * count)
+            )
             places = (places[:, None] + stride * np.arange(count)[None, :]).reshape(-1)
         return tuple(int(n) for n in ids.reshape(-1)[places])
     raise ValueError(f"devices of a collective are written in a way that is not known: {text[:80]}")
@@ -276,7 +302,10 @@ def _comparison(module: Module, condition: Computation) -> tuple[int, int, str] 
     while where.instructions[name].opcode in ("fusion", "call"):
         outer = where.instructions[name]
         inner = module.computations[(outer.called("calls") or outer.called("to_apply"))[0]]
-        bound = {p: _affine(module, where, operand, bound) for p, operand in zip(inner.parameters, outer.operands, strict=True)}
+        bound = {
+            p: _affine(module, where, operand, bound)
+            for p, operand in zip(inner.parameters, outer.operands, strict=True)
+        }
         where, name = inner, inner.root
     root = where.instructions[name]
     direction = re.search(r"direction=(\w+)", root.attributes)
@@ -295,7 +324,10 @@ def _element(computation: Computation, name: str, index: int) -> str | None:
 
 
 def _affine(
-    module: Module, computation: Computation, name: str | None, bound: Mapping[str, tuple[int | None, int] | None]
+    module: Module,
+    computation: Computation,
+    name: str | None,
+    bound: Mapping[str, tuple[int | None, int] | None],
 ) -> tuple[int | None, int] | None:
     """A whole number as (element of the computation's tuple parameter or None, offset); None where it is neither."""
     if name is None:
@@ -304,8 +336,15 @@ def _affine(
         return bound[name]
     instruction = computation.instructions[name]
     if instruction.opcode == "constant":
-        return (None, int(instruction.arguments)) if re.fullmatch(r"-?\d+", instruction.arguments) else None
-    if instruction.opcode == "get-tuple-element" and computation.instructions[instruction.operands[0]].opcode == "parameter":
+        return (
+            (None, int(instruction.arguments))
+            if re.fullmatch(r"-?\d+", instruction.arguments)
+            else None
+        )
+    if (
+        instruction.opcode == "get-tuple-element"
+        and computation.instructions[instruction.operands[0]].opcode == "parameter"
+    ):
         index = re.search(r"index=(\d+)", instruction.attributes)
         return (int(index.group(1)), 0) if index else None
     if instruction.opcode in ("copy", "bitcast", "reshape", "convert"):
@@ -316,7 +355,12 @@ def _affine(
             return None
         return (a[0] if a[0] is not None else b[0], a[1] + b[1])
     if instruction.opcode in ("fusion", "call"):
-        inner = module.computations[(instruction.called("calls") or instruction.called("to_apply"))[0]]
-        given = {p: _affine(module, computation, operand, bound) for p, operand in zip(inner.parameters, instruction.operands, strict=True)}
+        inner = module.computations[
+            (instruction.called("calls") or instruction.called("to_apply"))[0]
+        ]
+        given = {
+            p: _affine(module, computation, operand, bound)
+            for p, operand in zip(inner.parameters, instruction.operands, strict=True)
+        }
         return _affine(module, inner, inner.root, given)
     return None

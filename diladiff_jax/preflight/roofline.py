@@ -101,7 +101,11 @@ class Estimate:
     @property
     def bound_by(self) -> str:
         """What takes longest: compute, memory or interconnect."""
-        parts = {"compute": self.compute_seconds, "memory": self.memory_seconds, "interconnect": self.interconnect_seconds}
+        parts = {
+            "compute": self.compute_seconds,
+            "memory": self.memory_seconds,
+            "interconnect": self.interconnect_seconds,
+        }
         return max(parts, key=lambda name: parts[name])
 
 
@@ -113,14 +117,20 @@ def parse_topology(text: str) -> Slice:
     """
     generation, _, box = text.partition(":")
     if generation not in CHIPS:
-        raise TopologyError(f"topology {text!r} names no known generation; it must be one of {', '.join(CHIPS)}, as in v5e:4x4")
+        raise TopologyError(
+            f"topology {text!r} names no known generation; it must be one of {', '.join(CHIPS)}, as in v5e:4x4"
+        )
     chip = CHIPS[generation]
     example = "4x4" if chip.axes == 2 else "4x4x4"
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", box) or box.count("x") != chip.axes - 1:
-        raise TopologyError(f"topology {text!r} must have {chip.axes} whole sides with an x between, as in {generation}:{example}")
+        raise TopologyError(
+            f"topology {text!r} must have {chip.axes} whole sides with an x between, as in {generation}:{example}"
+        )
     found = Slice(generation, tuple(int(side) for side in box.split("x")))
     if found.chips > chip.pod:
-        raise TopologyError(f"topology {text!r} has {found.chips} chips; one slice of {generation} has at most {chip.pod}")
+        raise TopologyError(
+            f"topology {text!r} has {found.chips} chips; one slice of {generation} has at most {chip.pod}"
+        )
     return found
 
 
@@ -131,7 +141,9 @@ def slice_of(generation: str, chips: int) -> Slice:
       TopologyError: no power of two, or more than a slice can have.
     """
     if generation not in CHIPS:
-        raise TopologyError(f"generation {generation!r} is unknown; it must be one of {', '.join(CHIPS)}")
+        raise TopologyError(
+            f"generation {generation!r} is unknown; it must be one of {', '.join(CHIPS)}"
+        )
     exponent = chips.bit_length() - 1
     if chips < 1 or chips != 1 << exponent:
         raise TopologyError(f"{chips} chips make no box; give a power of two")
@@ -172,7 +184,9 @@ def wire_bytes(collective: Collective) -> float:
     return 2.0 * share if collective.kind == "all-reduce" else share
 
 
-def collective_seconds(collective: Collective, where: Slice, coordinates: Sequence[Coordinates]) -> float:
+def collective_seconds(
+    collective: Collective, where: Slice, coordinates: Sequence[Coordinates]
+) -> float:
     """Seconds of one exchange, in rings along the axes of the torus that its devices are spread over.
 
     A closed axis has two rings, one each way, an open one is as fast as one. Devices that lie apart share the links between them
@@ -180,8 +194,12 @@ def collective_seconds(collective: Collective, where: Slice, coordinates: Sequen
     """
     link = where.chip.link / where.chip.devices
     if collective.kind == "collective-permute":
-        hops = [_distance(coordinates[a], coordinates[b], where) for a, b in collective.pairs] or [0]
-        return collective.bytes * (sum(hops) / len(hops)) / link + max(hops) * HOP  # a link carries all that passes over it
+        hops = [_distance(coordinates[a], coordinates[b], where) for a, b in collective.pairs] or [
+            0
+        ]
+        return (
+            collective.bytes * (sum(hops) / len(hops)) / link + max(hops) * HOP
+        )  # a link carries all that passes over it
     points = [coordinates[i] for i in collective.group]
     places = [sorted({point[axis] for point in points}) for axis in range(len(where.sides))]
     spread = [axis for axis, at in enumerate(places) if len(at) > 1]

@@ -16,7 +16,9 @@ from diladiff_jax.diffusion import gaussian, meanflow
 
 Array = jax.Array
 Denoise = Callable[[Array, Array, Array], Array]  # (z_t, t [B], self_condition) -> clean latent
-AverageVelocity = Callable[[Array, Array, Array, Array], Array]  # (z_t, t [B], r [B], self_condition) -> u
+AverageVelocity = Callable[
+    [Array, Array, Array, Array], Array
+]  # (z_t, t [B], r [B], self_condition) -> u
 
 ODE_METHODS = ("euler", "ddim", "heun", "dpmpp_2m")
 
@@ -48,9 +50,13 @@ def probability_flow(
       ValueError: unknown method or self-conditioning.
     """
     if method not in ODE_METHODS:
-        raise ValueError(f"latent sampler is {method!r}; it must be one of {', '.join(ODE_METHODS)}")
+        raise ValueError(
+            f"latent sampler is {method!r}; it must be one of {', '.join(ODE_METHODS)}"
+        )
     if self_conditioning not in ("previous", "current", "none"):
-        raise ValueError(f"self-conditioning is {self_conditioning!r}; it must be 'previous', 'current' or 'none'")
+        raise ValueError(
+            f"self-conditioning is {self_conditioning!r}; it must be 'previous', 'current' or 'none'"
+        )
     nothing = jnp.zeros_like(noise)
     batch = noise.shape[:1]
 
@@ -71,14 +77,20 @@ def probability_flow(
 
             def corrected() -> Array:
                 again = denoise(euler, s, nothing if self_conditioning == "none" else z)
-                v = gaussian.velocity_of_clean(schedule, z_t, z, t) + gaussian.velocity_of_clean(schedule, euler, again, s)
+                v = gaussian.velocity_of_clean(schedule, z_t, z, t) + gaussian.velocity_of_clean(
+                    schedule, euler, again, s
+                )
                 return z_t - gaussian.per_example(t - s, z_t) * 0.5 * v
 
-            z_s = jax.lax.cond(k + 1 < steps, corrected, lambda: euler)  # at s = 0 a prediction implies no velocity
+            z_s = jax.lax.cond(
+                k + 1 < steps, corrected, lambda: euler
+            )  # at s = 0 a prediction implies no velocity
         else:
             # Along log(alpha / sigma) the prediction is a straight line through this and the previous one. At both
             # ends of time that variable is infinite: the first step and the last are of first order.
-            before, here, there = (0.5 * gaussian.log_snr(schedule, 1.0 - (k + i) / steps) for i in (-1, 0, 1))
+            before, here, there = (
+                0.5 * gaussian.log_snr(schedule, 1.0 - (k + i) / steps) for i in (-1, 0, 1)
+            )
             inner = (k > 0) & (k + 1 < steps)
             slope = jnp.where(inner, 0.5 * (there - here) / (here - before), 0.0)
             z_s = gaussian.ddim_step(schedule, z_t, z + slope * (z - previous), t, s)
@@ -122,11 +134,18 @@ def few_step(
             r = meanflow.renoise_time(schedule, s, gamma)
         else:
             r = jnp.sqrt(1.0 - jnp.square(gamma)) * s
-        self_condition = clean_prediction(z_t, t, jnp.zeros_like(z_t)) if self_conditioning else jnp.zeros_like(z_t)
+        self_condition = (
+            clean_prediction(z_t, t, jnp.zeros_like(z_t))
+            if self_conditioning
+            else jnp.zeros_like(z_t)
+        )
         z_r = z_t - gaussian.per_example(t - r, z_t) * average_velocity(z_t, t, r, self_condition)
         scale = schedule.alpha(s) / schedule.alpha(r) if warp == "noise_level" else jnp.ones(batch)
         eps = normal_per_sample(jax.vmap(lambda key: jax.random.fold_in(key, k))(again), shape)
-        renoised = gaussian.per_example(scale, z_r) * z_r + gaussian.per_example(gamma * schedule.sigma(s), z_r) * eps
+        renoised = (
+            gaussian.per_example(scale, z_r) * z_r
+            + gaussian.per_example(gamma * schedule.sigma(s), z_r) * eps
+        )
         return jnp.where(k + 1 < steps, renoised, z_r)
 
     return jax.lax.fori_loop(0, steps, body, z)

@@ -67,50 +67,84 @@ class Sampler:
     prior_self_conditioning: str = "previous"
     gamma_warp: str = "noise_level"
     order: str = "random"  # see ORDERS
-    refresh_every: int = 1  # above 1: keys and values are kept between steps; orders "random" and "count" only
-    skip_layers: tuple[int, ...] = ()  # blocks (never the last) that the steps from `skip_from` of all on are made without; not with kept keys and values
+    refresh_every: int = (
+        1  # above 1: keys and values are kept between steps; orders "random" and "count" only
+    )
+    skip_layers: tuple[
+        int, ...
+    ] = ()  # blocks (never the last) that the steps from `skip_from` of all on are made without; not with kept keys and values
     skip_from: float = 0.5
 
     def __post_init__(self) -> None:
         if self.refresh_every > 1 and (self.order not in ("random", "count") or self.skip_layers):
-            raise ValueError(f"refresh_every is {self.refresh_every}; it must be 1 with order {self.order!r} and skip_layers {self.skip_layers}")
+            raise ValueError(
+                f"refresh_every is {self.refresh_every}; it must be 1 with order {self.order!r} and skip_layers {self.skip_layers}"
+            )
         if self.skip_layers and self.order == "threshold":
-            raise ValueError(f"skip_layers is {self.skip_layers}; it must be empty with order 'threshold', whose number of steps is not known before")
+            raise ValueError(
+                f"skip_layers is {self.skip_layers}; it must be empty with order 'threshold', whose number of steps is not known before"
+            )
 
     def prior_latents(self, params: Mapping[str, Any], keys: Array, controls: Controls) -> Array:
         """LaDiff: the probability-flow ODE of the prior, `[B, N, D_lat]`."""
 
         def denoise(z_t: Array, t: Array, self_condition: Array) -> Array:
-            return self.networks.teacher.apply({"params": params["teacher"]}, z_t, t, self_condition)
+            return self.networks.teacher.apply(
+                {"params": params["teacher"]}, z_t, t, self_condition
+            )
 
         noise = latent.normal_per_sample(keys, self.networks.latent_shape)
         return latent.probability_flow(
-            denoise, self.schedule, noise, controls.latent_steps, method=self.prior_method, self_conditioning=self.prior_self_conditioning
+            denoise,
+            self.schedule,
+            noise,
+            controls.latent_steps,
+            method=self.prior_method,
+            self_conditioning=self.prior_self_conditioning,
         )
 
     def student_latents(self, params: Mapping[str, Any], keys: Array, controls: Controls) -> Array:
         """DiLaDiff: a few average-velocity steps of the student, `[B, N, D_lat]`."""
 
         def clean(z_t: Array, t: Array, self_condition: Array) -> Array:
-            return self.networks.student.apply({"params": params["student"]}, z_t, t, self_condition, jnp.zeros_like(t))
+            return self.networks.student.apply(
+                {"params": params["student"]}, z_t, t, self_condition, jnp.zeros_like(t)
+            )
 
         def average_velocity(z_t: Array, t: Array, r: Array, self_condition: Array) -> Array:
-            z = self.networks.student.apply({"params": params["student"]}, z_t, t, self_condition, t - r)
+            z = self.networks.student.apply(
+                {"params": params["student"]}, z_t, t, self_condition, t - r
+            )
             return meanflow.STEP_FORMS[self.step_form](self.schedule, z_t, z, t, r)
 
         with jax.default_matmul_precision("float32"):  # as it was trained
             return latent.few_step(
-                average_velocity, clean, self.schedule, keys, self.networks.latent_shape, controls.latent_steps,
-                gamma=controls.gamma, warp=self.gamma_warp,
+                average_velocity,
+                clean,
+                self.schedule,
+                keys,
+                self.networks.latent_shape,
+                controls.latent_steps,
+                gamma=controls.gamma,
+                warp=self.gamma_warp,
             )
 
-    def decode(self, params: Mapping[str, Any], keys: Array, prompt: Array, latents: Array | None, controls: Controls) -> Sample:
+    def decode(
+        self,
+        params: Mapping[str, Any],
+        keys: Array,
+        prompt: Array,
+        latents: Array | None,
+        controls: Controls,
+    ) -> Sample:
         """Fills the masked positions of `prompt [B, L]`: by the decoder given latents, else by the plain denoiser."""
         if latents is None:
             network, variables, memory = self.networks.denoiser, {"params": params["denoiser"]}, ()
         else:
             network, variables = self.networks.decoder, {"params": params["decoder"]}
-            memory = (network.apply(variables, latents, method="memory"),)  # keys and values of the latent: once for all steps
+            memory = (
+                network.apply(variables, latents, method="memory"),
+            )  # keys and values of the latent: once for all steps
 
         def context_of(x: Array, k: Array) -> tuple[Array, tuple[Array, Array]]:
             def through(skip: tuple[int, ...]) -> Array:
@@ -135,12 +169,18 @@ class Sampler:
 
         def logits_from(cache: Any, positions: Array) -> Array:
             masked = jnp.full(positions.shape, self.mask_id, prompt.dtype)
-            h, _ = network.apply(variables, masked, *memory, cache, positions, write=False, method="states_at")
+            h, _ = network.apply(
+                variables, masked, *memory, cache, positions, write=False, method="states_at"
+            )
             return network.apply(variables, h, method="project")
 
         kept: dict[str, Any] = {}
         if self.refresh_every > 1:
-            context_of, logits_at, kept = cache_of, logits_from, {"renew": renew, "every": self.refresh_every}
+            context_of, logits_at, kept = (
+                cache_of,
+                logits_from,
+                {"renew": renew, "every": self.refresh_every},
+            )
         form = {
             "random": functools.partial(tokens.ancestral, **kept),
             "count": functools.partial(tokens.ancestral, equal_counts=True, **kept),
@@ -148,12 +188,27 @@ class Sampler:
             "threshold": functools.partial(tokens.by_confidence, threshold=controls.threshold),
         }[self.order]
         filled, when = form(
-            context_of, logits_at, keys, prompt, self.mask_id, jnp.asarray(self.sampleable), controls.decode_steps,
-            temperature=controls.temperature, top_p=controls.top_p,
+            context_of,
+            logits_at,
+            keys,
+            prompt,
+            self.mask_id,
+            jnp.asarray(self.sampleable),
+            controls.decode_steps,
+            temperature=controls.temperature,
+            top_p=controls.top_p,
         )
         return Sample(filled, when, latents)
 
-    def generate(self, model: str, params: Mapping[str, Any], key: Array, indices: Array, prompt: Array, controls: Controls) -> Sample:
+    def generate(
+        self,
+        model: str,
+        params: Mapping[str, Any],
+        key: Array,
+        indices: Array,
+        prompt: Array,
+        controls: Controls,
+    ) -> Sample:
         """Draws samples `indices [B]` of `key`: the latent by the model's own sampler, then the tokens of `prompt [B, L]`.
 
         Raises:
@@ -171,13 +226,34 @@ class Sampler:
             z = None
         return self.decode(params, token_keys, prompt, z, controls)
 
-    def decode_noise(self, params: Mapping[str, Any], key: Array, indices: Array, prompt: Array, controls: Controls) -> Sample:
+    def decode_noise(
+        self,
+        params: Mapping[str, Any],
+        key: Array,
+        indices: Array,
+        prompt: Array,
+        controls: Controls,
+    ) -> Sample:
         """The null-latent control: decodes given N(0, I) in the latent's place, as augmentation trained it."""
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
         latent_keys, token_keys = jax.vmap(lambda k: jax.random.split(k))(keys).T
-        return self.decode(params, token_keys, prompt, latent.normal_per_sample(latent_keys, self.networks.latent_shape), controls)
+        return self.decode(
+            params,
+            token_keys,
+            prompt,
+            latent.normal_per_sample(latent_keys, self.networks.latent_shape),
+            controls,
+        )
 
-    def decode_latents(self, params: Mapping[str, Any], key: Array, indices: Array, prompt: Array, latents: Array, controls: Controls) -> Sample:
+    def decode_latents(
+        self,
+        params: Mapping[str, Any],
+        key: Array,
+        indices: Array,
+        prompt: Array,
+        latents: Array,
+        controls: Controls,
+    ) -> Sample:
         """Decodes given latents `[B, N, D_lat]` (true ones, interpolated ones, edited ones)."""
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
         return self.decode(params, keys, prompt, latents, controls)

@@ -27,10 +27,14 @@ def nucleus_threshold(probabilities: Array, top_p: Array | float) -> Array:
     def body(i: Array, low: Array) -> Array:
         candidate = low | (jnp.int32(1) << (30 - i))
         threshold = jax.lax.bitcast_convert_type(candidate, jnp.float32)
-        mass = jnp.sum(jnp.where(probabilities >= threshold, probabilities, 0.0), axis=-1, keepdims=True)
+        mass = jnp.sum(
+            jnp.where(probabilities >= threshold, probabilities, 0.0), axis=-1, keepdims=True
+        )
         return jnp.where(mass >= target, candidate, low)
 
-    target = jnp.maximum(top_p, jnp.finfo(jnp.float32).tiny)  # a nucleus of mass 0 is the most likely token
+    target = jnp.maximum(
+        top_p, jnp.finfo(jnp.float32).tiny
+    )  # a nucleus of mass 0 is the most likely token
 
     low = jnp.zeros(probabilities.shape[:-1] + (1,), jnp.int32)
     return jax.lax.bitcast_convert_type(jax.lax.fori_loop(0, 31, body, low), jnp.float32)
@@ -45,9 +49,15 @@ def token_distribution(logits: Array, temperature: Array | float, top_p: Array |
     top = jnp.max(logits, axis=-1, keepdims=True)
     warm = jnp.maximum(temperature, 1e-6)
     tempered = jnp.where(logits == top, 0.0, (logits - top) / warm)
-    p = jax.nn.softmax(jnp.where(temperature > 0, tempered, jnp.where(logits == top, 0.0, -jnp.inf)), axis=-1)
+    p = jax.nn.softmax(
+        jnp.where(temperature > 0, tempered, jnp.where(logits == top, 0.0, -jnp.inf)), axis=-1
+    )
     # At top_p = 1 there is nothing to find, and rounding must not cut a tail whose mass falls short of 1.
-    return jax.lax.cond(jnp.asarray(top_p) < 1.0, lambda: jnp.where(p >= nucleus_threshold(p, top_p), p, 0.0), lambda: p)
+    return jax.lax.cond(
+        jnp.asarray(top_p) < 1.0,
+        lambda: jnp.where(p >= nucleus_threshold(p, top_p), p, 0.0),
+        lambda: p,
+    )
 
 
 def of_text(logits: Array, sampleable: Array) -> Array:
@@ -68,7 +78,9 @@ def draw(probabilities: Array, uniform: Array) -> Array:
     level = uniform[..., None] * cumulative[..., -1:]
     # A parallel cumulative sum may rise by a rounding error where the probability is zero, so that is asked for too.
     above = (cumulative > level) & (probabilities > 0)
-    return jnp.where(above.any(axis=-1), jnp.argmax(above, axis=-1), last_positive(probabilities)).astype(jnp.int32)
+    return jnp.where(
+        above.any(axis=-1), jnp.argmax(above, axis=-1), last_positive(probabilities)
+    ).astype(jnp.int32)
 
 
 def last_positive(probabilities: Array) -> Array:
@@ -149,7 +161,11 @@ def ancestral(
         def renewed(i: Array, context: Any) -> Any:
             slot = first + i * some + jnp.arange(some)[None, :]
             positions = jnp.take_along_axis(order, jnp.minimum(slot, length - 1), axis=1)
-            return renew(context, jnp.take_along_axis(x, positions, axis=1), jnp.where(slot < last, positions, length))
+            return renew(
+                context,
+                jnp.take_along_axis(x, positions, axis=1),
+                jnp.where(slot < last, positions, length),
+            )
 
         return jax.lax.fori_loop(0, -(-jnp.max(last - first) // some), renewed, context)
 
@@ -160,21 +176,36 @@ def ancestral(
             context = context_of(x, k)
         else:
             # Steps in which a row has nothing to do may be left out or not, as the batch has it: its tokens are the same.
-            context = jax.lax.cond(k // every > previous // every, lambda: context_of(x, k), lambda: changed(context, x, before(previous), first))
+            context = jax.lax.cond(
+                k // every > previous // every,
+                lambda: context_of(x, k),
+                lambda: changed(context, x, before(previous), first),
+            )
 
         def some(i: Array, x: Array) -> Array:
             slot = first + i * size + jnp.arange(size)[None, :]
             positions = jnp.take_along_axis(order, jnp.minimum(slot, length - 1), axis=1)
-            p = token_distribution(of_text(logits_at(context, positions), sampleable), temperature, top_p)
+            p = token_distribution(
+                of_text(logits_at(context, positions), sampleable), temperature, top_p
+            )
             drawn = draw(p, jnp.take_along_axis(uniform, positions, axis=1))
             # Slots past the row's last are sent outside, where nothing is written.
             goal = jnp.where(slot < last, positions, length)
-            return jax.vmap(lambda row, at, value: row.at[at].set(value, mode="drop"))(x, goal, drawn.astype(x.dtype))
+            return jax.vmap(lambda row, at, value: row.at[at].set(value, mode="drop"))(
+                x, goal, drawn.astype(x.dtype)
+            )
 
         x = jax.lax.fori_loop(0, -(-jnp.max(last - first) // size), some, x)
         return k, next_step(k), x, None if renew is None else context
 
-    nothing = None if renew is None else jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(context_of, tokens, jnp.int32(0)))
+    nothing = (
+        None
+        if renew is None
+        else jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+            jax.eval_shape(context_of, tokens, jnp.int32(0)),
+        )
+    )
     start = (jnp.int32(-1), next_step(jnp.int32(-1)), tokens, nothing)
     return jax.lax.while_loop(lambda carry: carry[1] < steps, step, start)[2], when
 
@@ -211,18 +242,27 @@ def by_confidence(
         context, masked = context_of(x, k), free & (when < 0)
         left = masked.sum(axis=1, keepdims=True)
         order = jnp.argsort(~masked, axis=1)  # masked positions first, in their order
-        uniform = uniform_per_sample(jax.vmap(lambda key: jax.random.fold_in(key, k))(keys), (length,))
+        uniform = uniform_per_sample(
+            jax.vmap(lambda key: jax.random.fold_in(key, k))(keys), (length,)
+        )
 
         def some(i: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
             slot = i * size + jnp.arange(size)[None, :]
             positions = jnp.take_along_axis(order, jnp.minimum(slot, length - 1), axis=1)
             logits = of_text(logits_at(context, positions), sampleable)
-            drawn = draw(token_distribution(logits, temperature, top_p), jnp.take_along_axis(uniform, positions, axis=1))
-            sure = jnp.take_along_axis(jax.nn.softmax(logits, axis=-1), drawn[..., None], axis=-1)[..., 0]
+            drawn = draw(
+                token_distribution(logits, temperature, top_p),
+                jnp.take_along_axis(uniform, positions, axis=1),
+            )
+            sure = jnp.take_along_axis(jax.nn.softmax(logits, axis=-1), drawn[..., None], axis=-1)[
+                ..., 0
+            ]
             goal = jnp.where(slot < left, positions, length)
             put = jax.vmap(lambda row, at, value: row.at[at].set(value, mode="drop"))
             # Not a number (a network gone wrong) counts as not sure at all: every step must keep something.
-            return put(found[0], goal, drawn.astype(x.dtype)), put(found[1], goal, jnp.nan_to_num(sure))
+            return put(found[0], goal, drawn.astype(x.dtype)), put(
+                found[1], goal, jnp.nan_to_num(sure)
+            )
 
         nothing = (x, jnp.full(x.shape, -1.0))
         drawn, sure = jax.lax.fori_loop(0, -(-jnp.max(left) // size), some, nothing)

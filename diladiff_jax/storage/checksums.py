@@ -36,7 +36,13 @@ def crc32(path: pathlib.Path) -> int:
 
 def _item_files(step_folder: pathlib.Path) -> Iterator[pathlib.Path]:
     # Orbax may still touch what lies beside the items when the folder is there, and systems leave hidden files of their own anywhere.
-    return (path for item in sorted(step_folder.iterdir()) if item.is_dir() for path in sorted(item.rglob("*")) if path.is_file() and not path.name.startswith("."))
+    return (
+        path
+        for item in sorted(step_folder.iterdir())
+        if item.is_dir()
+        for path in sorted(item.rglob("*"))
+        if path.is_file() and not path.name.startswith(".")
+    )
 
 
 def write_checksums(step_folder: pathlib.Path) -> None:
@@ -66,8 +72,12 @@ def _recorded(step_folder: pathlib.Path) -> dict[str, list[int]]:
     try:
         record = json.loads(sums_of(step_folder).read_text())
         found = record["files"]
-        formed = bool(found) and all(type(size) is int and type(total) is int for size, total in found.values())
-        if formed and record.get("crc32", _total(found)) == _total(found):  # earlier versions wrote no total
+        formed = bool(found) and all(
+            type(size) is int and type(total) is int for size, total in found.values()
+        )
+        if formed and record.get("crc32", _total(found)) == _total(
+            found
+        ):  # earlier versions wrote no total
             return found
     except (KeyError, TypeError, AttributeError, RecursionError):
         pass
@@ -98,7 +108,9 @@ def find_damage(step_folder: pathlib.Path, items: Iterable[str] | None = None) -
         return _gap(step_folder, items)
     try:
         for path in _item_files(step_folder):
-            if (name := str(path.relative_to(step_folder))) not in wanted and (items is None or name.split("/")[0] in items):
+            if (name := str(path.relative_to(step_folder))) not in wanted and (
+                items is None or name.split("/")[0] in items
+            ):
                 return f"{name} was not among its files"
     except OSError as error:
         return f"{error.filename} cannot be read ({error.strerror})"
@@ -142,7 +154,11 @@ class ChecksumWriter:
     """Seals checkpoints in a thread, as soon as they are committed."""
 
     def __init__(self, checkpoints: pathlib.Path) -> None:
-        self._checkpoints, self._steps, self._closing = checkpoints, queue.SimpleQueue[int | None](), threading.Event()
+        self._checkpoints, self._steps, self._closing = (
+            checkpoints,
+            queue.SimpleQueue[int | None](),
+            threading.Event(),
+        )
         self._thread: threading.Thread | None = None
 
     def expect(self, step: int) -> None:

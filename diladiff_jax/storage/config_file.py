@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from diladiff_jax import files
-from diladiff_jax.config import BASELINES, ConfigError, PREDECESSOR, STAGES, resolve
+from diladiff_jax.config import BASELINES, PREDECESSOR, STAGES, ConfigError, resolve
 
 MAY_CHANGE = ("mesh", "memory", "sampling", "evaluation", "logging")
 """Blocks that a later command on the same workdir may give differently (as it may every `steps`)."""
@@ -24,10 +24,16 @@ def require_same(config: ConfigDict, workdir: str | pathlib.Path) -> None:
     Raises:
       ConfigError: a setting that the workdir's networks were trained with has changed.
     """
-    changed = [key for key in _differences(load(workdir).to_dict(), config.to_dict()) if key.split(".")[0] not in MAY_CHANGE and not key.endswith(".steps")]
+    changed = [
+        key
+        for key in _differences(load(workdir).to_dict(), config.to_dict())
+        if key.split(".")[0] not in MAY_CHANGE and not key.endswith(".steps")
+    ]
     if changed:
         path = pathlib.Path(workdir) / "config.json"
-        raise ConfigError(f"config {_named(changed)} from {path}, which this workdir was made with; use another --workdir, or these settings as they are there")
+        raise ConfigError(
+            f"config {_named(changed)} from {path}, which this workdir was made with; use another --workdir, or these settings as they are there"
+        )
 
 
 _MEANING = {
@@ -51,10 +57,13 @@ def require_taken(config: ConfigDict, source: str | pathlib.Path, stage: str) ->
     changed = [
         key
         for key in _differences(load(source).to_dict(), config.to_dict())
-        if any(key == name or key.startswith(f"{name}.") for name in names) and not key.endswith(_NO_MEANING)
+        if any(key == name or key.startswith(f"{name}.") for name in names)
+        and not key.endswith(_NO_MEANING)
     ]
     if changed:
-        raise ConfigError(f"config {_named(changed)} from {pathlib.Path(source) / 'config.json'}, whose {earlier[0]} is taken over; give these settings as they are there")
+        raise ConfigError(
+            f"config {_named(changed)} from {pathlib.Path(source) / 'config.json'}, whose {earlier[0]} is taken over; give these settings as they are there"
+        )
 
 
 def require_own(config: ConfigDict, workdir: str | pathlib.Path) -> None:
@@ -64,8 +73,12 @@ def require_own(config: ConfigDict, workdir: str | pathlib.Path) -> None:
       ConfigError: as `require_same`; or the workdir is a bundle.
     """
     workdir = pathlib.Path(workdir)
-    if (workdir / "bundle.json").exists() or any(workdir.glob("*.safetensors")):  # or what is left of one
-        raise ConfigError(f"{workdir} is a bundle, which stays as it is; train in another --workdir, with --init_from={workdir} to start from it")
+    if (workdir / "bundle.json").exists() or any(
+        workdir.glob("*.safetensors")
+    ):  # or what is left of one
+        raise ConfigError(
+            f"{workdir} is a bundle, which stays as it is; train in another --workdir, with --init_from={workdir} to start from it"
+        )
     if _made(workdir):
         require_same(config, workdir)
 
@@ -73,14 +86,22 @@ def require_own(config: ConfigDict, workdir: str | pathlib.Path) -> None:
 def _made(workdir: pathlib.Path) -> bool:
     """Whether something was made from `WORKDIR/config.json`. Raises ConfigError where something was trained, and that file is gone."""
     try:
-        trained = any(path.name.isdecimal() for stage in STAGES + BASELINES for path in (workdir / stage / "checkpoints").glob("*"))
+        trained = any(
+            path.name.isdecimal()
+            for stage in STAGES + BASELINES
+            for path in (workdir / stage / "checkpoints").glob("*")
+        )
         if (workdir / "config.json").exists():
             return trained or (workdir / "prepared.json").exists()
         if trained:
-            raise ConfigError(f"{workdir} has trained stages and no config.json, which alone says what they are; put it back, or take another --workdir")
+            raise ConfigError(
+                f"{workdir} has trained stages and no config.json, which alone says what they are; put it back, or take another --workdir"
+            )
         return False
     except OSError as error:
-        raise ConfigError(f"workdir {workdir} cannot be read ({error.strerror}); give a folder that can be") from None
+        raise ConfigError(
+            f"workdir {workdir} cannot be read ({error.strerror}); give a folder that can be"
+        ) from None
 
 
 def save(config: ConfigDict, workdir: str | pathlib.Path, *, first: bool = False) -> None:
@@ -100,7 +121,9 @@ def save(config: ConfigDict, workdir: str | pathlib.Path, *, first: bool = False
         workdir.mkdir(parents=True, exist_ok=True)
         files.write(path, json.dumps(config.to_dict(), indent=2) + "\n")
     except OSError as error:
-        raise ConfigError(f"workdir {workdir} cannot be written ({error.strerror}); give a folder that can be") from None
+        raise ConfigError(
+            f"workdir {workdir} cannot be written ({error.strerror}); give a folder that can be"
+        ) from None
 
 
 def load(workdir: str | pathlib.Path) -> ConfigDict:
@@ -117,24 +140,38 @@ def load(workdir: str | pathlib.Path) -> ConfigDict:
             text = data.read(_CONFIG_BYTES + 1)
         given = json.loads(text) if len(text) <= _CONFIG_BYTES else None
     except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist; a workdir is made by launch/train.py or launch/prepare.py") from None
+        raise ConfigError(
+            f"{path} does not exist; a workdir is made by launch/train.py or launch/prepare.py"
+        ) from None
     except ConfigError:
         raise
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}); give the folder of an experiment") from None
+        raise ConfigError(
+            f"{path} cannot be read ({error.strerror}); give the folder of an experiment"
+        ) from None
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not JSON ({error}); restore it or start a new workdir") from None
+        raise ConfigError(
+            f"{path} is not JSON ({error}); restore it or start a new workdir"
+        ) from None
     if not isinstance(given, dict):
-        holds = type(given).__name__ if len(text) <= _CONFIG_BYTES else f"more than {_CONFIG_BYTES} bytes"
+        holds = (
+            type(given).__name__
+            if len(text) <= _CONFIG_BYTES
+            else f"more than {_CONFIG_BYTES} bytes"
+        )
         raise ConfigError(f"{path} holds {holds}; it must be one JSON object")
     return resolve(given)
 
 
 def _named(keys: list[str]) -> str:
-    """"key a.b differs" or "keys a.b, c.d, e.f and 4 more differ": an experiment mistaken for another differs in many."""
+    """ "key a.b differs" or "keys a.b, c.d, e.f and 4 more differ": an experiment mistaken for another differs in many."""
     if len(keys) == 1:
         return f"key {keys[0]} differs"
-    return f"keys {', '.join(keys[:3])}" + (f" and {len(keys) - 3} more" if len(keys) > 3 else "") + " differ"
+    return (
+        f"keys {', '.join(keys[:3])}"
+        + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+        + " differ"
+    )
 
 
 def _differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[str]:

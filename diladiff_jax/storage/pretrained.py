@@ -36,14 +36,20 @@ def locate(path: str, names: tuple[str, ...]) -> pathlib.Path:
     if folder.is_dir():
         return folder
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path):
-        raise PretrainedError(f"{path} is not a folder; give one with {', '.join(names)}, or a hub name such as google-bert/bert-base-uncased")
+        raise PretrainedError(
+            f"{path} is not a folder; give one with {', '.join(names)}, or a hub name such as google-bert/bert-base-uncased"
+        )
     import huggingface_hub
 
     try:
         return pathlib.Path(huggingface_hub.snapshot_download(path, allow_patterns=list(names)))
-    except Exception as error:  # the hub's client, its HTTP library and the system each have their own
+    except (
+        Exception
+    ) as error:  # the hub's client, its HTTP library and the system each have their own
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise PretrainedError(f"{path} is no folder here, and could not be had from the hub under that name ({reason}); give a folder with {', '.join(names)}") from error
+        raise PretrainedError(
+            f"{path} is no folder here, and could not be had from the hub under that name ({reason}); give a folder with {', '.join(names)}"
+        ) from error
 
 
 def adopt(path: str, directory: str | os.PathLike[str]) -> None:
@@ -62,11 +68,15 @@ def adopt(path: str, directory: str | os.PathLike[str]) -> None:
     try:
         for name in ENCODER_FILES:
             if not (found / name).is_file():
-                raise PretrainedError(f"{found / name} is missing, or no regular file; an encoder's folder holds {', '.join(ENCODER_FILES)}")
+                raise PretrainedError(
+                    f"{found / name} is missing, or no regular file; an encoder's folder holds {', '.join(ENCODER_FILES)}"
+                )
             shutil.copyfile(found / name, aside / name)
         aside.rename(directory)
     except OSError as error:
-        raise PretrainedError(f"{error.filename} cannot be copied ({error.strerror}); an encoder's folder holds {', '.join(ENCODER_FILES)}") from None
+        raise PretrainedError(
+            f"{error.filename} cannot be copied ({error.strerror}); an encoder's folder holds {', '.join(ENCODER_FILES)}"
+        ) from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -81,7 +91,9 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text())
     except OSError as error:
-        raise PretrainedError(f"{path} cannot be read ({error.strerror}); a published network's folder holds config.json and model.safetensors") from None
+        raise PretrainedError(
+            f"{path} cannot be read ({error.strerror}); a published network's folder holds config.json and model.safetensors"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise PretrainedError(f"{path} is not JSON ({error}); restore it") from None
     if not isinstance(config, dict):
@@ -102,9 +114,13 @@ def read_tensors(folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     try:
         return load_file(path)
     except OSError as error:
-        raise PretrainedError(f"{path} cannot be read ({error.strerror or error}); weights must be one safetensors file of that name (others are never opened)") from None
+        raise PretrainedError(
+            f"{path} cannot be read ({error.strerror or error}); weights must be one safetensors file of that name (others are never opened)"
+        ) from None
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
-        raise PretrainedError(f"{path} is not a whole safetensors file ({error}); copy or download it again") from None
+        raise PretrainedError(
+            f"{path} is not a whole safetensors file ({error}); copy or download it again"
+        ) from None
 
 
 def read_vocabulary(folder: str | os.PathLike[str]) -> list[str]:
@@ -115,12 +131,18 @@ def read_vocabulary(folder: str | os.PathLike[str]) -> list[str]:
     """
     path = pathlib.Path(folder) / "vocab.txt"
     try:
-        words = path.read_text(encoding="utf-8").replace("\r\n", "\n").removesuffix("\n").split("\n")
+        words = (
+            path.read_text(encoding="utf-8").replace("\r\n", "\n").removesuffix("\n").split("\n")
+        )
     except (OSError, UnicodeDecodeError) as error:
-        raise PretrainedError(f"{path} cannot be read ({error}); it must hold one piece a line") from None
+        raise PretrainedError(
+            f"{path} cannot be read ({error}); it must hold one piece a line"
+        ) from None
     for word in ("[CLS]", "[SEP]"):
         if word not in words:
-            raise PretrainedError(f"{path} has no piece {word}; it must be the vocabulary of a BERT")
+            raise PretrainedError(
+                f"{path} has no piece {word}; it must be the vocabulary of a BERT"
+            )
     return words
 
 
@@ -133,7 +155,10 @@ def load_encoder(folder: str | os.PathLike[str], dtype: Any) -> bert.Bert:
     words = read_vocabulary(folder)
     config = read_config(folder)
     specials = {"cls_id": words.index("[CLS]"), "sep_id": words.index("[SEP]")}
-    return _in_one_line(pathlib.Path(folder) / "config.json", lambda: bert.from_config(config, pieces=len(words), dtype=dtype, **specials))
+    return _in_one_line(
+        pathlib.Path(folder) / "config.json",
+        lambda: bert.from_config(config, pieces=len(words), dtype=dtype, **specials),
+    )
 
 
 def encoder_parameters(folder: str | os.PathLike[str], network: bert.Bert) -> dict[str, Any]:
@@ -143,10 +168,14 @@ def encoder_parameters(folder: str | os.PathLike[str], network: bert.Bert) -> di
       PretrainedError: weights that are missing, damaged, or not those of `network`.
     """
     tensors = read_tensors(folder)
-    return _in_one_line(pathlib.Path(folder) / "model.safetensors", lambda: bert.parameters(tensors, network))
+    return _in_one_line(
+        pathlib.Path(folder) / "model.safetensors", lambda: bert.parameters(tensors, network)
+    )
 
 
-def load_scorer(folder: str | os.PathLike[str], dtype: Any = np.float32) -> tuple[gpt2.GPT2, dict[str, Any]]:
+def load_scorer(
+    folder: str | os.PathLike[str], dtype: Any = np.float32
+) -> tuple[gpt2.GPT2, dict[str, Any]]:
     """A GPT-2's network and parameters (numpy arrays on the host, float32).
 
     Raises:
@@ -155,7 +184,9 @@ def load_scorer(folder: str | os.PathLike[str], dtype: Any = np.float32) -> tupl
     config, folder = read_config(folder), pathlib.Path(folder)
     network = _in_one_line(folder / "config.json", lambda: gpt2.from_config(config, dtype=dtype))
     tensors = read_tensors(folder)
-    return network, _in_one_line(folder / "model.safetensors", lambda: gpt2.parameters(tensors, network))
+    return network, _in_one_line(
+        folder / "model.safetensors", lambda: gpt2.parameters(tensors, network)
+    )
 
 
 def _in_one_line(path: pathlib.Path, build: Callable[[], Any]) -> Any:

@@ -27,13 +27,23 @@ class Watch:
       skipped: updates of the stage that were skipped before.
     """
 
-    def __init__(self, stage: str, folder: pathlib.Path, most: int, say: Callable[[str], None], *, skipped: int = 0) -> None:
+    def __init__(
+        self,
+        stage: str,
+        folder: pathlib.Path,
+        most: int,
+        say: Callable[[str], None],
+        *,
+        skipped: int = 0,
+    ) -> None:
         self._stage, self._folder, self._most, self._say = stage, folder, most, say
         self.in_a_row = self._count = 0
         self._mean = self._variance = 0.0
         self.skipped = skipped
 
-    def look(self, step: int, metrics: dict[str, jax.Array], tokens: jax.Array) -> dict[str, float] | None:
+    def look(
+        self, step: int, metrics: dict[str, jax.Array], tokens: jax.Array
+    ) -> dict[str, float] | None:
         """The metrics of update `step` as numbers, waiting for it; None if it was skipped.
 
         Raises:
@@ -57,7 +67,9 @@ class Watch:
     def _spike(self, step: int, loss: float) -> None:
         deviation = math.sqrt(self._variance)
         if self._count >= MEMORY and loss > self._mean + SPIKE * deviation:
-            self._say(f"{self._stage} {step}: loss spikes to {loss:.4g}, where {self._mean:.4g} +- {deviation:.2g} was usual")
+            self._say(
+                f"{self._stage} {step}: loss spikes to {loss:.4g}, where {self._mean:.4g} +- {deviation:.2g} was usual"
+            )
         self._count += 1
         share = 1 / min(self._count, MEMORY)
         off = loss - self._mean
@@ -67,10 +79,14 @@ class Watch:
     def _kept(self, step: int, tokens: jax.Array) -> str:
         """Saves this process's rows of a batch; says where."""
         path = self._folder / f"step_{step}_process_{jax.process_index()}.npy"
-        rows = {shard.index[0].start or 0: np.asarray(shard.data) for shard in tokens.addressable_shards}
+        rows = {
+            shard.index[0].start or 0: np.asarray(shard.data) for shard in tokens.addressable_shards
+        }
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(path, np.concatenate([rows[start] for start in sorted(rows)]), allow_pickle=False)
+            np.save(
+                path, np.concatenate([rows[start] for start in sorted(rows)]), allow_pickle=False
+            )
         except OSError as error:
             return f", its batch could not be kept ({error.strerror})"
         return f", its batch is {path}"

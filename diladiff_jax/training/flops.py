@@ -18,7 +18,9 @@ from jax.extend import core
 _SPLASH = "splash_m"  # how the names of Pallas splash attention's kernels begin
 
 
-def model_flops(loss: Callable[..., Any], params: Any, *others: Any, expensive_branch_probability: float = 1.0) -> float:
+def model_flops(
+    loss: Callable[..., Any], params: Any, *others: Any, expensive_branch_probability: float = 1.0
+) -> float:
     """FLOPs of the value and gradient in `params` of `loss(params, *others)`, whose first result is the loss and the rest metrics.
 
     Arguments are arrays or their shapes. A multiplication and an addition are two FLOPs. Of conditionals the dearest branch counts, or the
@@ -32,7 +34,12 @@ def model_flops(loss: Callable[..., Any], params: Any, *others: Any, expensive_b
     active = [True] * trained + [False] * (len(traced.jaxpr.invars) - trained)
     needed = [True] + [False] * (len(traced.jaxpr.outvars) - 1)
     dearest = _analyse(traced.jaxpr, active, needed, max).flops
-    return dearest if expensive_branch_probability == 1 else expensive_branch_probability * dearest + (1 - expensive_branch_probability) * _analyse(traced.jaxpr, active, needed, min).flops
+    return (
+        dearest
+        if expensive_branch_probability == 1
+        else expensive_branch_probability * dearest
+        + (1 - expensive_branch_probability) * _analyse(traced.jaxpr, active, needed, min).flops
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,12 +49,16 @@ class _Result:
     needed: list[bool]  # of each input: whether a gradient comes back to it
 
 
-def _analyse(jaxpr: Any, active: Sequence[bool], needed: Sequence[bool], chosen: Callable[..., float]) -> _Result:
+def _analyse(
+    jaxpr: Any, active: Sequence[bool], needed: Sequence[bool], chosen: Callable[..., float]
+) -> _Result:
     """FLOPs of a jaxpr given which inputs are trained and which outputs the loss depends on, and which branch is `chosen`, max or min."""
     depends = {v: a for v, a in zip(jaxpr.invars, active, strict=True)}
     for equation in jaxpr.eqns:  # forwards: what depends on the parameters
         given = [_of(depends, v) for v in equation.invars]
-        for v, a in zip(equation.outvars, _equation(equation, given, None, chosen).active, strict=True):
+        for v, a in zip(
+            equation.outvars, _equation(equation, given, None, chosen).active, strict=True
+        ):
             depends[v] = a
     wanted: dict[Any, bool] = {}
     for v, n in zip(jaxpr.outvars, needed, strict=True):
@@ -59,10 +70,14 @@ def _analyse(jaxpr: Any, active: Sequence[bool], needed: Sequence[bool], chosen:
         flops += result.flops
         for v, n in zip(equation.invars, result.needed, strict=True):
             _mark(wanted, v, n)
-    return _Result(flops, [_of(depends, v) for v in jaxpr.outvars], [_of(wanted, v) for v in jaxpr.invars])
+    return _Result(
+        flops, [_of(depends, v) for v in jaxpr.outvars], [_of(wanted, v) for v in jaxpr.invars]
+    )
 
 
-def _equation(equation: Any, given: list[bool], wanted: list[bool] | None, chosen: Callable[..., float]) -> _Result:
+def _equation(
+    equation: Any, given: list[bool], wanted: list[bool] | None, chosen: Callable[..., float]
+) -> _Result:
     """One equation; `wanted` None asks only for what depends on what."""
     name, params = equation.primitive.name, equation.params
     outputs = len(equation.outvars)
@@ -77,15 +92,28 @@ def _equation(equation: Any, given: list[bool], wanted: list[bool] | None, chose
     if name == "while":
         return _while(params, given, want, chosen)
     if name == "cond":
-        branches = [_analyse(branch.jaxpr, given[1:], want, chosen) for branch in params["branches"]]
+        branches = [
+            _analyse(branch.jaxpr, given[1:], want, chosen) for branch in params["branches"]
+        ]
         return _Result(
-            chosen(b.flops for b in branches), [any(each) for each in zip(*(b.active for b in branches), strict=True)],
+            chosen(b.flops for b in branches),
+            [any(each) for each in zip(*(b.active for b in branches), strict=True)],
             [False] + [any(each) for each in zip(*(b.needed for b in branches), strict=True)],
         )
     if name == "pallas_call":
-        return _Result(_kernel_flops(equation) * (1 + 2 * (any(given) and any(want))), [any(given)] * outputs, [any(want)] * len(given))
-    inner = next((params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params), None)
-    if inner is not None and len(_plain(inner).invars) == len(given) and len(_plain(inner).outvars) == outputs:
+        return _Result(
+            _kernel_flops(equation) * (1 + 2 * (any(given) and any(want))),
+            [any(given)] * outputs,
+            [any(want)] * len(given),
+        )
+    inner = next(
+        (params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params), None
+    )
+    if (
+        inner is not None
+        and len(_plain(inner).invars) == len(given)
+        and len(_plain(inner).outvars) == outputs
+    ):
         result = _analyse(_plain(inner), given, want, chosen)
         if name == "shard_map":  # shapes inside are those of one device
             return dataclasses.replace(result, flops=result.flops * params["mesh"].size)
@@ -93,22 +121,34 @@ def _equation(equation: Any, given: list[bool], wanted: list[bool] | None, chose
     return _Result(0.0, [any(given)] * outputs, [any(want)] * len(given))
 
 
-def _scan(params: dict[str, Any], given: list[bool], want: list[bool], chosen: Callable[..., float]) -> _Result:
+def _scan(
+    params: dict[str, Any], given: list[bool], want: list[bool], chosen: Callable[..., float]
+) -> _Result:
     consts, carried, body = params["num_consts"], params["num_carry"], params["jaxpr"].jaxpr
     state, back = list(given), list(want)
     while True:  # what depends on the parameters, or is wanted, in a later trip
         result = _analyse(body, state, back, chosen)
-        onward = [a or b for a, b in zip(state[consts : consts + carried], result.active[:carried], strict=True)]
-        backward = [a or b for a, b in zip(back[:carried], result.needed[consts : consts + carried], strict=True)]
+        onward = [
+            a or b
+            for a, b in zip(state[consts : consts + carried], result.active[:carried], strict=True)
+        ]
+        backward = [
+            a or b
+            for a, b in zip(back[:carried], result.needed[consts : consts + carried], strict=True)
+        ]
         if onward == state[consts : consts + carried] and backward == back[:carried]:
             return dataclasses.replace(result, flops=result.flops * params["length"])
         state[consts : consts + carried], back[:carried] = onward, backward
 
 
-def _while(params: dict[str, Any], given: list[bool], want: list[bool], chosen: Callable[..., float]) -> _Result:
+def _while(
+    params: dict[str, Any], given: list[bool], want: list[bool], chosen: Callable[..., float]
+) -> _Result:
     body = params["body_jaxpr"].jaxpr
     if _analyse(body, [False] * len(body.invars), [False] * len(body.outvars), chosen).flops:
-        raise ValueError("a loop with an unknown number of trips has matrix products inside; its FLOPs cannot be counted")
+        raise ValueError(
+            "a loop with an unknown number of trips has matrix products inside; its FLOPs cannot be counted"
+        )
     return _Result(0.0, [any(given)] * len(want), [any(want)] * len(given))
 
 
@@ -120,9 +160,13 @@ def _dot_flops(equation: Any) -> float:
 
 def _kernel_flops(equation: Any) -> float:
     """Forward FLOPs of splash attention; other kernels are not counted."""
-    if _SPLASH not in str(equation.params.get("name", "")) + str(equation.params.get("name_and_src_info", "")):
+    if _SPLASH not in str(equation.params.get("name", "")) + str(
+        equation.params.get("name_and_src_info", "")
+    ):
         return 0.0
-    floats = [v.aval for v in equation.invars if jax.numpy.issubdtype(v.aval.dtype, jax.numpy.floating)]
+    floats = [
+        v.aval for v in equation.invars if jax.numpy.issubdtype(v.aval.dtype, jax.numpy.floating)
+    ]
     rank = max(len(a.shape) for a in floats)
     q, k = [a for a in floats if len(a.shape) == rank][:2]
     return 4.0 * math.prod(q.shape) * k.shape[-2]

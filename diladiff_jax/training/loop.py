@@ -17,23 +17,37 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diladiff_jax import config as config_lib
-from diladiff_jax.storage import config_file, pretrained
 from diladiff_jax.data.pipeline import Batches
 from diladiff_jax.data.prepare import Prepared, load_prepared, prepare
 from diladiff_jax.data.tokenizers import printable
+from diladiff_jax.experiment import (
+    Experiment,
+    check_source,
+    last_checkpoint,
+    not_trained,
+    remember_source,
+    require_source,
+    trained_steps,
+)
 from diladiff_jax.objectives.base import Context, Objective
 from diladiff_jax.objectives.diladiff import student_from_teacher
 from diladiff_jax.parallel import sharding
-from diladiff_jax.storage.checkpoints import Checkpoints, require_intact, quarantine_corrupt
 from diladiff_jax.parallel.processes import Preempted, StopSignal, run_on_process_zero
-from diladiff_jax.experiment import Experiment, check_source, last_checkpoint, not_trained, remember_source, require_source, trained_steps
+from diladiff_jax.storage import config_file, pretrained
+from diladiff_jax.storage.checkpoints import Checkpoints, quarantine_corrupt, require_intact
+from diladiff_jax.training.anomalies import TrainingError, Watch
 from diladiff_jax.training.flops import model_flops
 from diladiff_jax.training.metrics import MetricsWriter, Progress
 from diladiff_jax.training.optimizer import make_optimizer
 from diladiff_jax.training.preview import make_preview
-from diladiff_jax.training.state import TrainState, compile_steps, init_state, is_finite, state_shardings
+from diladiff_jax.training.state import (
+    TrainState,
+    compile_steps,
+    init_state,
+    is_finite,
+    state_shardings,
+)
 from diladiff_jax.training.throughput import Throughput, local_peak
-from diladiff_jax.training.anomalies import TrainingError, Watch
 
 Array = jax.Array
 
@@ -60,7 +74,9 @@ def train(
 
     for stage in stages:
         if not config[stage].steps:
-            raise config_lib.ConfigError(f"config key {stage}.steps is 0; it must be above 0 to train that stage")
+            raise config_lib.ConfigError(
+                f"config key {stage}.steps is 0; it must be above 0 to train that stage"
+            )
     mesh = make_mesh(config)
 
     def prepare_all() -> None:
@@ -70,11 +86,17 @@ def train(
         if there:
             locked = held.enter_context(workdir_lock(pathlib.Path(workdir)))
         for stage in stages:
-            quarantine_corrupt(pathlib.Path(workdir) / stage / "checkpoints", lambda text: print(text, flush=True))
+            quarantine_corrupt(
+                pathlib.Path(workdir) / stage / "checkpoints", lambda text: print(text, flush=True)
+            )
         if init_from is not None:
             check_source(workdir, init_from)
         # Of several stages those that the source has are passed over; one alone is trained here.
-        own = [stage for stage in stages if len(stages) == 1 or trained_steps(workdir, stage, init_from) < config[stage].steps]
+        own = [
+            stage
+            for stage in stages
+            if len(stages) == 1 or trained_steps(workdir, stage, init_from) < config[stage].steps
+        ]
         if init_from is not None:
             config_file.require_taken(config, init_from, own[0] if own else stages[-1])
         else:
@@ -89,14 +111,18 @@ def train(
             locked = held.enter_context(workdir_lock(pathlib.Path(workdir)))
         if init_from is not None:
             remember_source(workdir, init_from)
-        if jax.process_count() > 1:  # alone, a process looks when it restores; one of several that stopped there would leave the others waiting
+        if (
+            jax.process_count() > 1
+        ):  # alone, a process looks when it restores; one of several that stopped there would leave the others waiting
             read = list(stages)
             while first is not None:
                 read, first = [*read, first], config_lib.PREDECESSOR[first]
             for stage in read:
                 folder = last_checkpoint(workdir, stage)
                 # Its own have been looked at; a bundle's are when they are read.
-                if folder.is_dir() and (stage not in stages or folder.parents[2] != pathlib.Path(workdir)):
+                if folder.is_dir() and (
+                    stage not in stages or folder.parents[2] != pathlib.Path(workdir)
+                ):
                     require_intact(folder, ("params", "ema", "statistics"))
         if config.features.source == "bert":
             pretrained.adopt(config.features.path, pathlib.Path(workdir) / "features")
@@ -115,14 +141,19 @@ def train(
                         print(f"{stage}: trained already ({steps} steps)", flush=True)
                     continue
                 previous = config_lib.PREDECESSOR[stage]
-                stands = 0 if previous is None else experiment.trained_steps(previous, own=True)  # how long a lent one was trained is its lender's affair
+                stands = (
+                    0 if previous is None else experiment.trained_steps(previous, own=True)
+                )  # how long a lent one was trained is its lender's affair
                 if 0 < stands < config[previous].steps:
                     raise TrainingError(
                         f"stage {previous} in {workdir} stands at step {stands} of {config[previous].steps}; "
                         f"finish it before {stage} (launch/train.py --stage={previous})"
                     )
                 if stop_signal.agreed:  # restoring and compiling the next stage may take longer than the scheduler waits
-                    raise Preempted(f"stopped by {stop_signal.name} before stage {stage}; the same command goes on", by_hand=stop_signal.by_hand)
+                    raise Preempted(
+                        f"stopped by {stop_signal.name} before stage {stage}; the same command goes on",
+                        by_hand=stop_signal.by_hand,
+                    )
                 state = train_stage(experiment, prepared, stage, stop_signal, stop_at=stop_at)
                 if int(state.step) < steps:  # stop_at: what would follow needs a finished stage
                     break
@@ -140,9 +171,14 @@ def workdir_lock(workdir: pathlib.Path) -> Iterator[bool]:
     locked = True
     with contextlib.ExitStack() as opened:
         try:
-            fcntl.flock(opened.enter_context((workdir / "training.lock").open("a")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(
+                opened.enter_context((workdir / "training.lock").open("a")),
+                fcntl.LOCK_EX | fcntl.LOCK_NB,
+            )
         except BlockingIOError:
-            raise TrainingError(f"another training or preparation runs in {workdir} (training.lock is held); wait for it or end it, or give another workdir") from None
+            raise TrainingError(
+                f"another training or preparation runs in {workdir} (training.lock is held); wait for it or end it, or give another workdir"
+            ) from None
         except OSError:  # no locks, or no writing, of which training itself has more to say
             locked = False
         yield locked
@@ -160,7 +196,14 @@ def make_mesh(config: ConfigDict) -> jax.sharding.Mesh:
         raise config_lib.ConfigError(str(error)) from None
 
 
-def train_stage(experiment: Experiment, prepared: Prepared, stage: str, stop_signal: StopSignal, *, stop_at: int | None = None) -> TrainState:
+def train_stage(
+    experiment: Experiment,
+    prepared: Prepared,
+    stage: str,
+    stop_signal: StopSignal,
+    *,
+    stop_at: int | None = None,
+) -> TrainState:
     """Runs one stage to its last step (or `stop_at`) and returns the final state. See `train`."""
     config, settings, mesh = experiment.config, experiment.config[stage], experiment.mesh
     objective = experiment.objective(stage)
@@ -171,7 +214,9 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, stop_sig
     key, validation_key, preview_key = jax.random.split(stage_key, 3)
 
     def fresh(key: Array) -> TrainState:
-        return init_state(objective, tx, key, ema=settings.ema > 0, dtype=jnp.dtype(config.memory.param_dtype))
+        return init_state(
+            objective, tx, key, ema=settings.ema > 0, dtype=jnp.dtype(config.memory.param_dtype)
+        )
 
     boxed = jax.eval_shape(fresh, key)
     shardings, abstract = state_shardings(boxed, mesh), nn.unbox(boxed)
@@ -181,38 +226,70 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, stop_sig
 
     # 2. Where it stood, or a start from the predecessor.
     rows = prepared.rows("scorer" if stage == "scorer" else "train")
-    batches = Batches(rows, settings.batch, config.seed + _stage_number(stage), sharding.local_places(mesh, settings.batch))
-    checkpoints, skipped = Checkpoints(experiment.own_directory(stage), keep=config.logging.keep_checkpoints), 0
+    batches = Batches(
+        rows,
+        settings.batch,
+        config.seed + _stage_number(stage),
+        sharding.local_places(mesh, settings.batch),
+    )
+    checkpoints, skipped = (
+        Checkpoints(experiment.own_directory(stage), keep=config.logging.keep_checkpoints),
+        0,
+    )
     if checkpoints.latest_step() is not None:
-        state, position = checkpoints.restore(abstract, shardings, verify=False)  # `quarantine_corrupt` has looked
+        state, position = checkpoints.restore(
+            abstract, shardings, verify=False
+        )  # `quarantine_corrupt` has looked
         batches.set_state(position)
         skipped = position.get("skipped", 0)
     else:
         state = jax.jit(lambda key: nn.unbox(fresh(key)), out_shardings=shardings)(key)
         state = start_from_predecessor(state, stage, context)
-    context = context.replace(frozen={name: tree for name, tree in context.frozen.items() if name != "start"})  # its memory is free again
+    context = context.replace(
+        frozen={name: tree for name, tree in context.frozen.items() if name != "start"}
+    )  # its memory is free again
     start, stop = int(state.step), min(settings.steps, stop_at or settings.steps)
 
     # 3. The loop: dispatch a step, then look at the one before it, so that the device never waits.
-    train_step, validate = compile_steps(objective, tx, shardings, context, mesh, ema=settings.ema, accumulate=settings.accumulate)
+    train_step, validate = compile_steps(
+        objective, tx, shardings, context, mesh, ema=settings.ema, accumulate=settings.accumulate
+    )
     main = jax.process_index() == 0
     progress = Progress(stage, start, settings.steps, out=main)
     if start:
-        progress.say(f"{stage}: goes on from step {start} of {settings.steps}" + (f", which is not below stop_at = {stop_at}" if start >= stop else ""))
+        progress.say(
+            f"{stage}: goes on from step {start} of {settings.steps}"
+            + (f", which is not below stop_at = {stop_at}" if start >= stop else "")
+        )
     if len(rows) < settings.batch:
-        progress.say(f"{stage}: there are {len(rows)} rows, so that a batch of {settings.batch} holds each of them about {settings.batch / len(rows):.1f} times")
+        progress.say(
+            f"{stage}: there are {len(rows)} rows, so that a batch of {settings.batch} holds each of them about {settings.batch / len(rows):.1f} times"
+        )
     writer = MetricsWriter(experiment.workdir / stage / "metrics", progress.say) if main else None
     validation = _validation_batches(prepared, config, settings.batch, mesh)
-    preview = make_preview(experiment, stage, prepared) if config.logging.samples and stage != "scorer" else None
+    preview = (
+        make_preview(experiment, stage, prepared)
+        if config.logging.samples and stage != "scorer"
+        else None
+    )
     if main:  # all that can be refused has been looked at
         config_file.save(config, experiment.workdir)
     log, window, pending, profiling, due = config.logging, [], None, False, False
-    watch = Watch(stage, experiment.workdir / stage / "skipped", config.logging.max_skips, progress.say, skipped=skipped)
+    watch = Watch(
+        stage,
+        experiment.workdir / stage / "skipped",
+        config.logging.max_skips,
+        progress.say,
+        skipped=skipped,
+    )
     sound = jax.jit(is_finite, out_shardings=sharding.replicated(mesh))
     throughput = _throughput(objective, settings, context, abstract, prepared.length, mesh)
     whole = sharding.replicated_parameters(abstract.params, shardings.params, mesh)
     if whole:
-        progress.say(f"{stage}: on every device whole, though fsdp x tensor could cut them: " + ", ".join(f"{name} ({size / 2**20:.0f} MiB)" for name, size in whole))
+        progress.say(
+            f"{stage}: on every device whole, though fsdp x tensor could cut them: "
+            + ", ".join(f"{name} ({size / 2**20:.0f} MiB)" for name, size in whole)
+        )
 
     def look() -> None:
         if (found := watch.look(*pending)) is not None:
@@ -244,39 +321,57 @@ def train_stage(experiment: Experiment, prepared: Prepared, stage: str, stop_sig
                 means = {name: float(np.mean([m[name] for m in window])) for name in window[0]}
                 window.clear()
                 if writer:
-                    writer.write(done, means | {"skipped": watch.skipped} | throughput.lap(), "train")
+                    writer.write(
+                        done, means | {"skipped": watch.skipped} | throughput.lap(), "train"
+                    )
                 progress.advance(done, means)
             else:
                 progress.advance(done, {})
-            if last or done % log.validate_every == 0 and not told:
+            if last or (done % log.validate_every == 0 and not told):
                 with throughput.paused():
                     values = _mean_metrics(validate, state, context, validation(), validation_key)
                     if writer:
                         writer.write(done, values, "validation")
-                    progress.say(f"{stage} {done}: validation " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()))
+                    progress.say(
+                        f"{stage} {done}: validation "
+                        + ", ".join(f"{k} {v:.4g}" for k, v in values.items())
+                    )
                     if last and not math.isfinite(values["loss"]):
-                        raise TrainingError(f"the validation loss of stage {stage} is {values['loss']} after step {done}; that is not saved ({checkpoints.last()}), and a lower learning rate may help")
+                        raise TrainingError(
+                            f"the validation loss of stage {stage} is {values['loss']} after step {done}; that is not saved ({checkpoints.last()}), and a lower learning rate may help"
+                        )
                     if preview is not None:
                         for text in preview(state, preview_key):
                             progress.say("  | " + printable(text).replace("\n", "\n  | "))
             # While updates are skipped what they start from may be what is wrong: it must not push out the checkpoints of before.
-            save = done == settings.steps or (last or told or due) and not watch.in_a_row
+            save = done == settings.steps or ((last or told or due) and not watch.in_a_row)
             if save:
                 with throughput.paused():
                     if not sound(state):
-                        raise TrainingError(f"parameters of stage {stage} are not finite after step {done}; that is not saved ({checkpoints.last()}), and a lower learning rate may help")
+                        raise TrainingError(
+                            f"parameters of stage {stage} are not finite after step {done}; that is not saved ({checkpoints.last()}), and a lower learning rate may help"
+                        )
                     checkpoints.save(state, batches.get_state() | {"skipped": watch.skipped})
                 due = False
-            if told or last and not save:
-                saved = "which is saved" if save else f"which was skipped and is not saved ({checkpoints.last()})"
+            if told or (last and not save):
+                saved = (
+                    "which is saved"
+                    if save
+                    else f"which was skipped and is not saved ({checkpoints.last()})"
+                )
                 if not last:
-                    raise Preempted(f"stage {stage} was stopped by {stop_signal.name} after step {done}, {saved}; the same command goes on", by_hand=stop_signal.by_hand)
+                    raise Preempted(
+                        f"stage {stage} was stopped by {stop_signal.name} after step {done}, {saved}; the same command goes on",
+                        by_hand=stop_signal.by_hand,
+                    )
                 progress.say(f"stage {stage} ends at step {done}, {saved}")
         return state
     finally:
         if profiling:
             jax.profiler.stop_trace()
-        with contextlib.ExitStack() as closing:  # all of them, whichever fails; the checkpoints first
+        with (
+            contextlib.ExitStack() as closing
+        ):  # all of them, whichever fails; the checkpoints first
             for opened in (writer, progress, batches, checkpoints):
                 if opened is not None:
                     closing.callback(opened.close)
@@ -286,7 +381,9 @@ def _require_divisible(config: ConfigDict, mesh: jax.sharding.Mesh, stage: str) 
     """Raises ConfigError where a microbatch of the stage cannot be cut into equal parts for the devices."""
     parts = sharding.batch_devices(mesh) * config[stage].accumulate
     if config[stage].batch % parts:
-        raise config_lib.ConfigError(f"config key {stage}.batch is {config[stage].batch}; it must be a multiple of data x fsdp devices x accumulate = {parts}")
+        raise config_lib.ConfigError(
+            f"config key {stage}.batch is {config[stage].batch}; it must be a multiple of data x fsdp devices x accumulate = {parts}"
+        )
 
 
 def start_from_predecessor(state: TrainState, stage: str, context: Context) -> TrainState:
@@ -301,28 +398,54 @@ def start_from_predecessor(state: TrainState, stage: str, context: Context) -> T
         params = student_from_teacher(params, context.frozen["teacher"])
     else:
         return state
+
     # Copies: the state is donated, the frozen networks are not.
     def copied(like: Any) -> Any:
-        return jax.tree.map(lambda new, old: jax.device_put(jnp.array(new, old.dtype, copy=True), old.sharding), params, like)
+        return jax.tree.map(
+            lambda new, old: jax.device_put(jnp.array(new, old.dtype, copy=True), old.sharding),
+            params,
+            like,
+        )
 
-    return state.replace(params=copied(state.params), ema=None if state.ema is None else copied(state.ema))
+    return state.replace(
+        params=copied(state.params), ema=None if state.ema is None else copied(state.ema)
+    )
 
 
-def _throughput(objective: Objective, settings: ConfigDict, context: Context, abstract: TrainState, length: int, mesh: jax.sharding.Mesh) -> Throughput:
+def _throughput(
+    objective: Objective,
+    settings: ConfigDict,
+    context: Context,
+    abstract: TrainState,
+    length: int,
+    mesh: jax.sharding.Mesh,
+) -> Throughput:
     """The clock of a stage; the model's FLOPs are counted where the devices' rate, and so a utilization, is known."""
     flops, peak = None, local_peak()
     if peak:
         context = context.replace(statistics=abstract.statistics or context.statistics)
         expensive_branch_probability = getattr(objective, "expensive_branch_probability", 1.0)
-        tokens, key = jax.ShapeDtypeStruct((settings.batch, length), jnp.int32), jax.eval_shape(lambda: jax.random.key(0))
-        flops = model_flops(lambda *args: objective.loss(*args, jnp.zeros((), jnp.int32)), abstract.params, context, tokens, key, expensive_branch_probability=expensive_branch_probability)
+        tokens, key = (
+            jax.ShapeDtypeStruct((settings.batch, length), jnp.int32),
+            jax.eval_shape(lambda: jax.random.key(0)),
+        )
+        flops = model_flops(
+            lambda *args: objective.loss(*args, jnp.zeros((), jnp.int32)),
+            abstract.params,
+            context,
+            tokens,
+            key,
+            expensive_branch_probability=expensive_branch_probability,
+        )
     return Throughput(settings.batch * length, mesh.size, flops, peak)
 
 
 def _require_memory(stage: str, abstract: TrainState, shardings: TrainState) -> None:
     """Raises ConfigError where a device cannot hold its part of the state: XLA would end the process with a signal, not an exception, on CPUs."""
     parts = zip(jax.tree.leaves(abstract), jax.tree.leaves(shardings), strict=True)
-    needed = sum(math.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, where in parts)
+    needed = sum(
+        math.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, where in parts
+    )
     there = sharding.device_memory()
     if there is not None and needed > there:
         raise config_lib.ConfigError(
@@ -335,17 +458,25 @@ def _stage_number(stage: str) -> int:
     return (config_lib.STAGES + config_lib.BASELINES).index(stage)
 
 
-def _validation_batches(prepared: Prepared, config: ConfigDict, batch: int, mesh: jax.sharding.Mesh) -> Callable[[], Iterator[Array]]:
+def _validation_batches(
+    prepared: Prepared, config: ConfigDict, batch: int, mesh: jax.sharding.Mesh
+) -> Callable[[], Iterator[Array]]:
     """The same first validation rows every time, in batches that the devices divide."""
     rows, devices = prepared.rows("validation"), sharding.batch_devices(mesh)
     size = min(batch, len(rows)) // devices * devices
     if not size:
-        raise TrainingError(f"{len(rows)} validation rows do not fill one batch on {devices} devices; hold out more (data.validation_fraction)")
-    fixed = Batches.fixed(rows, size, size * config.logging.validation_batches, sharding.local_places(mesh, size))
+        raise TrainingError(
+            f"{len(rows)} validation rows do not fill one batch on {devices} devices; hold out more (data.validation_fraction)"
+        )
+    fixed = Batches.fixed(
+        rows, size, size * config.logging.validation_batches, sharding.local_places(mesh, size)
+    )
     return lambda: (sharding.batch_array(mesh, fixed[i], size) for i in range(len(fixed)))
 
 
-def _mean_metrics(validate: Any, state: TrainState, context: Context, batches: Iterator[Array], key: Array) -> dict[str, float]:
+def _mean_metrics(
+    validate: Any, state: TrainState, context: Context, batches: Iterator[Array], key: Array
+) -> dict[str, float]:
     found = []
     for i, tokens in enumerate(batches):
         found.append(jax.device_get(validate(state, context, tokens, jax.random.fold_in(key, i))))

@@ -23,7 +23,9 @@ class MetricsWriter:
 
     def __init__(self, directory: str | pathlib.Path, say: Callable[[str], None]) -> None:
         self._directory, self._say, self._failed = pathlib.Path(directory), say, False
-        self._board: EventsWriter | None = None  # not a SummaryWriter: its thread dies of a full disk, and whoever writes then waits for ever
+        self._board: EventsWriter | None = (
+            None  # not a SummaryWriter: its thread dies of a full disk, and whoever writes then waits for ever
+        )
         self._try(lambda: self._directory.mkdir(parents=True, exist_ok=True))
 
     def write(self, step: int, values: Mapping[str, float], prefix: str) -> None:
@@ -33,14 +35,18 @@ class MetricsWriter:
         def written() -> None:
             path = self._directory / "metrics.jsonl"
             # JSON has no infinities; and after a failure, or a process that was killed, the file may end in half a line.
-            record = {"step": step} | {name: value if math.isfinite(value) else None for name, value in named.items()}
+            record = {"step": step} | {
+                name: value if math.isfinite(value) else None for name, value in named.items()
+            }
             text = ("\n" if _is_cut(path) else "") + json.dumps(record) + "\n"
             with path.open("a") as lines:
                 lines.write(text)
             if self._board is None:
                 self._board = EventsWriter(str(self._directory / "events"))
             for name, value in named.items():
-                self._board.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+                self._board.write_event(
+                    Event(wall_time=time.time(), step=step, summary=scalar(name, value))
+                )
             self._board.flush()
 
         self._try(written)
@@ -55,7 +61,9 @@ class MetricsWriter:
             action()
         except OSError as error:
             if not self._failed:
-                self._say(f"metrics cannot be written to {self._directory} ({error.strerror or error}); training goes on without them")
+                self._say(
+                    f"metrics cannot be written to {self._directory} ({error.strerror or error}); training goes on without them"
+                )
             self._failed = True
         else:
             self._failed = False
@@ -64,11 +72,17 @@ class MetricsWriter:
 class Progress:
     """Rate and time left: a bar on a terminal, a plain line every `seconds` in a log."""
 
-    def __init__(self, stage: str, start: int, steps: int, *, seconds: float = 15.0, out: bool = True) -> None:
+    def __init__(
+        self, stage: str, start: int, steps: int, *, seconds: float = 15.0, out: bool = True
+    ) -> None:
         self._stage, self._steps, self._seconds, self._out = stage, steps, seconds, out
         self._first, self._began, self._said = start, time.monotonic(), time.monotonic()
         terminal = out and sys.stderr.isatty()
-        self._bar = tqdm.tqdm(total=steps, initial=start, desc=stage, unit="step", dynamic_ncols=True) if terminal else None
+        self._bar = (
+            tqdm.tqdm(total=steps, initial=start, desc=stage, unit="step", dynamic_ncols=True)
+            if terminal
+            else None
+        )
 
     def advance(self, step: int, shown: Mapping[str, float]) -> None:
         """`step` updates are done."""
@@ -82,7 +96,10 @@ class Progress:
             self._said = now
             rate = (step - self._first) / max(now - self._began, 1e-9)
             left = (self._steps - step) / max(rate, 1e-9)
-            print(f"{self._stage} {step}/{self._steps}  {rate:.2f} steps/s  {_clock(left)} left  {text}", flush=True)
+            print(
+                f"{self._stage} {step}/{self._steps}  {rate:.2f} steps/s  {_clock(left)} left  {text}",
+                flush=True,
+            )
 
     def say(self, text: str) -> None:
         """Prints above the bar."""

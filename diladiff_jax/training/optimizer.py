@@ -38,29 +38,43 @@ def is_block_matrix(path: tuple[str, ...], leaf: Any) -> bool:
     return leaf.ndim == 2 and path[-1] == "kernel" and "head" not in path
 
 
-def make_optimizer(settings: Mapping[str, Any], group_of: Callable[[tuple[str, ...]], str]) -> optax.GradientTransformation:
+def make_optimizer(
+    settings: Mapping[str, Any], group_of: Callable[[tuple[str, ...]], str]
+) -> optax.GradientTransformation:
     """The stage's optimizer: clip by the global norm of what is trained, AdamW or Muon, then each group's warm-up.
 
     Group "frozen" is never updated; group NAME warms up over `settings["NAME_warmup"]` steps where that is given.
     """
 
     def group_mask(name: str) -> Callable[[Any], Any]:
-        return lambda params: jax.tree_util.tree_map_with_path(lambda path, _: group_of(path_names(path)) == name, params)
+        return lambda params: jax.tree_util.tree_map_with_path(
+            lambda path, _: group_of(path_names(path)) == name, params
+        )
 
     def kernels(params: Any) -> Any:
         # Decay pulls matrices only: gains, biases and learned positions have no scale to shrink towards. (Of Muon's, those that it
         # orthogonalizes: optax's has no mask for the rest.)
-        return jax.tree_util.tree_map_with_path(lambda path, _: path_names(path)[-1] == "kernel", params)
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: path_names(path)[-1] == "kernel", params
+        )
 
     def dimensions(params: Any) -> Any:
         return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: contrib.MuonDimensionNumbers() if is_block_matrix(path_names(path), leaf) else None, params
+            lambda path, leaf: (
+                contrib.MuonDimensionNumbers() if is_block_matrix(path_names(path), leaf) else None
+            ),
+            params,
         )
 
     rate = decay_schedule(settings, settings["learning_rate"])
     if settings["optimizer"] == "adamw":
         update = optax.adamw(
-            rate, settings["b1"], settings["b2"], settings["epsilon"], weight_decay=settings["weight_decay"], mask=kernels
+            rate,
+            settings["b1"],
+            settings["b2"],
+            settings["epsilon"],
+            weight_decay=settings["weight_decay"],
+            mask=kernels,
         )
     else:
         update = contrib.muon(
@@ -75,7 +89,12 @@ def make_optimizer(settings: Mapping[str, Any], group_of: Callable[[tuple[str, .
     freeze = optax.masked(optax.set_to_zero(), group_mask("frozen"))
     clip = [optax.clip_by_global_norm(settings["clip"])] if settings["clip"] else []
     warmups = [
-        optax.masked(optax.scale_by_schedule(warmup_schedule(settings.get(f"{name}_warmup", settings["warmup"]))), group_mask(name))
+        optax.masked(
+            optax.scale_by_schedule(
+                warmup_schedule(settings.get(f"{name}_warmup", settings["warmup"]))
+            ),
+            group_mask(name),
+        )
         for name in ("all", "encoder", "decoder")
     ]
     return optax.chain(freeze, *clip, update, *warmups, freeze)

@@ -19,7 +19,9 @@ from diladiff_jax.training.optimizer import path_names
 Array = jax.Array
 
 
-_ROUNDING = 2**31 - 1  # the fold of an update's key that its rounding draws from; microbatches count from 0
+_ROUNDING = (
+    2**31 - 1
+)  # the fold of an update's key that its rounding draws from; microbatches count from 0
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -52,10 +54,19 @@ def round_stochastically(key: Array, x: Array, dtype: Any) -> Array:
         return x.astype(dtype)
     noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
     up = (jax.lax.bitcast_convert_type(x, jnp.uint32) + noise) & jnp.uint32(0xFFFF0000)
-    return jnp.where(jnp.isfinite(x), jax.lax.bitcast_convert_type(up, jnp.float32), x).astype(dtype)
+    return jnp.where(jnp.isfinite(x), jax.lax.bitcast_convert_type(up, jnp.float32), x).astype(
+        dtype
+    )
 
 
-def init_state(objective: Objective, tx: optax.GradientTransformation, key: Array, *, ema: bool, dtype: Any = jnp.float32) -> TrainState:
+def init_state(
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    key: Array,
+    *,
+    ema: bool,
+    dtype: Any = jnp.float32,
+) -> TrainState:
     """Fresh state with parameters still boxed in their logical axis names; meant to be traced. Matrices are kept in `dtype`, average
     and optimizer in float32."""
     init_key, key = jax.random.split(key)
@@ -64,7 +75,14 @@ def init_state(objective: Objective, tx: optax.GradientTransformation, key: Arra
     statistics = objective.init_statistics() if hasattr(objective, "init_statistics") else {}
     # `+ 0`: the average must own its buffers, for the state is donated.
     average = jax.tree.map(lambda x: x + 0, params) if ema else None
-    return TrainState(jnp.zeros((), jnp.int32), stored(params, dtype), average, tx.init(plain), statistics, jax.random.key_data(key))
+    return TrainState(
+        jnp.zeros((), jnp.int32),
+        stored(params, dtype),
+        average,
+        tx.init(plain),
+        statistics,
+        jax.random.key_data(key),
+    )
 
 
 def state_shardings(abstract: TrainState, mesh: Mesh) -> TrainState:
@@ -98,7 +116,9 @@ def make_train_step(
     is not finite leaves everything as it was but the step (`skipped` is 1 then, else 0).
     """
 
-    def train_step(state: TrainState, context: Context, tokens: Array) -> tuple[TrainState, Metrics]:
+    def train_step(
+        state: TrainState, context: Context, tokens: Array
+    ) -> tuple[TrainState, Metrics]:
         own = bool(state.statistics)
 
         def gradients(statistics: Any, tokens: Array, part: Part) -> Any:
@@ -106,7 +126,9 @@ def make_train_step(
                 read = context.replace(statistics=statistics) if own else context
                 return objective.loss(params, read, tokens, key, state.step, train=True, part=part)
 
-            (value, (metrics, statistics)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+            (value, (metrics, statistics)), grads = jax.value_and_grad(loss, has_aux=True)(
+                state.params
+            )
             return grads, {"loss": value, **metrics}, statistics if own else {}
 
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
@@ -123,7 +145,9 @@ def make_train_step(
                 return (jax.tree.map(jnp.add, total, grads), statistics), metrics
 
             zero = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params)
-            (total, statistics), metrics = jax.lax.scan(body, (zero, state.statistics), (micro, jnp.arange(accumulate)))
+            (total, statistics), metrics = jax.lax.scan(
+                body, (zero, state.statistics), (micro, jnp.arange(accumulate))
+            )
             grads = jax.tree.map(lambda g: g / accumulate, total)
             metrics = jax.tree.map(lambda m: m.mean(), metrics)
         grads = stored(grads, jnp.float32)
@@ -136,7 +160,12 @@ def make_train_step(
         exact = optax.apply_updates(exact, updates)
         leaves, structure = jax.tree.flatten(exact)
         keys = jax.random.split(jax.random.fold_in(key, _ROUNDING), len(leaves))
-        rounded = [round_stochastically(*item) for item in zip(keys, leaves, [p.dtype for p in jax.tree.leaves(state.params)], strict=True)]
+        rounded = [
+            round_stochastically(*item)
+            for item in zip(
+                keys, leaves, [p.dtype for p in jax.tree.leaves(state.params)], strict=True
+            )
+        ]
         params = jax.tree.unflatten(structure, rounded)
         average = None
         if state.ema is not None:
@@ -145,29 +174,44 @@ def make_train_step(
         new = TrainState(state.step, params, average, optimizer, statistics, state.key)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
         metrics["skipped"] = 1.0 - finite
-        return jax.tree.map(lambda ours, old: jnp.where(finite, ours, old), new, state).replace(step=state.step + 1), metrics
+        return jax.tree.map(lambda ours, old: jnp.where(finite, ours, old), new, state).replace(
+            step=state.step + 1
+        ), metrics
 
     return train_step
 
 
 def is_finite(state: TrainState) -> Array:
     """Whether all parameters, and their average, are finite numbers. An update is judged by its loss and gradient, before what it makes of them."""
-    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves((state.params, state.ema))]).all()
+    return jnp.stack(
+        [jnp.isfinite(x).all() for x in jax.tree.leaves((state.params, state.ema))]
+    ).all()
 
 
-def make_validation_step(objective: Objective) -> Callable[[TrainState, Context, Array, Array], Metrics]:
+def make_validation_step(
+    objective: Objective,
+) -> Callable[[TrainState, Context, Array, Array], Metrics]:
     """`(state, context, tokens, key) -> metrics` of the averaged parameters, without dropout or augmentation."""
 
     def validation_step(state: TrainState, context: Context, tokens: Array, key: Array) -> Metrics:
         read = context.replace(statistics=state.statistics) if state.statistics else context
-        loss, (metrics, _) = objective.loss(state.averaged, read, tokens, key, state.step, train=False)
+        loss, (metrics, _) = objective.loss(
+            state.averaged, read, tokens, key, state.step, train=False
+        )
         return {"loss": loss, **metrics}
 
     return validation_step
 
 
 def compile_steps(
-    objective: Objective, tx: optax.GradientTransformation, shardings: TrainState, context: Context, mesh: Mesh, *, ema: float, accumulate: int
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    shardings: TrainState,
+    context: Context,
+    mesh: Mesh,
+    *,
+    ema: float,
+    accumulate: int,
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Both functions under `jit` with their shardings; the train step's state is donated."""
     whole, batch = sharding.replicated(mesh), sharding.batch_sharding(mesh)
@@ -179,6 +223,8 @@ def compile_steps(
         donate_argnums=0,
     )
     validate = jax.jit(
-        sharding.on_mesh(make_validation_step(objective), mesh), in_shardings=(shardings, context_shardings, batch, whole), out_shardings=whole
+        sharding.on_mesh(make_validation_step(objective), mesh),
+        in_shardings=(shardings, context_shardings, batch, whole),
+        out_shardings=whole,
     )
     return train, validate

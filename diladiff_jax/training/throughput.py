@@ -36,11 +36,13 @@ def peak_flops(device_kind: str) -> float | None:
 class Throughput:
     """Times updates, without their compilation and without what the loop does between them."""
 
-    def __init__(self, tokens: int, devices: int, flops: float | None = None, peak: float | None = None) -> None:
+    def __init__(
+        self, tokens: int, devices: int, flops: float | None = None, peak: float | None = None
+    ) -> None:
         """Args:
-          tokens: of one update, over all devices.
-          flops: the model's own products in one update (`flops.model_flops`).
-          peak: FLOP/s of one device.
+        tokens: of one update, over all devices.
+        flops: the model's own products in one update (`flops.model_flops`).
+        peak: FLOP/s of one device.
         """
         self._tokens, self._devices, self._flops, self._peak = tokens, devices, flops, peak
         self._began: float | None = None

@@ -18,8 +18,13 @@ class LittlePublicCorpus(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self):
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(
-            {"content": tfds.features.Text(), "n": tfds.features.Scalar(np.int64)}), disable_shuffling=True)
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(
+                {"content": tfds.features.Text(), "n": tfds.features.Scalar(np.int64)}
+            ),
+            disable_shuffling=True,
+        )
 
     def _split_generators(self, dl_manager):
         return {"train": ((i, {"content": d, "n": i}) for i, d in enumerate(DOCS))}
@@ -40,7 +45,12 @@ def read(data):
 
 
 def text_files(folder, **more):
-    return {"corpus": "text_files", "files": str(folder / "in"), "validation_fraction": 0.2, "scorer_fraction": 0.1} | more
+    return {
+        "corpus": "text_files",
+        "files": str(folder / "in"),
+        "validation_fraction": 0.2,
+        "scorer_fraction": 0.1,
+    } | more
 
 
 def test_hashed_splits_are_disjoint_complete_and_of_the_asked_size(folder):
@@ -63,7 +73,9 @@ def test_a_documents_split_does_not_depend_on_the_others(folder):
 
 
 def test_validation_files_are_validation_and_kept_out_of_training(folder):
-    (folder / "held.txt").write_text("\n<|endoftext|>\n".join([DOCS[3], "something else"]), encoding="utf-8")
+    (folder / "held.txt").write_text(
+        "\n<|endoftext|>\n".join([DOCS[3], "something else"]), encoding="utf-8"
+    )
     got = read(text_files(folder, validation_files=str(folder / "held.txt")))
     assert got["validation"] == [DOCS[3], "something else"]
     assert set(got["train"]) | set(got["scorer"]) == set(DOCS) - {DOCS[3]}
@@ -74,7 +86,10 @@ def test_the_last_documents_are_held_out_as_they_are(folder):
     """The end of the corpus in its order, and nothing of it elsewhere but what stands there twice; the rest is parted as ever."""
     got = read(text_files(folder, validation_last=150))
     assert got["validation"] == DOCS[-150:]
-    assert collections.Counter(got["train"] + got["scorer"]) == collections.Counter(DOCS[:-150]) and got["scorer"]
+    assert (
+        collections.Counter(got["train"] + got["scorer"]) == collections.Counter(DOCS[:-150])
+        and got["scorer"]
+    )
     plain, last = (corpora.Settings.of(text_files(folder, validation_last=n)) for n in (0, 150))
     assert plain.corpus_key() != last.corpus_key()
     assert not list(corpora.splits(text_files(folder, validation_last=1000))["train"]())
@@ -90,8 +105,14 @@ def test_stories_have_a_seed_a_split(monkeypatch):
     monkeypatch.setattr(stories, "documents", lambda count, seed: iter([f"{seed}"] * count))
     data = {"corpus": "stories", "documents": 3, "validation_documents": 2, "scorer_documents": 1}
     got = read(data)
-    assert {split: len(docs) for split, docs in got.items()} == {"train": 3, "validation": 2, "scorer": 1}
-    seeds = {docs[0] for docs in got.values()} | {docs[0] for docs in read(data | {"seed": 1}).values()}
+    assert {split: len(docs) for split, docs in got.items()} == {
+        "train": 3,
+        "validation": 2,
+        "scorer": 1,
+    }
+    seeds = {docs[0] for docs in got.values()} | {
+        docs[0] for docs in read(data | {"seed": 1}).values()
+    }
     assert len(seeds) == 6
 
 
@@ -110,7 +131,11 @@ def test_written_and_read_back_through_tfds(folder):
     for split, docs in read(data).items():
         stored = corpora.Documents(folder / "text", split)
         assert len(stored) == len(docs) and list(stored) == docs
-        assert stored[5] == docs[5] and stored[-1] == docs[-1] and stored.__getitems__([2, 0]) == [docs[2], docs[0]]
+        assert (
+            stored[5] == docs[5]
+            and stored[-1] == docs[-1]
+            and stored.__getitems__([2, 0]) == [docs[2], docs[0]]
+        )
         with pytest.raises(IndexError):
             stored[len(docs)]
 
@@ -146,19 +171,31 @@ def test_a_prepared_folder_has_nothing_imported(tmp_path, monkeypatch, features)
     assert not (tmp_path / "owned").exists()
 
 
-@pytest.mark.parametrize("name", ["huggingface:squad", "community:x/y", "gs://bucket/x", "~nobody/x", "../x"])
+@pytest.mark.parametrize(
+    "name", ["huggingface:squad", "community:x/y", "gs://bucket/x", "~nobody/x", "../x"]
+)
 def test_nothing_is_fetched_from_communities(name):
     with pytest.raises(DataError, match="the name of a TFDS dataset"):
         read({"corpus": name})
 
 
-@pytest.mark.parametrize("change, where", [
-    ({"corpus": ""}, "data.corpus"), ({"corpus": "no_such_corpus"}, "no_such_corpus"), ({"coprus": "x"}, "data.coprus"),
-    ({"files": ""}, "data.files"), ({"files": "/nowhere/at/all"}, "data.files"), ({"length": 1}, "data.length"),
-    ({"length": "8"}, "data.length"), ({"packing": "loose"}, "data.packing"), ({"max_documents": -1}, "data.max_documents"),
-    ({"validation_fraction": 0.6, "scorer_fraction": 0.4}, "data.validation_fraction"),
-    ({"validation_fraction": 0.0}, "data.validation_fraction"), ({"corpus": "stories"}, "data.documents"),
-])
+@pytest.mark.parametrize(
+    "change, where",
+    [
+        ({"corpus": ""}, "data.corpus"),
+        ({"corpus": "no_such_corpus"}, "no_such_corpus"),
+        ({"coprus": "x"}, "data.coprus"),
+        ({"files": ""}, "data.files"),
+        ({"files": "/nowhere/at/all"}, "data.files"),
+        ({"length": 1}, "data.length"),
+        ({"length": "8"}, "data.length"),
+        ({"packing": "loose"}, "data.packing"),
+        ({"max_documents": -1}, "data.max_documents"),
+        ({"validation_fraction": 0.6, "scorer_fraction": 0.4}, "data.validation_fraction"),
+        ({"validation_fraction": 0.0}, "data.validation_fraction"),
+        ({"corpus": "stories"}, "data.documents"),
+    ],
+)
 def test_bad_settings_are_refused_in_one_line(folder, change, where):
     with pytest.raises(DataError) as error:
         read(text_files(folder) | change)
@@ -170,9 +207,11 @@ def test_empty_splits_and_lone_surrogates_are_refused(folder):
     (folder / "bad" / "a.jsonl").write_text('{"text": "a\\ud800"}\n')
     (folder / "blank").mkdir()
     (folder / "blank" / "a.txt").write_text("\n \n\n")
-    for data, where in ((text_files(folder, max_documents=1), "got no document"),
-                        (text_files(folder, files=str(folder / "blank")), "blank' holds no text"),
-                        (text_files(folder, files=str(folder / "bad")), "lone surrogate")):
+    for data, where in (
+        (text_files(folder, max_documents=1), "got no document"),
+        (text_files(folder, files=str(folder / "blank")), "blank' holds no text"),
+        (text_files(folder, files=str(folder / "bad")), "lone surrogate"),
+    ):
         with pytest.raises(DataError, match=where) as error:
             corpora.build(data, folder / "text")
         assert "\n" not in str(error.value) and not corpora.is_built(folder / "text")

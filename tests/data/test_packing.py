@@ -7,7 +7,9 @@ from diladiff_jax.data.errors import DataError
 from diladiff_jax.data.packing import pack
 
 EOT = 99
-documents = st.lists(st.lists(st.integers(0, 50), max_size=20).map(lambda x: np.array(x, np.int32)), max_size=12)
+documents = st.lists(
+    st.lists(st.integers(0, 50), max_size=20).map(lambda x: np.array(x, np.int32)), max_size=12
+)
 lengths = st.integers(2, 9)
 
 
@@ -29,8 +31,8 @@ def test_document_rows_hold_one_document_each_and_eot_after_it(docs, length):
     for doc in docs:
         mine = [next(rows) for _ in range(-(-len(doc) // length))]
         flat = np.concatenate([*mine, []])
-        np.testing.assert_array_equal(flat[:len(doc)], doc)
-        assert (flat[len(doc):] == EOT).all() and len(flat) - len(doc) < length
+        np.testing.assert_array_equal(flat[: len(doc)], doc)
+        assert (flat[len(doc) :] == EOT).all() and len(flat) - len(doc) < length
     assert next(rows, None) is None
 
 

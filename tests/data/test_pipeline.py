@@ -26,7 +26,7 @@ def test_every_epoch_is_a_permutation_of_all_rows(n, batch_size):
     with Batches(source(n), batch_size, seed=3) as batches:
         out = taken(batches, -(-epochs * n // batch_size))
     assert out.dtype == np.int32 and out.shape[1:] == (batch_size, 3)
-    stream = out[..., 0].reshape(-1)[:epochs * n].reshape(epochs, n)
+    stream = out[..., 0].reshape(-1)[: epochs * n].reshape(epochs, n)
     np.testing.assert_array_equal(np.sort(stream, axis=1), np.tile(np.arange(n), (epochs, 1)))
     if n > 8:
         assert len({tuple(e) for e in stream}) == epochs, "epochs repeat an order"
@@ -34,9 +34,11 @@ def test_every_epoch_is_a_permutation_of_all_rows(n, batch_size):
 
 def test_seeds_give_orders_of_their_own():
     """Also neighbouring seeds, whose epochs must not be each other's, moved by one."""
+
     def epochs(seed):
         with Batches(source(64), 64, seed) as batches:
             return {tuple(b[:, 0]) for b in taken(batches, 6)}
+
     orders = [epochs(s) for s in (0, 1, 2, -1)]
     assert all(len(o) == 6 for o in orders)
     assert not any(a & b for a, b in itertools.combinations(orders, 2))
@@ -48,7 +50,9 @@ def test_orders_are_uncorrelated_with_the_rows_and_with_each_other():
     n, epochs = 1000, 12
     with Batches(source(n), n, seed=0) as batches:
         orders = taken(batches, epochs)[..., 0]
-    correlations = np.corrcoef(np.concatenate([np.arange(n)[None], orders]))[np.triu_indices(epochs + 1, 1)]
+    correlations = np.corrcoef(np.concatenate([np.arange(n)[None], orders]))[
+        np.triu_indices(epochs + 1, 1)
+    ]
     assert np.abs(correlations).max() < 5 / np.sqrt(n)
     assert np.mean(np.abs(np.diff(orders, axis=1)) == 1) < 2 * 2 / n
 
@@ -60,13 +64,17 @@ def share(p, processes, batch=8):
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
 @pytest.mark.parametrize("threads, prefetch", [(0, 0), (3, 5)])
-def test_global_batches_do_not_depend_on_processes_threads_or_prefetch(processes, threads, prefetch):
+def test_global_batches_do_not_depend_on_processes_threads_or_prefetch(
+    processes, threads, prefetch
+):
     rows, count = source(22), 9
     with Batches(rows, 8, seed=5, threads=1, prefetch=1) as batches:
         expected = taken(batches, count)
     shares = []
     for p in range(processes):
-        with Batches(rows, 8, 5, share(p, processes), threads=threads, prefetch=prefetch) as batches:
+        with Batches(
+            rows, 8, 5, share(p, processes), threads=threads, prefetch=prefetch
+        ) as batches:
             shares.append(taken(batches, count))
     np.testing.assert_array_equal(np.concatenate(shares, axis=1), expected)
 
@@ -152,7 +160,12 @@ class Faulty:
     """Rows as of `source`; the reads in `failing`, counted from 0, raise `error`."""
 
     def __init__(self, n, failing, error=None):
-        self.rows, self.failing, self.error, self.reads = source(n), failing, error or OSError(errno.EIO, "Input/output error"), itertools.count()
+        self.rows, self.failing, self.error, self.reads = (
+            source(n),
+            failing,
+            error or OSError(errno.EIO, "Input/output error"),
+            itertools.count(),
+        )
 
     def __len__(self):
         return len(self.rows)
@@ -176,23 +189,37 @@ def pauses(monkeypatch):
 def test_a_read_that_fails_for_a_moment_changes_no_batch(threads, failing, pauses, caplog):
     with Batches(source(30), 8, seed=1) as batches:
         expected = taken(batches, 20)
-    with Batches(Faulty(30, failing), 8, 1, threads=threads) as batches, caplog.at_level(logging.WARNING):
+    with (
+        Batches(Faulty(30, failing), 8, 1, threads=threads) as batches,
+        caplog.at_level(logging.WARNING),
+    ):
         np.testing.assert_array_equal(taken(batches, 20), expected)
         assert batches.get_state()["position"] == 20
-    assert 0 < len(caplog.records) == len(pauses) <= len(failing) and "Input/output error; read again in 0.2 s" in caplog.text
+    assert (
+        0 < len(caplog.records) == len(pauses) <= len(failing)
+        and "Input/output error; read again in 0.2 s" in caplog.text
+    )
 
 
 @pytest.mark.parametrize("threads", [0, 2])
-def test_a_read_that_fails_for_good_is_one_line_and_its_batch_still_to_come(threads, pauses, caplog):
+def test_a_read_that_fails_for_good_is_one_line_and_its_batch_still_to_come(
+    threads, pauses, caplog
+):
     with Batches(source(30), 8, seed=1) as batches:
         expected = taken(batches, 12)
     rows = Faulty(30, ())
     with Batches(rows, 8, 1, threads=threads, prefetch=3) as batches:
         begun = taken(batches, 5)
         rows.failing = range(10**9)
-        with pytest.raises(DataError, match="Input/output error; 5 reads within 12 s failed") as error:
+        with pytest.raises(
+            DataError, match="Input/output error; 5 reads within 12 s failed"
+        ) as error:
             taken(batches, 7)
-        assert "\n" not in str(error.value) and pauses == list(pipeline._PAUSES) and len(caplog.records) == len(pauses)
+        assert (
+            "\n" not in str(error.value)
+            and pauses == list(pipeline._PAUSES)
+            and len(caplog.records) == len(pauses)
+        )
         position = batches.get_state()["position"]
         assert 5 <= position <= 5 + 3 * bool(threads)  # what was read ahead is given out first
         rows.failing = ()
@@ -201,8 +228,12 @@ def test_a_read_that_fails_for_good_is_one_line_and_its_batch_still_to_come(thre
 
 
 @pytest.mark.parametrize("threads", [0, 2])
-@pytest.mark.parametrize("error", [ZeroDivisionError("a bug"), SystemExit(3)], ids=["Exception", "SystemExit"])
-def test_any_other_error_in_a_reading_thread_is_raised_as_it_is_and_nothing_hangs(threads, error, pauses):
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError("a bug"), SystemExit(3)], ids=["Exception", "SystemExit"]
+)
+def test_any_other_error_in_a_reading_thread_is_raised_as_it_is_and_nothing_hangs(
+    threads, error, pauses
+):
     """And whoever catches it has the same batch still to come."""
     with Batches(source(30), 8, seed=1) as batches:
         expected = taken(batches, 4)

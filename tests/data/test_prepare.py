@@ -19,11 +19,23 @@ TOKENIZER = {"kind": "bpe", "vocab_size": 320, "file": "", "lowercase": False}
 @pytest.fixture
 def data(tmp_path):
     (tmp_path / "in").mkdir()
-    lines = [json.dumps({"text": f"The {a} fox met the {b} dog.\nThen {i} cats ran"}) for i, (a, b) in
-             enumerate((a, b) for a in ("red", "shy", "old", "odd", "big") for b in ("wet", "sly", "kind", "new", "é") * 8)]
+    lines = [
+        json.dumps({"text": f"The {a} fox met the {b} dog.\nThen {i} cats ran"})
+        for i, (a, b) in enumerate(
+            (a, b)
+            for a in ("red", "shy", "old", "odd", "big")
+            for b in ("wet", "sly", "kind", "new", "é") * 8
+        )
+    ]
     (tmp_path / "in" / "a.jsonl").write_text("\n".join(lines))
-    return {"corpus": "text_files", "files": str(tmp_path / "in"), "validation_fraction": 0.2, "scorer_fraction": 0.1,
-            "length": 16, "packing": "packed"}
+    return {
+        "corpus": "text_files",
+        "files": str(tmp_path / "in"),
+        "validation_fraction": 0.2,
+        "scorer_fraction": 0.1,
+        "length": 16,
+        "packing": "packed",
+    }
 
 
 def everything_under(folder):
@@ -46,7 +58,7 @@ def test_rows_are_the_packed_documents(data, tmp_path, mode):
         assert prepared.counts[split]["tokens"] == sum(len(t.encode(d)) + 1 for d in documents)
     if mode == "packed":
         text = t.documents(np.concatenate(rows.__getitems__(range(len(rows)))))
-        assert text[:-1] == list(documents)[:len(text) - 1]
+        assert text[:-1] == list(documents)[: len(text) - 1]
     with Batches(prepared.rows("train"), 4, 0) as batches:
         assert next(batches).shape == (4, 16)
 
@@ -61,7 +73,9 @@ def test_text_that_is_prepared_is_needed_no_more(data, tmp_path, caplog, monkeyp
     elif how == "changed":
         path.write_text(path.read_text() + '\n{"text": "more"}')
     elif how == "stale":  # a mount that has died
-        monkeypatch.setattr(corpora.text_files, "matching", lambda files: os.stat("/nowhere/at/all"))
+        monkeypatch.setattr(
+            corpora.text_files, "matching", lambda files: os.stat("/nowhere/at/all")
+        )
     else:
         path.rename(tmp_path / "b.jsonl")
     before = everything_under(tmp_path / "w" / "data")
@@ -69,7 +83,9 @@ def test_text_that_is_prepared_is_needed_no_more(data, tmp_path, caplog, monkeyp
         second = prepare(data, TOKENIZER, tmp_path / "w")
     assert second.counts == first.counts and everything_under(tmp_path / "w" / "data") == before
     assert sum("are not as they were when" in record.message for record in caplog.records) == 1
-    with pytest.raises(DataError, match="tokenizer"):  # what the tokenizer was made with is held to as ever
+    with pytest.raises(
+        DataError, match="tokenizer"
+    ):  # what the tokenizer was made with is held to as ever
         prepare(data, TOKENIZER | {"vocab_size": 400}, tmp_path / "w")
     if how == "stale":
         return
@@ -77,7 +93,9 @@ def test_text_that_is_prepared_is_needed_no_more(data, tmp_path, caplog, monkeyp
         with pytest.raises(DataError, match="matches no file"):
             prepare(data, TOKENIZER, tmp_path / "v")
     else:
-        assert sum(c["documents"] for c in prepare(data, TOKENIZER, tmp_path / "v").counts.values()) == sum(c["documents"] for c in first.counts.values()) + (how == "changed")
+        assert sum(
+            c["documents"] for c in prepare(data, TOKENIZER, tmp_path / "v").counts.values()
+        ) == sum(c["documents"] for c in first.counts.values()) + (how == "changed")
 
 
 def test_what_killed_calls_left_is_removed(data, tmp_path):
@@ -91,8 +109,19 @@ def test_what_killed_calls_left_is_removed(data, tmp_path):
     assert (tmp_path / "w" / "data" / "rows-0.tmp-1").exists()
     prepare(data, TOKENIZER, tmp_path / "w", alone=True)
     prepare(data | {"directory": str(tmp_path / "shared")}, TOKENIZER, tmp_path / "v", alone=True)
-    assert not [p for p in (tmp_path / "w").rglob("*") if "incomplete" in p.name or ".tmp" in p.name]
-    assert len([p for p in (tmp_path / "shared").rglob("*") if "incomplete" in p.name or ".tmp" in p.name]) == 2
+    assert not [
+        p for p in (tmp_path / "w").rglob("*") if "incomplete" in p.name or ".tmp" in p.name
+    ]
+    assert (
+        len(
+            [
+                p
+                for p in (tmp_path / "shared").rglob("*")
+                if "incomplete" in p.name or ".tmp" in p.name
+            ]
+        )
+        == 2
+    )
 
 
 @pytest.mark.parametrize("where", ["dangling", "dangling/x", "file/x"])
@@ -109,7 +138,9 @@ def test_a_second_call_does_nothing_and_does_it_fast(data, tmp_path):
     (tmp_path / "w" / "prepared.json").stat()
     before = everything_under(tmp_path / "w")
     started = time.monotonic()
-    second = prepare(ml_collections.ConfigDict(data), ml_collections.ConfigDict(TOKENIZER), tmp_path / "w")
+    second = prepare(
+        ml_collections.ConfigDict(data), ml_collections.ConfigDict(TOKENIZER), tmp_path / "w"
+    )
     assert time.monotonic() - started < 1
     after = everything_under(tmp_path / "w")
     changed = {p.name for p in before.keys() | after.keys() if before.get(p) != after.get(p)}
@@ -160,7 +191,9 @@ def test_interrupted_work_is_not_taken_for_finished(data, tmp_path, monkeypatch)
 
 
 def test_a_vocabulary_file_serves_too(data, tmp_path):
-    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[SEP]", "[MASK]", "the", "fox", "dog", "ran"]))
+    (tmp_path / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[SEP]", "[MASK]", "the", "fox", "dog", "ran"])
+    )
     config = {"kind": "wordpiece", "file": str(tmp_path / "vocab.txt"), "lowercase": True}
     prepared = prepare(data, config, tmp_path / "w")
     assert "the" in prepared.tokenizer.decode(prepared.rows("train")[0])
@@ -187,7 +220,9 @@ def test_other_settings_are_refused_in_one_line(data, tmp_path):
             attempt()
             pytest.fail(f"attempt {number} was accepted")
         assert "\n" not in str(error.value)
-    assert len(load_prepared(data, workdir).rows("train")) > 1, "a refused attempt damaged the workdir"
+    assert len(load_prepared(data, workdir).rows("train")) > 1, (
+        "a refused attempt damaged the workdir"
+    )
 
 
 def test_no_tensorflow_and_no_device(data, tmp_path):
@@ -204,8 +239,12 @@ if 'jax' in sys.modules:  # the package and Grain import it
     from jax._src import xla_bridge
     assert not xla_bridge.backends_are_initialized()
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
-                          env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout == ""
 
@@ -217,14 +256,21 @@ def test_a_file_cut_short_under_a_running_reader(data, tmp_path, threads, monkey
     prepared = prepare(data, TOKENIZER, tmp_path / "w")
     with Batches(prepared.rows("train"), 4, seed=0) as batches:
         expected = [next(batches) for _ in range(30)]
-    (path,), (other,) = (prepared._rows.glob(f"{split}-*.array_record") for split in ("train", "validation"))
+    (path,), (other,) = (
+        prepared._rows.glob(f"{split}-*.array_record") for split in ("train", "validation")
+    )
     whole = path.read_bytes()
 
     def put_back_anew():
         path.unlink()
         path.write_bytes(whole)
 
-    mends = {"in place": lambda: path.write_bytes(whole), "anew": put_back_anew, "another": lambda: path.write_bytes(other.read_bytes()), "not": lambda: None}
+    mends = {
+        "in place": lambda: path.write_bytes(whole),
+        "anew": put_back_anew,
+        "another": lambda: path.write_bytes(other.read_bytes()),
+        "not": lambda: None,
+    }
     how = None
     monkeypatch.setattr(pipeline.time, "sleep", lambda seconds: mends[how]())
     with Batches(prepared.rows("train"), 4, seed=0, threads=threads) as batches:
@@ -237,12 +283,17 @@ def test_a_file_cut_short_under_a_running_reader(data, tmp_path, threads, monkey
         for how, words in (("another", r"\d+ rows where \d+ were"), ("not", "")):
             path.write_bytes(whole)
             os.truncate(path, 1000)
-            with pytest.raises(DataError, match=rf"rows \d+, .*train-00000.array_record cannot be read \({words}") as error:
+            with pytest.raises(
+                DataError, match=rf"rows \d+, .*train-00000.array_record cannot be read \({words}"
+            ) as error:
                 for _ in range(9):
                     next(batches)
             assert "\n" not in str(error.value) and str(path.parent) in str(error.value)
     with pytest.raises(DataError, match="rows cannot be opened"):
         prepared.rows("train")
     path.unlink()
-    with pytest.raises(DataError, match=f"0 rows of split 'train' are there, {prepared.counts['train']['rows']} were written"):
+    with pytest.raises(
+        DataError,
+        match=f"0 rows of split 'train' are there, {prepared.counts['train']['rows']} were written",
+    ):
         prepared.rows("train")

@@ -9,12 +9,45 @@ from hypothesis import strategies as st
 from diladiff_jax.data import tokenizers
 from diladiff_jax.data.errors import DataError
 
-REORDERING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # Unicode's classes of characters that turn what follows around
+REORDERING = {
+    "LRE",
+    "RLE",
+    "LRO",
+    "RLO",
+    "PDF",
+    "LRI",
+    "RLI",
+    "FSI",
+    "PDI",
+}  # Unicode's classes of characters that turn what follows around
 
-TEXT = ["The small dog ran home. A cat sat on the mat!\n\n\tdef f(x):\n        return 1\n",
-        "Once upon a time there was a fox.  The fox had two \N{FOX FACE} friends, né?"] * 40
-NASTY = ["", " ", "  a  b  ", "\n", "\n\na\n", "\t x\r\n", "▁", "▁▁a ▁ b▁", " ▁", "a▁", "▅", "\x00\x1f", "<unk><s></s>",
-         "<0x41>", "<|endoftext|>", "[MASK] [PAD]", "👩‍👩‍👧‍👦 e\u0301 é \u202e", "\ufeffa", "\ufffd", "\u2028", "İßſ"]
+TEXT = [
+    "The small dog ran home. A cat sat on the mat!\n\n\tdef f(x):\n        return 1\n",
+    "Once upon a time there was a fox.  The fox had two \N{FOX FACE} friends, né?",
+] * 40
+NASTY = [
+    "",
+    " ",
+    "  a  b  ",
+    "\n",
+    "\n\na\n",
+    "\t x\r\n",
+    "▁",
+    "▁▁a ▁ b▁",
+    " ▁",
+    "a▁",
+    "▅",
+    "\x00\x1f",
+    "<unk><s></s>",
+    "<0x41>",
+    "<|endoftext|>",
+    "[MASK] [PAD]",
+    "👩‍👩‍👧‍👦 e\u0301 é \u202e",
+    "\ufeffa",
+    "\ufffd",
+    "\u2028",
+    "İßſ",
+]
 
 
 def byte_bpe_files(folder):
@@ -28,7 +61,21 @@ def byte_bpe_files(folder):
 
 
 def wordpiece_file(folder):
-    words = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "dog", "##s", "ran", "cafe", ".", ","]
+    words = [
+        "[PAD]",
+        "[unused0]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "the",
+        "dog",
+        "##s",
+        "ran",
+        "cafe",
+        ".",
+        ",",
+    ]
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
     return folder / "vocab.txt"
 
@@ -37,11 +84,17 @@ def wordpiece_file(folder):
 def all_kinds(tmp_path_factory):
     folder = tmp_path_factory.mktemp("vocabularies")
     made = {kind: tokenizers.train(TEXT, kind, 400) for kind in tokenizers.TRAINED}
-    made["whole words"] = tokenizers.train(["Mia ran home. The dog sat."] * 40, "unigram", 400, whole_words=6)  # none of its pieces is a space alone
+    made["whole words"] = tokenizers.train(
+        ["Mia ran home. The dog sat."] * 40, "unigram", 400, whole_words=6
+    )  # none of its pieces is a space alone
     made["byte_bpe"] = tokenizers.from_vocabulary(byte_bpe_files(folder), "byte_bpe")
-    made["wordpiece"] = tokenizers.from_vocabulary(wordpiece_file(folder), "wordpiece", lowercase=True)
+    made["wordpiece"] = tokenizers.from_vocabulary(
+        wordpiece_file(folder), "wordpiece", lowercase=True
+    )
     made["bpe"].save(folder / "bpe")
-    made["sentencepiece"] = tokenizers.from_vocabulary(folder / "bpe" / "sentencepiece.model", "sentencepiece")
+    made["sentencepiece"] = tokenizers.from_vocabulary(
+        folder / "bpe" / "sentencepiece.model", "sentencepiece"
+    )
     return made
 
 
@@ -52,12 +105,22 @@ def test_lossless(all_kinds, kind):
     def survives(text):
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text
-        assert ids.dtype == np.int32 and tokenizer.sampleable[ids].all() and tokenizer.eot_id not in ids
+        assert (
+            ids.dtype == np.int32
+            and tokenizer.sampleable[ids].all()
+            and tokenizer.eot_id not in ids
+        )
 
     for text in NASTY + TEXT[:2]:
         survives(text)
-    settings(max_examples=300, deadline=None)(given(st.text(
-        st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(" ▁\n\t<>a")), max_size=30))(survives))()
+    settings(max_examples=300, deadline=None)(
+        given(
+            st.text(
+                st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(" ▁\n\t<>a")),
+                max_size=30,
+            )
+        )(survives)
+    )()
     for ids, text in zip(tokenizer.encode_batch(NASTY), NASTY):
         np.testing.assert_array_equal(ids, tokenizer.encode(text))
 
@@ -72,8 +135,15 @@ def test_whatever_text_encodes_to_can_be_sampled(all_kinds, kind):
 
 def test_ids_are_laid_out_as_documented(all_kinds):
     for kind, t in all_kinds.items():
-        assert t.kind == {"whole words": "unigram"}.get(kind, kind) and t.vocab_size % 128 == 0 and t.sampleable.shape == (t.vocab_size,)
-        assert len({t.pad_id, t.mask_id, t.eot_id}) == 3 and max(t.pad_id, t.mask_id, t.eot_id) < t.vocab_size
+        assert (
+            t.kind == {"whole words": "unigram"}.get(kind, kind)
+            and t.vocab_size % 128 == 0
+            and t.sampleable.shape == (t.vocab_size,)
+        )
+        assert (
+            len({t.pad_id, t.mask_id, t.eot_id}) == 3
+            and max(t.pad_id, t.mask_id, t.eot_id) < t.vocab_size
+        )
         assert t.sampleable[t.eot_id] and not t.sampleable[[t.pad_id, t.mask_id]].any()
         pieces = t.pieces(range(t.vocab_size))
         beyond = [i for i, p in enumerate(pieces) if p == "[UNUSED]"]
@@ -86,8 +156,26 @@ def test_ids_are_laid_out_as_documented(all_kinds):
 def test_published_vocabularies_keep_their_own_ids(all_kinds):
     bert = all_kinds["wordpiece"]
     assert (bert.pad_id, bert.mask_id, bert.eot_id, bert.vocab_size) == (0, 5, 4, 128)
-    assert bert.pieces(np.flatnonzero(bert.sampleable)) == ["[UNK]", "[SEP]", "the", "dog", "##s", "ran", "cafe", ".", ","]
-    assert bert.pieces(bert.encode("The DOGS ran, café.")) == ["the", "dog", "##s", "ran", ",", "cafe", "."]
+    assert bert.pieces(np.flatnonzero(bert.sampleable)) == [
+        "[UNK]",
+        "[SEP]",
+        "the",
+        "dog",
+        "##s",
+        "ran",
+        "cafe",
+        ".",
+        ",",
+    ]
+    assert bert.pieces(bert.encode("The DOGS ran, café.")) == [
+        "the",
+        "dog",
+        "##s",
+        "ran",
+        ",",
+        "cafe",
+        ".",
+    ]
     assert bert.decode(bert.encode("The dogs ran, cafe.")) == "the dogs ran, cafe."
     gpt2 = all_kinds["byte_bpe"]
     assert (gpt2.eot_id, gpt2.pad_id, gpt2.mask_id, gpt2.vocab_size) == (259, 260, 261, 384)
@@ -104,12 +192,18 @@ def test_training_depends_on_the_documents_alone(kind):
 
 
 def test_a_closed_vocabulary_becomes_one_piece_a_word():
-    words = [f"{a}{b}" for a in ("gar", "ble", "fro", "Pim") for b in ("den", "sky", "low", "kets", "ming")]
+    words = [
+        f"{a}{b}"
+        for a in ("gar", "ble", "fro", "Pim")
+        for b in ("den", "sky", "low", "kets", "ming")
+    ]
     rng = np.random.default_rng(0)
     docs = [" ".join(rng.choice(words, 6)) + "." for _ in range(300)]
     tokenizer = tokenizers.train(docs, "bpe", 400)
     for doc in docs[:20]:
-        assert [p.removeprefix("▁") for p in tokenizer.pieces(tokenizer.encode(doc))] == doc[:-1].split() + ["."]
+        assert [p.removeprefix("▁") for p in tokenizer.pieces(tokenizer.encode(doc))] == doc[
+            :-1
+        ].split() + ["."]
 
 
 def test_masks_and_documents_are_rendered_and_read(all_kinds):
@@ -125,9 +219,16 @@ def test_masks_and_documents_are_rendered_and_read(all_kinds):
         at = filled.index(t.mask_id)
         before = t.encode("The small")
         np.testing.assert_array_equal(ids[:at], before)
-        assert t.decode(filled[:at] + word[len(word) - 1:].tolist())  # any word fits there
-        ids = np.concatenate([[t.eot_id], t.encode("a b"), [t.eot_id, t.pad_id, t.eot_id], t.encode(" c"),
-                              [t.eot_id, t.pad_id, t.vocab_size - 1]])
+        assert t.decode(filled[:at] + word[len(word) - 1 :].tolist())  # any word fits there
+        ids = np.concatenate(
+            [
+                [t.eot_id],
+                t.encode("a b"),
+                [t.eot_id, t.pad_id, t.eot_id],
+                t.encode(" c"),
+                [t.eot_id, t.pad_id, t.vocab_size - 1],
+            ]
+        )
         assert t.documents(ids) == ["a b", " c"] and t.decode(ids) == "a b\n c"
     bert = all_kinds["wordpiece"]
     assert bert.decode(bert.encode_masked("the [MASK] ran.")) == "the [MASK] ran."
@@ -138,7 +239,12 @@ def test_masks_and_documents_are_rendered_and_read(all_kinds):
 def test_lowercase_applies_before_training_and_encoding():
     tokenizer = tokenizers.train(TEXT, "bpe", 350, lowercase=True)
     assert tokenizer.decode(tokenizer.encode("The FOX")) == "the fox"
-    assert not any(c.isupper() for p in tokenizer.pieces(range(257, 340)) for c in p if not p.startswith(("[", "<0")))
+    assert not any(
+        c.isupper()
+        for p in tokenizer.pieces(range(257, 340))
+        for c in p
+        if not p.startswith(("[", "<0"))
+    )
 
 
 def test_save_and_load(all_kinds, tmp_path):
@@ -198,12 +304,27 @@ def test_bad_input_is_refused_in_one_line(all_kinds, tmp_path):
 def test_printable_text_steers_no_terminal_and_loses_nothing(text):
     """Against Unicode's own categories: no control, surrogate or separator of lines is left, and all else stays as it was."""
     shown = tokenizers.printable(text)
-    assert all(c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs", "Zl", "Zp") and unicodedata.bidirectional(c) not in REORDERING for c in shown)
+    assert all(
+        c in "\n\t"
+        or (
+            unicodedata.category(c) not in ("Cc", "Cs", "Zl", "Zp")
+            and unicodedata.bidirectional(c) not in REORDERING
+        )
+        for c in shown
+    )
     assert shown == "".join(tokenizers.printable(c) for c in text)
     assert all(tokenizers.printable(c) in (c, ascii(c)[1:-1]) for c in text)
 
 
-@pytest.mark.parametrize(("text", "shown"), [("a\x1b[31mb", "a\\x1b[31mb"), ("\u202etxt", "\\u202etxt"), ("a\r\nb\tc", "a\\r\nb\tc"), ("caf\xe9 \u65e5\xa0\u200d", "caf\xe9 \u65e5\xa0\u200d")])
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\x1b[31mb", "a\\x1b[31mb"),
+        ("\u202etxt", "\\u202etxt"),
+        ("a\r\nb\tc", "a\\r\nb\tc"),
+        ("caf\xe9 \u65e5\xa0\u200d", "caf\xe9 \u65e5\xa0\u200d"),
+    ],
+)
 def test_what_is_shown_of_a_text(text, shown):
     """Letters, spaces and joiners of any script stay."""
     assert tokenizers.printable(text) == shown

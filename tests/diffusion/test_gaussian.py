@@ -8,7 +8,9 @@ import pytest
 from diladiff_jax.diffusion import gaussian
 
 TANGENTS = [gaussian.TangentSchedule(d) for d in (0.5, 1.0, 10.0, 100.0)]
-EMPIRICAL = [gaussian.EmpiricalSchedule(k, t0) for k, t0 in ((0.01, 0.5), (4.0, 0.5), (5.5, 0.3), (4.9, 0.8))]
+EMPIRICAL = [
+    gaussian.EmpiricalSchedule(k, t0) for k, t0 in ((0.01, 0.5), (4.0, 0.5), (5.5, 0.3), (4.9, 0.8))
+]
 SCHEDULES = [*TANGENTS, gaussian.LinearVarianceSchedule(), *EMPIRICAL]
 INTERIOR = np.linspace(0.01, 0.99, 33)
 
@@ -34,14 +36,20 @@ def test_tangent_schedule_is_arctan_of_d_tan(schedule, x64):
     tangent = schedule.d * np.tan(np.pi * INTERIOR / 2)
     np.testing.assert_allclose(schedule.angle(INTERIOR), np.arctan(tangent), rtol=1e-12)
     np.testing.assert_allclose(schedule.alpha(INTERIOR), 1 / np.sqrt(1 + tangent**2), rtol=1e-12)
-    np.testing.assert_allclose(schedule.sigma(INTERIOR), tangent / np.sqrt(1 + tangent**2), rtol=1e-12)
-    np.testing.assert_allclose(gaussian.log_snr(schedule, INTERIOR), -2 * np.log(tangent), atol=1e-10)
+    np.testing.assert_allclose(
+        schedule.sigma(INTERIOR), tangent / np.sqrt(1 + tangent**2), rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        gaussian.log_snr(schedule, INTERIOR), -2 * np.log(tangent), atol=1e-10
+    )
 
 
 def test_figure_6_of_the_paper():
     """alpha(0.2) = 0.294 at d = 10; d = 1 makes the angle linear in t."""
     assert abs(gaussian.TangentSchedule(10.0).alpha(0.2) - 0.294) < 5e-4
-    np.testing.assert_allclose(gaussian.TangentSchedule(1.0).angle(INTERIOR), np.pi / 2 * INTERIOR, rtol=1e-6)
+    np.testing.assert_allclose(
+        gaussian.TangentSchedule(1.0).angle(INTERIOR), np.pi / 2 * INTERIOR, rtol=1e-6
+    )
 
 
 def test_linear_variance(x64):
@@ -57,8 +65,12 @@ def test_derivatives_are_those_of_autodiff(schedule, x64):
     rate = schedule.angle_rate(INTERIOR)
     derivative = lambda f: jax.vmap(jax.grad(f))(jnp.asarray(INTERIOR))
     np.testing.assert_allclose(rate, derivative(schedule.angle), rtol=1e-9)
-    np.testing.assert_allclose(-schedule.sigma(INTERIOR) * rate, derivative(schedule.alpha), rtol=1e-9)
-    np.testing.assert_allclose(schedule.alpha(INTERIOR) * rate, derivative(schedule.sigma), rtol=1e-9)
+    np.testing.assert_allclose(
+        -schedule.sigma(INTERIOR) * rate, derivative(schedule.alpha), rtol=1e-9
+    )
+    np.testing.assert_allclose(
+        schedule.alpha(INTERIOR) * rate, derivative(schedule.sigma), rtol=1e-9
+    )
 
 
 @each_schedule
@@ -83,7 +95,9 @@ def test_ends_are_exact_and_finite_in_float32_and_under_grad(schedule):
         assert f(ends).dtype == jnp.float32
         assert np.isfinite(f(ends)).all() and np.isfinite(jax.vmap(jax.grad(f))(ends)).all()
     d = schedule.d
-    np.testing.assert_allclose(schedule.angle_rate(ends), [np.pi * d / 2, np.pi / (2 * d)], rtol=1e-6)
+    np.testing.assert_allclose(
+        schedule.angle_rate(ends), [np.pi * d / 2, np.pi / (2 * d)], rtol=1e-6
+    )
 
 
 @each_schedule
@@ -92,8 +106,12 @@ def test_velocity_is_the_time_derivative_of_the_path(schedule, x64):
     z, noise, t = batch()
     z_t, v = jax.jvp(lambda t: gaussian.diffuse(schedule, z, noise, t), (t,), (jnp.ones_like(t),))
     np.testing.assert_allclose(gaussian.velocity_of_noise(schedule, z, noise, t), v, rtol=1e-9)
-    np.testing.assert_allclose(gaussian.velocity_of_clean(schedule, z_t, z, t), v, rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(gaussian.noise_of_clean(schedule, z_t, z, t), noise, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(
+        gaussian.velocity_of_clean(schedule, z_t, z, t), v, rtol=1e-6, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        gaussian.noise_of_clean(schedule, z_t, z, t), noise, rtol=1e-9, atol=1e-9
+    )
 
 
 @each_schedule
@@ -104,8 +122,15 @@ def test_phi_is_the_formula_and_the_inverse_of_the_velocity(schedule, x64):
     alpha, sigma = schedule.alpha(t)[:, None, None], schedule.sigma(t)[:, None, None]
     d_alpha, d_sigma = grad(schedule.alpha), grad(schedule.sigma)
     clean = gaussian.clean_of_velocity(schedule, z_t, v, t)
-    np.testing.assert_allclose(clean, (sigma * v - d_sigma * z_t) / (sigma * d_alpha - d_sigma * alpha), rtol=1e-8, atol=1e-8)
-    np.testing.assert_allclose(gaussian.velocity_of_clean(schedule, z_t, clean, t), v, rtol=1e-8, atol=1e-8)
+    np.testing.assert_allclose(
+        clean,
+        (sigma * v - d_sigma * z_t) / (sigma * d_alpha - d_sigma * alpha),
+        rtol=1e-8,
+        atol=1e-8,
+    )
+    np.testing.assert_allclose(
+        gaussian.velocity_of_clean(schedule, z_t, clean, t), v, rtol=1e-8, atol=1e-8
+    )
 
 
 @each_schedule
@@ -116,8 +141,15 @@ def test_ddim_is_exact_for_a_constant_prediction(schedule, x64):
     for share in (0.0, 0.3, 0.9):
         s = share * t
         z_s = gaussian.ddim_step(schedule, z_t, z, t, s)
-        np.testing.assert_allclose(z_s, gaussian.diffuse(schedule, z, noise, s), rtol=1e-9, atol=1e-9)
-        np.testing.assert_allclose(gaussian.ddim_step(schedule, z_s, z, s, 0.2 * s) if share else z_s, gaussian.ddim_step(schedule, z_t, z, t, 0.2 * s), rtol=1e-7, atol=1e-7)
+        np.testing.assert_allclose(
+            z_s, gaussian.diffuse(schedule, z, noise, s), rtol=1e-9, atol=1e-9
+        )
+        np.testing.assert_allclose(
+            gaussian.ddim_step(schedule, z_s, z, s, 0.2 * s) if share else z_s,
+            gaussian.ddim_step(schedule, z_t, z, t, 0.2 * s),
+            rtol=1e-7,
+            atol=1e-7,
+        )
 
 
 def test_ddim_stays_accurate_near_clean_in_float32():
@@ -135,7 +167,10 @@ def test_euler_step_has_the_second_order_local_error(schedule, x64):
     z, noise, _ = batch(3)
     t = jnp.full(33, 0.6)
     z_t = gaussian.diffuse(schedule, z, noise, t)
-    error = lambda h: np.abs(gaussian.euler_step(schedule, z_t, z, t, t - h) - gaussian.diffuse(schedule, z, noise, t - h)).max()
+    error = lambda h: np.abs(
+        gaussian.euler_step(schedule, z_t, z, t, t - h)
+        - gaussian.diffuse(schedule, z, noise, t - h)
+    ).max()
     assert 3.6 < error(4e-4) / error(2e-4) < 4.4
 
 
@@ -144,11 +179,21 @@ def test_jit_and_vmap_agree_with_plain_calls(schedule):
     """Every conversion of a batch equals its vmap over examples with scalar times, under jit."""
     z, noise, t = (jnp.asarray(x, jnp.float32) for x in batch(4))
     s = 0.5 * t
-    for f in (gaussian.diffuse, gaussian.velocity_of_noise, gaussian.velocity_of_clean, gaussian.noise_of_clean, gaussian.clean_of_velocity):
+    for f in (
+        gaussian.diffuse,
+        gaussian.velocity_of_noise,
+        gaussian.velocity_of_clean,
+        gaussian.noise_of_clean,
+        gaussian.clean_of_velocity,
+    ):
         each = jax.jit(jax.vmap(lambda a, b, t: f(schedule, a, b, t)))
-        np.testing.assert_allclose(each(z, noise, t), f(schedule, z, noise, t), rtol=2e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            each(z, noise, t), f(schedule, z, noise, t), rtol=2e-4, atol=1e-5
+        )
     each = jax.jit(jax.vmap(lambda a, b, t, s: gaussian.ddim_step(schedule, a, b, t, s)))
-    np.testing.assert_allclose(each(z, noise, t, s), gaussian.ddim_step(schedule, z, noise, t, s), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        each(z, noise, t, s), gaussian.ddim_step(schedule, z, noise, t, s), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_unknown_schedule_is_refused():
@@ -181,8 +226,12 @@ def test_empirical_ends_are_exact_in_float32(schedule):
 
 def test_a_flat_error_leaves_time_alone():
     """k -> 0: theta linear in t; and what float32 cannot hold is refused."""
-    np.testing.assert_allclose(gaussian.EmpiricalSchedule(0.01, 0.5).angle(INTERIOR), np.pi / 2 * INTERIOR, atol=1e-4)
-    assert gaussian.make_schedule("empirical", k=3.0, t0=0.4) == gaussian.EmpiricalSchedule(3.0, 0.4)
+    np.testing.assert_allclose(
+        gaussian.EmpiricalSchedule(0.01, 0.5).angle(INTERIOR), np.pi / 2 * INTERIOR, atol=1e-4
+    )
+    assert gaussian.make_schedule("empirical", k=3.0, t0=0.4) == gaussian.EmpiricalSchedule(
+        3.0, 0.4
+    )
     for k, t0 in ((0.0, 0.5), (4.0, 1.0), (17.0, 0.5)):
         with pytest.raises(ValueError, match="k max"):
             gaussian.EmpiricalSchedule(k, t0)

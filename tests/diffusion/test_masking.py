@@ -24,7 +24,7 @@ def joint():
 
 def exact_logits(joint, x_t):
     """log p(x^l = v | unmasked tokens of x_t), with large logits on the forbidden ids: [L, V + 2]."""
-    agree = ((SENTENCES == x_t) | (x_t == MASK)).all(axis=1) * joint
+    agree = ((x_t == SENTENCES) | (x_t == MASK)).all(axis=1) * joint
     logits = np.full((L, V + 2), 9.0)
     for l, v in itertools.product(range(L), range(V)):
         logits[l, v] = np.log(max(agree[SENTENCES[:, l] == v].sum() / agree.sum(), 1e-300))
@@ -37,7 +37,9 @@ def masked_nll(joint, x):
     x_t = np.where(np.array(subsets), MASK, x)
     logits = jnp.asarray(np.stack([exact_logits(joint, row) for row in x_t]), jnp.float32)
     nll, _ = masking.token_nll(logits, jnp.broadcast_to(jnp.asarray(x), x_t.shape), SAMPLEABLE)
-    return np.array(subsets).sum(axis=1), np.asarray((nll * np.array(subsets)).sum(axis=1), np.float64)
+    return np.array(subsets).sum(axis=1), np.asarray(
+        (nll * np.array(subsets)).sum(axis=1), np.float64
+    )
 
 
 def test_both_bounds_are_exact_for_exact_conditionals(joint):
@@ -64,7 +66,11 @@ def test_bound_is_above_for_a_wrong_model(joint):
 
 def test_stratified_times_lie_one_in_each_stratum():
     """One ratio in each of B equal strata, all at the same offset, in (0, 1]; that offset is uniform over keys (KS, false alarm 1e-4)."""
-    t = np.asarray(jax.vmap(lambda key: masking.stratified_times(key, 8))(jax.random.split(jax.random.key(0), 500)))
+    t = np.asarray(
+        jax.vmap(lambda key: masking.stratified_times(key, 8))(
+            jax.random.split(jax.random.key(0), 500)
+        )
+    )
     assert (t > 0).all() and (t <= 1).all()
     ordered = np.sort(t, axis=1)
     np.testing.assert_array_equal(np.ceil(ordered * 8 - 1e-4), np.tile(np.arange(1, 9), (500, 1)))
@@ -95,8 +101,17 @@ def test_masking_at_the_ends_and_copying():
 def test_exact_counts_and_uniform_subsets(chi_square):
     """Exactly k tokens masked, k = 0 to L; all C(5, 2) subsets equally likely (chi-square, false alarm 1e-4)."""
     tokens, count = jnp.zeros((6, 5), jnp.int32), jnp.arange(6)
-    np.testing.assert_array_equal((masking.mask_exactly(jax.random.key(0), tokens, count, 9) == 9).sum(axis=1), count)
-    masked = np.asarray(masking.mask_exactly(jax.random.key(1), jnp.zeros((10_000, 5), jnp.int32), jnp.full(10_000, 2), 9)) == 9
+    np.testing.assert_array_equal(
+        (masking.mask_exactly(jax.random.key(0), tokens, count, 9) == 9).sum(axis=1), count
+    )
+    masked = (
+        np.asarray(
+            masking.mask_exactly(
+                jax.random.key(1), jnp.zeros((10_000, 5), jnp.int32), jnp.full(10_000, 2), 9
+            )
+        )
+        == 9
+    )
     counts = np.bincount(masked @ (2 ** np.arange(5)), minlength=32)
     assert chi_square(counts, np.array([bin(i).count("1") == 2 for i in range(32)])) > 1e-4
 
@@ -124,7 +139,9 @@ def test_forbidden_ids_have_probability_exactly_zero():
     nll, right = masking.token_nll(logits, jnp.full((2, 4), MASK), SAMPLEABLE)
     assert np.isinf(nll).all() and not right.any()
     # Among equally likely ids a guess is right once in as many: a head of zeros recovers nothing for free.
-    _, right = masking.token_nll(jnp.zeros((1, len(SAMPLEABLE))), jnp.zeros(1, jnp.int32), SAMPLEABLE)
+    _, right = masking.token_nll(
+        jnp.zeros((1, len(SAMPLEABLE))), jnp.zeros(1, jnp.int32), SAMPLEABLE
+    )
     np.testing.assert_allclose(right, 1 / np.sum(SAMPLEABLE), rtol=1e-6)
 
 
@@ -132,14 +149,19 @@ def test_forbidden_ids_have_probability_exactly_zero():
 def test_nll_by_position_is_the_nll_of_all_logits(positions):
     """Values, guesses and gradients in the hidden states and the head, whether or not the parts divide the length of 10; and no array
     as large as all logits in the compiled gradient."""
-    h, head = jax.random.normal(jax.random.key(0), (3, 10, 6)), jax.random.normal(jax.random.key(1), (6, V + 2))
+    h, head = (
+        jax.random.normal(jax.random.key(0), (3, 10, 6)),
+        jax.random.normal(jax.random.key(1), (6, V + 2)),
+    )
     tokens = jax.random.randint(jax.random.key(2), (3, 10), 0, V)
 
     def plain(h, head):
         return masking.token_nll(h @ head, tokens, SAMPLEABLE)
 
     def parts(h, head):
-        return masking.token_nll_by_position(lambda h: h @ head, h, tokens, SAMPLEABLE, positions=positions)
+        return masking.token_nll_by_position(
+            lambda h: h @ head, h, tokens, SAMPLEABLE, positions=positions
+        )
 
     for ours, expected in zip(parts(h, head), plain(h, head), strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-5)
@@ -149,9 +171,13 @@ def test_nll_by_position_is_the_nll_of_all_logits(positions):
     sizes = h.shape[1] * 2 * 3, 64  # long rows of many logits, so that nothing else is as large
     h, head = jnp.ones((3, sizes[0], 2)), jnp.ones((2, sizes[1]))
     tokens, allowed = jnp.zeros((3, sizes[0]), jnp.int32), np.ones(sizes[1], bool)
-    long = lambda h, head: masking.token_nll_by_position(lambda h: h @ head, h, tokens, allowed, positions=positions)
+    long = lambda h, head: masking.token_nll_by_position(
+        lambda h: h @ head, h, tokens, allowed, positions=positions
+    )
     text = jax.jit(gradient(long)).lower(h, head).compile().as_text()
-    largest = max(math.prod(map(int, shape.split(","))) for shape in re.findall(r"f32\[([\d,]+)\]", text))
+    largest = max(
+        math.prod(map(int, shape.split(","))) for shape in re.findall(r"f32\[([\d,]+)\]", text)
+    )
     assert (largest >= 3 * sizes[0] * sizes[1]) == (positions == 100)
 
 

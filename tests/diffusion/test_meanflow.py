@@ -9,7 +9,11 @@ import scipy.stats
 from diladiff_jax.diffusion import gaussian, meanflow
 
 MEAN, STD = 0.7, 0.6  # the data: N(MEAN, STD^2) in every coordinate
-SCHEDULES = [gaussian.TangentSchedule(1.0), gaussian.TangentSchedule(10.0), gaussian.LinearVarianceSchedule()]
+SCHEDULES = [
+    gaussian.TangentSchedule(1.0),
+    gaussian.TangentSchedule(10.0),
+    gaussian.LinearVarianceSchedule(),
+]
 FORMS = list(meanflow.STEP_FORMS)
 each_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 each_form = pytest.mark.parametrize("form", FORMS)
@@ -28,14 +32,21 @@ def constrain_sharding(schedule, t):
 
 def posterior_mean(schedule, z_t, t):
     """E[z | z_t]."""
-    alpha, s = gaussian.per_example(schedule.alpha(t), z_t), gaussian.per_example(constrain_sharding(schedule, t), z_t)
+    alpha, s = (
+        gaussian.per_example(schedule.alpha(t), z_t),
+        gaussian.per_example(constrain_sharding(schedule, t), z_t),
+    )
     return MEAN + alpha * STD**2 / s**2 * (z_t - alpha * MEAN)
 
 
 def flow(schedule, z_t, t, r):
     """The probability flow from t to r: it keeps the standardized value."""
-    ratio = gaussian.per_example(constrain_sharding(schedule, r) / constrain_sharding(schedule, t), z_t)
-    return gaussian.per_example(schedule.alpha(r), z_t) * MEAN + ratio * (z_t - gaussian.per_example(schedule.alpha(t), z_t) * MEAN)
+    ratio = gaussian.per_example(
+        constrain_sharding(schedule, r) / constrain_sharding(schedule, t), z_t
+    )
+    return gaussian.per_example(schedule.alpha(r), z_t) * MEAN + ratio * (
+        z_t - gaussian.per_example(schedule.alpha(t), z_t) * MEAN
+    )
 
 
 def points(seed=0, n=64):
@@ -51,7 +62,9 @@ def test_the_exact_flow_has_no_error_against_its_own_target(schedule, x64):
     z_t, t, r = points()
     u = lambda z, t, r: (z - flow(schedule, z, t, r)) / gaussian.per_example(t - r, z)
     v = gaussian.velocity_of_clean(schedule, z_t, posterior_mean(schedule, z_t, t), t)
-    value, target = jax.jit(lambda z, t, r, v: meanflow.average_velocity_target(u, z, t, r, v))(z_t, t, r, v)
+    value, target = jax.jit(lambda z, t, r, v: meanflow.average_velocity_target(u, z, t, r, v))(
+        z_t, t, r, v
+    )
     np.testing.assert_allclose(value, target, rtol=1e-8, atol=1e-8)
     _, wrong = meanflow.average_velocity_target(u, z_t, t, r, 1.1 * v)
     assert np.abs(value - wrong).max() > 1e-2
@@ -67,7 +80,9 @@ def test_target_is_the_formula_by_finite_differences(x64):
     for w in (0.0, 0.3, 1.0):
         value, target = meanflow.average_velocity_target(u, z_t, t, r, v, w)
         np.testing.assert_allclose(value, u(z_t, t, r), rtol=1e-12)
-        np.testing.assert_allclose(target, v - w * (t - r)[:, None, None] * bracket, rtol=1e-7, atol=1e-7)
+        np.testing.assert_allclose(
+            target, v - w * (t - r)[:, None, None] * bracket, rtol=1e-7, atol=1e-7
+        )
 
 
 def test_target_carries_no_gradient():
@@ -75,7 +90,9 @@ def test_target_carries_no_gradient():
     z_t, t, r = (jnp.asarray(x, jnp.float32) for x in points(2))
 
     def both(a, v):
-        return meanflow.average_velocity_target(lambda z, t, r: a * jnp.sin(z) * gaussian.per_example(t, z), z_t, t, r, v)
+        return meanflow.average_velocity_target(
+            lambda z, t, r: a * jnp.sin(z) * gaussian.per_example(t, z), z_t, t, r, v
+        )
 
     by_parameter, by_velocity = jax.grad(lambda a, v: both(a, v)[1].sum(), argnums=(0, 1))(1.3, z_t)
     assert by_parameter == 0 and (by_velocity == 0).all()
@@ -100,8 +117,12 @@ def test_at_equal_times_every_form_is_the_velocity(form, schedule, x64):
     z_t, t, _ = points(3)
     z = jnp.cos(z_t)
     u = meanflow.STEP_FORMS[form](schedule, z_t, z, t, t)
-    np.testing.assert_allclose(u, gaussian.velocity_of_clean(schedule, z_t, z, t), rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(gaussian.clean_of_velocity(schedule, z_t, u, t), z, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(
+        u, gaussian.velocity_of_clean(schedule, z_t, z, t), rtol=1e-9, atol=1e-9
+    )
+    np.testing.assert_allclose(
+        gaussian.clean_of_velocity(schedule, z_t, u, t), z, rtol=1e-9, atol=1e-9
+    )
 
 
 @each_schedule
@@ -120,7 +141,9 @@ def test_rotation_form_steps_as_ddim(schedule, x64):
     z = jnp.cos(z_t)
     for share, atol in ((0.0, 1e-10), (0.5, 1e-10), (0.99, 1e-10), (0.9995, 1e-7)):
         r = share * t
-        step = z_t - (t - r)[:, None, None] * meanflow.rotation_from_prediction(schedule, z_t, z, t, r)
+        step = z_t - (t - r)[:, None, None] * meanflow.rotation_from_prediction(
+            schedule, z_t, z, t, r
+        )
         np.testing.assert_allclose(step, gaussian.ddim_step(schedule, z_t, z, t, r), atol=atol)
         if share == 0:
             np.testing.assert_allclose(step, z, atol=1e-10)
@@ -165,8 +188,11 @@ def test_forms_and_tangents_are_finite_in_float32_at_every_corner(form, schedule
 def test_times_follow_their_law():
     """r <= t; P(r = t) = 1/4 (z < 4.5, false alarm 7e-6); where they differ, t and r are the larger and the smaller of two LogitNormal(-1, 1) (KS, 1e-4 each)."""
     n = 40_000
-    t, r = (np.asarray(x, np.float64) for x in jax.jit(meanflow.sample_times, static_argnums=1)(jax.random.key(0), n))
-    assert ((0 < r) & (r <= t) & (t < 1)).all()
+    t, r = (
+        np.asarray(x, np.float64)
+        for x in jax.jit(meanflow.sample_times, static_argnums=1)(jax.random.key(0), n)
+    )
+    assert ((r > 0) & (r <= t) & (t < 1)).all()
     same = r == t
     assert abs(same.mean() - 0.25) < 4.5 * np.sqrt(0.25 * 0.75 / n)
     single = lambda x: scipy.stats.norm.cdf(np.log(x / (1 - x)) + 1)
@@ -178,7 +204,9 @@ def test_times_follow_their_law():
 def test_shares_of_ends():
     """`p_noise` sets t = 1, `p_clean` r = 0, `p_equal` r = t, each in its share (z < 4.5, false alarm 7e-6 each)."""
     n = 40_000
-    t, r = meanflow.sample_times(jax.random.key(1), n, mean=0.0, std=2.0, p_equal=0.1, p_noise=0.3, p_clean=0.2)
+    t, r = meanflow.sample_times(
+        jax.random.key(1), n, mean=0.0, std=2.0, p_equal=0.1, p_noise=0.3, p_clean=0.2
+    )
     for found, share in (((t == 1), 0.3), ((r == 0), 0.9 * 0.2), ((t == r), 0.1)):
         assert abs(found.mean() - share) < 4.5 * np.sqrt(share * (1 - share) / n)
     t, r = meanflow.sample_times(jax.random.key(1), 100, p_equal=1.0)
@@ -207,6 +235,13 @@ def test_everything_maps_over_examples():
     z_t, t, r = (jnp.asarray(x, jnp.float32) for x in points(7, 8))
     u = lambda z, t, r: meanflow.rotation_from_prediction(schedule, z, jnp.tanh(z), t, r)
     whole = meanflow.average_velocity_target(u, z_t, t, r, z_t)
-    each = jax.jit(jax.vmap(lambda z, t, r: jax.tree.map(lambda x: x[0], meanflow.average_velocity_target(u, z[None], t[None], r[None], z[None]))))
+    each = jax.jit(
+        jax.vmap(
+            lambda z, t, r: jax.tree.map(
+                lambda x: x[0],
+                meanflow.average_velocity_target(u, z[None], t[None], r[None], z[None]),
+            )
+        )
+    )
     for a, b in zip(whole, each(z_t, t, r), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)

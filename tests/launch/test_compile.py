@@ -17,19 +17,46 @@ from diladiff_jax.parallel import sharding
 from diladiff_jax.preflight import aot
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-PER_DEVICE = {"parameter_bytes", "peak_bytes", "capacity_bytes", "flops", "bytes_accessed", "collectives", "estimated_seconds", "estimated_utilization", "bound_by"}
+PER_DEVICE = {
+    "parameter_bytes",
+    "peak_bytes",
+    "capacity_bytes",
+    "flops",
+    "bytes_accessed",
+    "collectives",
+    "estimated_seconds",
+    "estimated_utilization",
+    "bound_by",
+}
 
 
 def libtpu_is_here():
-    return bool(os.environ.get("TPU_LIBRARY_PATH") or importlib.util.find_spec("libtpu") or (ROOT / ".venv/libtpu/libtpu/libtpu.so").exists())
+    return bool(
+        os.environ.get("TPU_LIBRARY_PATH")
+        or importlib.util.find_spec("libtpu")
+        or (ROOT / ".venv/libtpu/libtpu/libtpu.so").exists()
+    )
 
 
-needs_libtpu = pytest.mark.skipif(not libtpu_is_here(), reason="libtpu is not installed (launch/test.sh installs it where it can be had)")
+needs_libtpu = pytest.mark.skipif(
+    not libtpu_is_here(),
+    reason="libtpu is not installed (launch/test.sh installs it where it can be had)",
+)
 
 
 def run(*words, timeout=1800, **environment):
-    inherited = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}  # virtual CPU devices are none of the compiler's business
-    return subprocess.run([sys.executable, *words], cwd=ROOT, env=inherited | environment, capture_output=True, text=True, timeout=timeout, check=False)
+    inherited = {
+        k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")
+    }  # virtual CPU devices are none of the compiler's business
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=ROOT,
+        env=inherited | environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
 
 
 def compile_py(*flags, **options):
@@ -52,13 +79,19 @@ json.dump(documents, open(sys.argv[2], "w"))
 """
 
 SMALL = dict(
-    backbone=dict(num_layers=1), decoder=dict(cross_layers=(0,)), latent_denoiser=dict(num_layers=1),
+    backbone=dict(num_layers=1),
+    decoder=dict(cross_layers=(0,)),
+    latent_denoiser=dict(num_layers=1),
     **{stage: dict(optimizer="adamw") for stage in STAGES},
 )
 # Lengths of 128 go through the splash attention kernel, two devices along each axis through every kind of sharding.
 LONG = dict(
-    data=dict(length=128), mesh=dict(data=2, fsdp=2, tensor=2), backbone=dict(width=128, num_layers=3, heads=2), decoder=dict(cross_layers=(0, 2)),
-    memory=dict(scan=True, remat="matmuls"), mdlm=dict(optimizer="adamw"),
+    data=dict(length=128),
+    mesh=dict(data=2, fsdp=2, tensor=2),
+    backbone=dict(width=128, num_layers=3, heads=2),
+    decoder=dict(cross_layers=(0, 2)),
+    memory=dict(scan=True, remat="matmuls"),
+    mdlm=dict(optimizer="adamw"),
 )
 CASES = [
     ("mdlm", "mdlm", None, "v5p:2x2x2", LONG),
@@ -83,11 +116,25 @@ def test_every_stage_and_a_sampler_compile_for_a_tpu(tmp_path_factory):
     assert list(found) == [case[0] for case in CASES]
     for name, document in found.items():
         per = document["per_device"]
-        assert {"config", "stage", "topology", "devices", "fits", "per_device"} <= document.keys() and per.keys() >= PER_DEVICE
-        assert document["fits"] and 0 < per["parameter_bytes"] < per["peak_bytes"] < per["capacity_bytes"], name
-        assert per["flops"] > 0 and per["bytes_accessed"] > 0 and 0 < per["estimated_utilization"] < 1
+        assert {
+            "config",
+            "stage",
+            "topology",
+            "devices",
+            "fits",
+            "per_device",
+        } <= document.keys() and per.keys() >= PER_DEVICE
+        assert (
+            document["fits"]
+            and 0 < per["parameter_bytes"] < per["peak_bytes"] < per["capacity_bytes"]
+        ), name
+        assert (
+            per["flops"] > 0 and per["bytes_accessed"] > 0 and 0 < per["estimated_utilization"] < 1
+        )
         longest = max(per[f"{part}_seconds"] for part in ("compute", "memory", "interconnect"))
-        assert longest == per[f"{per['bound_by']}_seconds"] and per["estimated_seconds"] >= longest * (1 - 1e-9)
+        assert longest == per[f"{per['bound_by']}_seconds"] and per[
+            "estimated_seconds"
+        ] >= longest * (1 - 1e-9)
         assert all(each["count"] > 0 and each["bytes"] > 0 for each in per["collectives"].values())
         assert not per["uncounted_kernels"], f"{name}: a kernel whose work is not counted"
     # Data parallelism sums every gradient of the prior once: as many bytes as it has parameters, and the metrics.
@@ -96,7 +143,9 @@ def test_every_stage_and_a_sampler_compile_for_a_tpu(tmp_path_factory):
     assert 0.99 * trained <= summed < 1.2 * trained  # what the loss does not read has no gradient
     # Parameters cut over fsdp are gathered where they are used; what the model needs is at most what the program does.
     per = found["mdlm"]["per_device"]
-    assert {"all-gather", "all-reduce"} <= per["collectives"].keys() and per["model_flops"] <= per["flops"] < 2 * per["model_flops"]
+    assert {"all-gather", "all-reduce"} <= per["collectives"].keys() and per["model_flops"] <= per[
+        "flops"
+    ] < 2 * per["model_flops"]
 
 
 def abstract_parameters(stage):
@@ -114,12 +163,25 @@ def test_the_command_writes_a_document_and_a_table(tmp_path):
     done = compile_py(*flags, "--config.sampling.batch=30")
     assert done.returncode == 0, done.stderr
     document = json.loads(out.read_text())
-    assert [document[name] for name in ("config", "stage", "topology", "devices", "batch")] == ["configs/tiny.py", "mdlm sampler", "v5e:2x2", 4, 32]
+    assert [document[name] for name in ("config", "stage", "topology", "devices", "batch")] == [
+        "configs/tiny.py",
+        "mdlm sampler",
+        "v5e:2x2",
+        4,
+        32,
+    ]
     assert "peak memory" in done.stdout and "bound by" in done.stdout
     done = compile_py(*flags, f"--config.sampling.batch={2**26}")
-    assert done.returncode == 3 and len(done.stderr.strip().splitlines()) == 1 and "does not fit" in done.stderr
+    assert (
+        done.returncode == 3
+        and len(done.stderr.strip().splitlines()) == 1
+        and "does not fit" in done.stderr
+    )
     document = json.loads(out.read_text())
-    assert not document["fits"] and document["per_device"]["peak_bytes"] > document["per_device"]["capacity_bytes"]
+    assert (
+        not document["fits"]
+        and document["per_device"]["peak_bytes"] > document["per_device"]["capacity_bytes"]
+    )
 
 
 @pytest.mark.slow
@@ -127,12 +189,25 @@ def test_the_command_writes_a_document_and_a_table(tmp_path):
 def test_scaling_has_a_row_for_each_slice(tmp_path):
     """The batch grows with the chips, the work of a chip stays."""
     out = tmp_path / "out.json"
-    done = compile_py("--config=configs/tiny.py", "--stage=mdlm", "--topology=v5e", "--scaling=4,16", "--config.mdlm.optimizer=adamw", f"--out={out}")
+    done = compile_py(
+        "--config=configs/tiny.py",
+        "--stage=mdlm",
+        "--topology=v5e",
+        "--scaling=4,16",
+        "--config.mdlm.optimizer=adamw",
+        f"--out={out}",
+    )
     assert done.returncode == 0, done.stderr
     document = json.loads(out.read_text())
-    assert [(row["topology"], row["batch"]) for row in document["rows"]] == [("v5e:2x2", 128), ("v5e:4x4", 512)]
+    assert [(row["topology"], row["batch"]) for row in document["rows"]] == [
+        ("v5e:2x2", 128),
+        ("v5e:4x4", 512),
+    ]
     small, large = (row["per_device"] for row in document["rows"])
-    assert large["flops"] == pytest.approx(small["flops"], rel=0.01) and large["interconnect_seconds"] > small["interconnect_seconds"]
+    assert (
+        large["flops"] == pytest.approx(small["flops"], rel=0.01)
+        and large["interconnect_seconds"] > small["interconnect_seconds"]
+    )
     assert "efficiency" in done.stdout and "knee" in document
 
 
@@ -141,7 +216,9 @@ def test_scaling_has_a_row_for_each_slice(tmp_path):
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_published_setting_fits_sixteen_small_chips(stage):
     """configs/owt.py on v5e:4x4."""
-    done = compile_py("--config=configs/owt.py", f"--stage={stage}", "--topology=v5e:4x4", timeout=1800)
+    done = compile_py(
+        "--config=configs/owt.py", f"--stage={stage}", "--topology=v5e:4x4", timeout=1800
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -152,13 +229,53 @@ def test_the_published_setting_fits_sixteen_small_chips(stage):
         (["--config=configs/tiny.py", "--stage=mdlm"], "--topology is missing"),
         (["--config=configs/tiny.py", "--topology=v5e:4x4"], "one of --stage=STAGE"),
         (["--config=configs/tiny.py", "--topology=v9:4x4", "--stage=mdlm"], "must be one of v4"),
-        (["--config=configs/tiny.py", "--topology=v5e:4x4", "--stage=nothing"], "--stage is 'nothing'"),
-        (["--config=configs/tiny.py", "--topology=v5e:4x4", "--stage=mdlm", "--config.mdlm.batchs=3"], "Did you mean"),
-        (["--config=configs/tiny.py", "--topology=v5e", "--scaling=16,x", "--stage=mdlm"], "--scaling holds 'x'"),
-        pytest.param(["--config=configs/tiny.py", "--topology=v5e:3x5", "--stage=mdlm"], "refused by the TPU compiler", marks=needs_libtpu),
-        pytest.param(["--config=configs/tiny.py", "--topology=v5e:2x2", "--stage=mdlm", "--config.mesh.fsdp=3"], "do not multiply to the 4 devices", marks=needs_libtpu),
-        pytest.param(["--config=configs/tiny.py", "--topology=v5e:2x2", "--stage=mdlm", "--config.mdlm.batch=6"], "mdlm.batch is 6", marks=needs_libtpu),
-        pytest.param(["--config=configs/tiny.py", "--topology=v5e:2x2", "--sampler=gpt"], "sampler is 'gpt'", marks=needs_libtpu),
+        (
+            ["--config=configs/tiny.py", "--topology=v5e:4x4", "--stage=nothing"],
+            "--stage is 'nothing'",
+        ),
+        (
+            [
+                "--config=configs/tiny.py",
+                "--topology=v5e:4x4",
+                "--stage=mdlm",
+                "--config.mdlm.batchs=3",
+            ],
+            "Did you mean",
+        ),
+        (
+            ["--config=configs/tiny.py", "--topology=v5e", "--scaling=16,x", "--stage=mdlm"],
+            "--scaling holds 'x'",
+        ),
+        pytest.param(
+            ["--config=configs/tiny.py", "--topology=v5e:3x5", "--stage=mdlm"],
+            "refused by the TPU compiler",
+            marks=needs_libtpu,
+        ),
+        pytest.param(
+            [
+                "--config=configs/tiny.py",
+                "--topology=v5e:2x2",
+                "--stage=mdlm",
+                "--config.mesh.fsdp=3",
+            ],
+            "do not multiply to the 4 devices",
+            marks=needs_libtpu,
+        ),
+        pytest.param(
+            [
+                "--config=configs/tiny.py",
+                "--topology=v5e:2x2",
+                "--stage=mdlm",
+                "--config.mdlm.batch=6",
+            ],
+            "mdlm.batch is 6",
+            marks=needs_libtpu,
+        ),
+        pytest.param(
+            ["--config=configs/tiny.py", "--topology=v5e:2x2", "--sampler=gpt"],
+            "sampler is 'gpt'",
+            marks=needs_libtpu,
+        ),
     ],
 )
 @pytest.mark.slow
@@ -171,8 +288,17 @@ def test_bad_input_is_one_line(flags, words):
 
 def test_a_missing_compiler_is_one_line():
     """Where TPU_LIBRARY_PATH leads nowhere."""
-    done = compile_py("--config=configs/tiny.py", "--topology=v5e:2x2", "--stage=mdlm", TPU_LIBRARY_PATH="/nowhere/libtpu.so")
-    assert done.returncode == 1 and "TPU_LIBRARY_PATH is /nowhere/libtpu.so" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    done = compile_py(
+        "--config=configs/tiny.py",
+        "--topology=v5e:2x2",
+        "--stage=mdlm",
+        TPU_LIBRARY_PATH="/nowhere/libtpu.so",
+    )
+    assert (
+        done.returncode == 1
+        and "TPU_LIBRARY_PATH is /nowhere/libtpu.so" in done.stderr
+        and len(done.stderr.strip().splitlines()) == 1
+    )
 
 
 def test_a_vocabulary_stands_in_for_a_tokenizer():
@@ -183,8 +309,16 @@ def test_a_vocabulary_stands_in_for_a_tokenizer():
     text = [chr(first) + chr(second) for first in range(97, 123) for second in range(97, 123)] * 3
     trained = tokenizers.train(text, settings.kind, settings.vocab_size)
     found = aot.Vocabulary.of(settings)
-    assert found.vocab_size % 128 == 0 and found.vocab_size - trained.vocab_size in (0, 128, 256)  # small corpora give fewer pieces than asked
-    assert found.sampleable.shape == (found.vocab_size,) and not found.sampleable[found.mask_id] and found.sampleable[found.eot_id]
+    assert found.vocab_size % 128 == 0 and found.vocab_size - trained.vocab_size in (
+        0,
+        128,
+        256,
+    )  # small corpora give fewer pieces than asked
+    assert (
+        found.sampleable.shape == (found.vocab_size,)
+        and not found.sampleable[found.mask_id]
+        and found.sampleable[found.eot_id]
+    )
 
 
 def test_nothing_fits_is_read_from_the_compilers_complaint():
@@ -198,13 +332,18 @@ def test_nothing_fits_is_read_from_the_compilers_complaint():
 
 def test_decoding_trips_have_their_limits():
     """One step unmasks everything in as many rounds as the rows that are worked on at once leave; with many steps few are empty, each a round."""
-    assert aot.decoding_trips(16, 32, 1) == (1.0, 2.0)  # 256 rows at once: 16 positions of each of 16 texts
+    assert aot.decoding_trips(16, 32, 1) == (
+        1.0,
+        2.0,
+    )  # 256 rows at once: 16 positions of each of 16 texts
     steps, rounds = aot.decoding_trips(32, 1024, 64)
     assert steps == 64.0 and 2.0 < rounds < 6.0
     steps, rounds = aot.decoding_trips(1, 8, 10_000)
     assert 7.9 < steps <= 8.0 and rounds == 1.0
     assert aot.decoding_trips(32, 1024, 64, "count") == (64.0, 2.0)  # 16 of each row, 8 at a time
-    assert aot.decoding_trips(1, 256, 2, "confidence") == (2.0, 1.0) and aot.decoding_trips(2, 256, 2, "confidence") == (2.0, 1.5)
+    assert aot.decoding_trips(1, 256, 2, "confidence") == (2.0, 1.0) and aot.decoding_trips(
+        2, 256, 2, "confidence"
+    ) == (2.0, 1.5)
 
 
 SLICES = """
@@ -231,4 +370,8 @@ def test_a_mesh_over_slices_crosses_between_them_along_data_alone():
     """Two slices of 16: each data index lies in one slice, tensor pairs are neighbours, and a mesh that would cut otherwise is refused."""
     done = run("-c", SLICES)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["[[0], [1]]", "{1}", "mesh size data is 1; it must be a multiple of the 2 slices, for only it may reach across them"]
+    assert done.stdout.splitlines() == [
+        "[[0], [1]]",
+        "{1}",
+        "mesh size data is 1; it must be a multiple of the 2 slices, for only it may reach across them",
+    ]

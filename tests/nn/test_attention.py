@@ -23,7 +23,9 @@ def test_attention_is_the_softmax_average():
         if causal:
             scores = np.where(np.tril(np.ones((5, 5))), scores, -np.inf)
         weights = np.exp(scores) / np.exp(scores).sum(axis=-1, keepdims=True)
-        np.testing.assert_allclose(out, np.einsum("bhlm,bmhd->blhd", weights, v).reshape(2, 5, 8), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            out, np.einsum("bhlm,bmhd->blhd", weights, v).reshape(2, 5, 8), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_attention_has_a_forward_derivative():
@@ -31,7 +33,9 @@ def test_attention_has_a_forward_derivative():
     q, dq = jax.random.normal(jax.random.key(0), (2, 1, 4, 2, 3))
     f = jax.jit(lambda q: attention.attend(q, jnp.sin(q), jnp.cos(q)))
     _, tangent = jax.jvp(f, (q,), (dq,))
-    np.testing.assert_allclose(tangent, (f(q + 1e-2 * dq) - f(q - 1e-2 * dq)) / 2e-2, rtol=1e-2, atol=1e-3)
+    np.testing.assert_allclose(
+        tangent, (f(q + 1e-2 * dq) - f(q - 1e-2 * dq)) / 2e-2, rtol=1e-2, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -45,7 +49,11 @@ def test_attention_in_blocks_is_the_attention_at_once(causal, monkeypatch):
         f = lambda *qkv: form(*qkv, positions, causal=causal)
         return f(q, k, v), jax.grad(lambda *qkv: jnp.sin(f(*qkv)).sum(), argnums=(0, 1, 2))(q, k, v)
 
-    for ours, plain in zip(jax.tree.leaves(both(attention.attend_in_blocks)), jax.tree.leaves(both(attention.attend_at_once)), strict=True):
+    for ours, plain in zip(
+        jax.tree.leaves(both(attention.attend_in_blocks)),
+        jax.tree.leaves(both(attention.attend_at_once)),
+        strict=True,
+    ):
         np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-5)
 
 
@@ -56,8 +64,12 @@ def test_long_text_on_cpus_never_holds_its_score_matrix(monkeypatch):
     q = jax.ShapeDtypeStruct((1, 16, 2, 8), jnp.float32)
 
     def largest(plain):
-        text = jax.jit(lambda q: attention.attend(q, q, q, plain=plain)).lower(q).compile().as_text()
-        return max(math.prod(map(int, shape.split(","))) for shape in re.findall(r"f32\[([\d,]+)\]", text))
+        text = (
+            jax.jit(lambda q: attention.attend(q, q, q, plain=plain)).lower(q).compile().as_text()
+        )
+        return max(
+            math.prod(map(int, shape.split(","))) for shape in re.findall(r"f32\[([\d,]+)\]", text)
+        )
 
     assert largest(plain=True) >= 2 * 16 * 16 > largest(plain=False)
 
@@ -67,7 +79,10 @@ def test_splash_attention_is_the_attention_at_once(causal, mesh):
     """The TPU's kernel, interpreted: values and gradients of the einsum, alone and cut over examples and heads; where the mesh's
     `tensor` does not divide the three heads, they stay whole."""
     heads = 4 if mesh != (1, 2, 4) else 3
-    q, k, v = (jax.random.normal(jax.random.key(i), (2, n, heads, 8)) for i, n in enumerate((128, 256, 256)))
+    q, k, v = (
+        jax.random.normal(jax.random.key(i), (2, n, heads, 8))
+        for i, n in enumerate((128, 256, 256))
+    )
     positions = jnp.broadcast_to(jnp.arange(128)[None], (2, 128))
 
     def both(form):
@@ -76,10 +91,19 @@ def test_splash_attention_is_the_attention_at_once(causal, mesh):
 
     run, inputs = both(functools.partial(attention.attend_splash, interpret=True)), (q, k, v)
     if mesh is not None:
-        mesh = Mesh(np.array(jax.devices()[: math.prod(mesh)]).reshape(mesh), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
-        run, inputs = sharding.on_mesh(run, mesh), jax.device_put((q, k, v), sharding.batch_sharding(mesh))
+        mesh = Mesh(
+            np.array(jax.devices()[: math.prod(mesh)]).reshape(mesh),
+            ("data", "fsdp", "tensor"),
+            axis_types=(AxisType.Auto,) * 3,
+        )
+        run, inputs = (
+            sharding.on_mesh(run, mesh),
+            jax.device_put((q, k, v), sharding.batch_sharding(mesh)),
+        )
     expected = jax.jit(both(attention.attend_at_once))(q, k, v)
-    for ours, plain in zip(jax.tree.leaves(jax.jit(run)(*inputs)), jax.tree.leaves(expected), strict=True):
+    for ours, plain in zip(
+        jax.tree.leaves(jax.jit(run)(*inputs)), jax.tree.leaves(expected), strict=True
+    ):
         np.testing.assert_allclose(ours, plain, rtol=1e-3, atol=1e-4)
 
 
@@ -90,13 +114,24 @@ def test_each_platform_gets_its_form():
     mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
 
     def kernels(length, on_mesh=True, **kw):
-        q = jax.ShapeDtypeStruct((4, length, 2, 64), jnp.bfloat16, sharding=sharding.batch_sharding(mesh))
+        q = jax.ShapeDtypeStruct(
+            (4, length, 2, 64), jnp.bfloat16, sharding=sharding.batch_sharding(mesh)
+        )
         function = lambda q: attention.attend(q, q, q, **kw)
-        text = jax.jit(sharding.on_mesh(function, mesh) if on_mesh else function).trace(q).lower(lowering_platforms=("tpu",)).as_text()
+        text = (
+            jax.jit(sharding.on_mesh(function, mesh) if on_mesh else function)
+            .trace(q)
+            .lower(lowering_platforms=("tpu",))
+            .as_text()
+        )
         return text.count("tpu_custom_call")
 
     assert kernels(256) == 1 and kernels(256, causal=True) == 1
     moved = jnp.zeros((4, 256), jnp.int32)
-    assert kernels(200) == kernels(256, plain=True) == kernels(256, causal=True, positions=moved) == 0
+    assert (
+        kernels(200) == kernels(256, plain=True) == kernels(256, causal=True, positions=moved) == 0
+    )
     assert kernels(256, on_mesh=False) == 0
-    assert kernels(256, positions=moved) == 1  # without a mask it does not matter where a query stands
+    assert (
+        kernels(256, positions=moved) == 1
+    )  # without a mask it does not matter where a query stands

@@ -6,7 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diladiff_jax.nn.autoencoder import CrossAttention, EncoderLayer, LatentConditionedDecoder, LatentEncoder
+from diladiff_jax.nn.autoencoder import (
+    CrossAttention,
+    EncoderLayer,
+    LatentConditionedDecoder,
+    LatentEncoder,
+)
 from diladiff_jax.nn.transformer import TokenDenoiser
 
 TOKENS = jax.random.randint(jax.random.key(0), (2, 8), 0, 12)
@@ -49,7 +54,9 @@ def test_without_positions_the_encoder_is_a_function_of_a_set(encoder):
     order = jnp.array([3, 0, 7, 1, 2, 6, 5, 4])
     np.testing.assert_allclose(run(params, F[:, order]), run(params, F), rtol=1e-3, atol=1e-4)
     swapped = params | {"latents": params["latents"][jnp.array([2, 0, 3, 1])]}
-    np.testing.assert_allclose(run(swapped, F), run(params, F)[:, jnp.array([2, 0, 3, 1])], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        run(swapped, F), run(params, F)[:, jnp.array([2, 0, 3, 1])], rtol=1e-3, atol=1e-4
+    )
 
 
 def test_encoder_layer_is_the_stated_attention(random_parameters):
@@ -61,17 +68,26 @@ def test_encoder_layer_is_the_stated_attention(random_parameters):
     heads = lambda name, x: (x @ p[name]["linear"]["kernel"]).reshape(-1, 2, 8)
     normed = lambda name, x: rms(heads(name, x), p[name]["norm"]["scale"])
     zn, fn = rms(z, p["latent_norm"]["scale"]), rms(f, p["feature_norm"]["scale"])
-    q, k = normed("query", zn), np.concatenate([normed("latent_key", zn), normed("feature_key", fn)])
+    q, k = (
+        normed("query", zn),
+        np.concatenate([normed("latent_key", zn), normed("feature_key", fn)]),
+    )
     v = np.concatenate([heads("latent_value", zn), heads("feature_value", fn)])
     scores = np.exp(np.einsum("nhd,mhd->hnm", q, k) / np.sqrt(8))
     y = np.einsum("hnm,mhd->nhd", scores / scores.sum(axis=-1, keepdims=True), v).reshape(3, 16)
     h = z + y @ p["out"]["kernel"]
     up = rms(h, p["mlp_norm"]["scale"]) @ p["mlp"]["up"]["kernel"] + p["mlp"]["up"]["bias"]
     out = h + np.asarray(nn.gelu(up)) @ p["mlp"]["down"]["kernel"] + p["mlp"]["down"]["bias"]
-    np.testing.assert_allclose(module.apply({"params": p}, z[None], f[None])[0], out, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(
+        module.apply({"params": p}, z[None], f[None])[0], out, rtol=1e-3, atol=1e-3
+    )
 
 
-@pytest.mark.parametrize(("cross", "variant"), [((0, 1), {}), ((1,), dict(positions="rotary", norm="layernorm", adaln=8))], ids=["paper", "dit"])
+@pytest.mark.parametrize(
+    ("cross", "variant"),
+    [((0, 1), {}), ((1,), dict(positions="rotary", norm="layernorm", adaln=8))],
+    ids=["paper", "dit"],
+)
 def test_decoder_starts_as_the_denoiser_exactly(cross, variant, perturb, random_parameters):
     """With the denoiser's weights in `backbone` and fresh cross-attention, logits are bitwise the denoiser's, for any latent."""
     backbone = TokenDenoiser(12, 8, 16, 2, 2, **variant)
@@ -89,7 +105,9 @@ def test_decoder_starts_as_the_denoiser_exactly(cross, variant, perturb, random_
     params = perturb(params, 3)
     assert np.abs(run(params, Z) - run(params, -Z)).max() > 1e-2
     h = decoder.apply({"params": params}, TOKENS, Z, method="hidden")
-    np.testing.assert_allclose(decoder.apply({"params": params}, h, method="project"), run(params, Z), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        decoder.apply({"params": params}, h, method="project"), run(params, Z), rtol=1e-3, atol=1e-4
+    )
 
 
 def test_zero_query_averages_the_values_and_has_finite_gradients():
@@ -97,16 +115,28 @@ def test_zero_query_averages_the_values_and_has_finite_gradients():
     h = jax.random.normal(jax.random.key(0), (2, 8, 16))
     module = CrossAttention(16, 2, 4)
     params = nn.unbox(jax.jit(module.init)(jax.random.key(1), h, Z)["params"])
-    eye = params | {"out": {"kernel": jnp.eye(16)}, "zero_out": {"kernel": jnp.eye(16), "bias": jnp.zeros(16)}}
+    eye = params | {
+        "out": {"kernel": jnp.eye(16)},
+        "zero_out": {"kernel": jnp.eye(16), "bias": jnp.zeros(16)},
+    }
     values = (Z + params["position"]["table"][None]) @ params["value"]["linear"]["kernel"]
-    np.testing.assert_allclose(module.apply({"params": eye}, h, Z) - h, jnp.broadcast_to(values.mean(axis=1, keepdims=True), h.shape), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        module.apply({"params": eye}, h, Z) - h,
+        jnp.broadcast_to(values.mean(axis=1, keepdims=True), h.shape),
+        rtol=1e-3,
+        atol=1e-4,
+    )
 
     target = jax.random.normal(jax.random.key(2), h.shape)
-    loss = jax.jit(jax.grad(lambda p: jnp.square(module.apply({"params": p}, h, Z) - target).mean()))
+    loss = jax.jit(
+        jax.grad(lambda p: jnp.square(module.apply({"params": p}, h, Z) - target).mean())
+    )
     grads = loss(params)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
     assert np.abs(grads["zero_out"]["kernel"]).max() > 0 and (grads["zero_in"]["kernel"] == 0).all()
-    moved = params | {"zero_out": jax.tree.map(lambda p, g: p - 0.1 * g, params["zero_out"], grads["zero_out"])}
+    moved = params | {
+        "zero_out": jax.tree.map(lambda p, g: p - 0.1 * g, params["zero_out"], grads["zero_out"])
+    }
     grads = loss(moved)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
     assert np.abs(grads["zero_in"]["kernel"]).max() > 0

@@ -44,7 +44,10 @@ def test_starts_at_zero_and_reads_everything(made, fresh):
 def test_no_self_conditioning_is_zeros(made):
     """None equals zeros, and adds exactly nothing (there is no bias on that path)."""
     module, params = made["teacher"]
-    np.testing.assert_array_equal(module.apply({"params": params}, Z, T), module.apply({"params": params}, Z, T, jnp.zeros_like(Z)))
+    np.testing.assert_array_equal(
+        module.apply({"params": params}, Z, T),
+        module.apply({"params": params}, Z, T, jnp.zeros_like(Z)),
+    )
     assert all("bias" not in params[f"self_{i}"] for i in range(3))
 
 
@@ -54,7 +57,10 @@ def test_interval_embedding_is_exactly_zero_at_initialization(made, fresh):
     teacher, taught = made["teacher"]
     student = taught | {"interval_time": fresh["interval_time"]}
     for interval in (None, jnp.zeros(3), T):
-        np.testing.assert_array_equal(module.apply({"params": student}, Z, T, C, interval), teacher.apply({"params": taught}, Z, T, C))
+        np.testing.assert_array_equal(
+            module.apply({"params": student}, Z, T, C, interval),
+            teacher.apply({"params": taught}, Z, T, C),
+        )
     run = lambda interval: module.apply({"params": params}, Z, T, C, interval)
     np.testing.assert_array_equal(run(None), run(jnp.zeros(3)))
     assert (np.abs(run(T) - run(None)).max(axis=(1, 2)) > 1e-4).all()
@@ -71,23 +77,41 @@ def test_skips_are_additive_from_the_first_half_to_the_second(random_parameters)
     module = LatentDenoiser(6, 16, 4, 2)
     drawn = random_parameters(module, Z, T, C)
     # Nothing from blocks, times and self-conditioning; what stays are the projection in and the biases of the times.
-    params = {k: v if k in ("in", "final_norm", "out") else jax.tree.map(jnp.zeros_like, v) for k, v in drawn.items()}
+    params = {
+        k: v if k in ("in", "final_norm", "out") else jax.tree.map(jnp.zeros_like, v)
+        for k, v in drawn.items()
+    }
     b = [drawn[f"time_{i}"]["bias"][None, None] for i in range(4)]
     for i in range(4):
         params[f"time_{i}"]["bias"] = drawn[f"time_{i}"]["bias"]
     watched = ("in", "block_2", "block_3")
-    _, state = module.apply({"params": params}, Z, T, C, capture_intermediates=lambda m, method: m.name in watched)
+    _, state = module.apply(
+        {"params": params}, Z, T, C, capture_intermediates=lambda m, method: m.name in watched
+    )
     h, third, last = (state["intermediates"][name]["__call__"][0] for name in watched)
     np.testing.assert_allclose(third, 2 * (h + b[0] + b[1]) + b[2], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(last, 3 * h + 3 * b[0] + 2 * b[1] + b[2] + b[3], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        last, 3 * h + 3 * b[0] + 2 * b[1] + b[2] + b[3], rtol=1e-4, atol=1e-5
+    )
 
 
 def test_an_odd_middle_layer_has_no_skip(random_parameters):
     """In three layers the first alone is pushed and the last alone pops: the same construction ends on 2 h."""
     module = LatentDenoiser(6, 16, 3, 2)
-    params = {k: v if k in ("in", "final_norm", "out") else jax.tree.map(jnp.zeros_like, v) for k, v in random_parameters(module, Z, T, C).items()}
-    _, state = module.apply({"params": params}, Z, T, C, capture_intermediates=lambda m, method: m.name in ("in", "block_1", "block_2"))
-    h, middle, last = (state["intermediates"][name]["__call__"][0] for name in ("in", "block_1", "block_2"))
+    params = {
+        k: v if k in ("in", "final_norm", "out") else jax.tree.map(jnp.zeros_like, v)
+        for k, v in random_parameters(module, Z, T, C).items()
+    }
+    _, state = module.apply(
+        {"params": params},
+        Z,
+        T,
+        C,
+        capture_intermediates=lambda m, method: m.name in ("in", "block_1", "block_2"),
+    )
+    h, middle, last = (
+        state["intermediates"][name]["__call__"][0] for name in ("in", "block_1", "block_2")
+    )
     np.testing.assert_allclose(middle, h, rtol=1e-5)
     np.testing.assert_allclose(last, 2 * h, rtol=1e-5)
 
@@ -115,7 +139,9 @@ def test_tangents_in_time_are_moderate(made):
     module, params = made["student"]
     f = jax.jit(lambda t: module.apply({"params": params}, Z, t, C, t))
     _, tangent = jax.jvp(f, (0.9 * T,), (jnp.ones(3),))
-    np.testing.assert_allclose(tangent, (f(0.9 * T + 0.01) - f(0.9 * T - 0.01)) / 0.02, rtol=0.05, atol=0.05)
+    np.testing.assert_allclose(
+        tangent, (f(0.9 * T + 0.01) - f(0.9 * T - 0.01)) / 0.02, rtol=0.05, atol=0.05
+    )
 
 
 def test_published_size():
@@ -124,7 +150,9 @@ def test_published_size():
     settings = dict(width=d, num_layers=n, heads=h)
     module = LatentDenoiser(d, **settings)
     z, t = jax.ShapeDtypeStruct((1, 512, d), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
-    count = sum(x.size for x in jax.tree.leaves(jax.eval_shape(module.init, jax.random.key(0), z, t, z)))
+    count = sum(
+        x.size for x in jax.tree.leaves(jax.eval_shape(module.init, jax.random.key(0), z, t, z))
+    )
     block = 4 * d * d + 3 * d * 4 * d + 2 * d + 2 * d // h + (d * d + d) + d * d
     assert count == n * block + 2 * (d * d + d) + d + (256 * d + d + d * d + d)
     assert 125e6 < count < 135e6
@@ -140,7 +168,9 @@ def test_learned_positions_tell_equal_latents_apart(random_parameters):
         assert (apart > 1e-3).all() if num_latents else (apart < 1e-5).all()
 
 
-@pytest.mark.parametrize("layers, scan, remat", [(3, False, "matmuls"), (3, True, "full"), (4, True, "none")])
+@pytest.mark.parametrize(
+    "layers, scan, remat", [(3, False, "matmuls"), (3, True, "full"), (4, True, "none")]
+)
 def test_how_layers_are_run_changes_nothing(random_parameters, layers, scan, remat):
     """Scanned or rematerialized or both, with a layer between the halves and without: the same parameters, outputs, gradients, and
     gradients through a forward derivative, as the student's loss takes them (rtol 1e-3)."""
@@ -148,14 +178,21 @@ def test_how_layers_are_run_changes_nothing(random_parameters, layers, scan, rem
     z, t = jax.random.normal(jax.random.key(0), (2, 4, 6)), jnp.array([0.3, 0.9])
     params = random_parameters(plain, z, t, z, t)
     module = plain.clone(scan=scan, remat=remat)
-    assert jax.tree.structure(nn.unbox(jax.eval_shape(module.init, jax.random.key(0), z, t, z, t)["params"])) == jax.tree.structure(params)
+    assert jax.tree.structure(
+        nn.unbox(jax.eval_shape(module.init, jax.random.key(0), z, t, z, t)["params"])
+    ) == jax.tree.structure(params)
 
     def both(module):
         f = lambda p, t: module.apply({"params": p}, z, t, z, t)
-        loss = lambda p: jnp.sin(f(p, t)).sum() + jnp.sin(jax.jvp(lambda t: f(p, t), (t,), (jnp.ones(2),))[1]).sum()
+        loss = lambda p: (
+            jnp.sin(f(p, t)).sum()
+            + jnp.sin(jax.jvp(lambda t: f(p, t), (t,), (jnp.ones(2),))[1]).sum()
+        )
         return jax.jit(jax.value_and_grad(loss))(params)
 
-    for ours, expected in zip(jax.tree.leaves(both(module)), jax.tree.leaves(both(plain)), strict=True):
+    for ours, expected in zip(
+        jax.tree.leaves(both(module)), jax.tree.leaves(both(plain)), strict=True
+    ):
         np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-4)
 
 
@@ -165,6 +202,12 @@ def test_a_scanned_program_does_not_grow_with_depth(random_parameters):
     def products(layers, **kw):
         module = LatentDenoiser(6, 16, layers, 2, **kw)
         params = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), Z, T, Z)["params"])
-        return jax.jit(lambda p: module.apply({"params": p}, Z, T, Z)).lower(params).compile().as_text().count(" dot(")
+        return (
+            jax.jit(lambda p: module.apply({"params": p}, Z, T, Z))
+            .lower(params)
+            .compile()
+            .as_text()
+            .count(" dot(")
+        )
 
     assert products(12, scan=True) == products(4, scan=True) < products(4)

@@ -1,6 +1,5 @@
 """Norms, attention, rotary positions and embeddings against numpy."""
 
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -21,7 +20,12 @@ def test_norm(kind):
     module, params = layers.Norm(kind), {"scale": jnp.arange(16.0)}
     y = module.apply({"params": params}, x)
     centred = x - x.mean(axis=1, keepdims=True) if kind == "layernorm" else x
-    np.testing.assert_allclose(y, centred / np.sqrt((centred**2).mean(axis=1, keepdims=True)) * np.arange(16), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        y,
+        centred / np.sqrt((centred**2).mean(axis=1, keepdims=True)) * np.arange(16),
+        rtol=1e-4,
+        atol=1e-4,
+    )
     np.testing.assert_allclose(module.apply({"params": params}, 7 * x), y, rtol=1e-3, atol=1e-3)
 
 
@@ -48,8 +52,15 @@ def test_rotary_depends_on_relative_positions_alone():
 def test_rotary_rotates_complex_pairs():
     """Pair (i, i + K/2) as a complex number is multiplied by exp(1j position base^(-2i/K))."""
     x = np.asarray(jax.random.normal(jax.random.key(1), (1, 6, 1, 8)))
-    z = (x[..., :4] + 1j * x[..., 4:]) * np.exp(1j * np.arange(6)[:, None, None] * 10_000.0 ** (-np.arange(4) / 4))
-    np.testing.assert_allclose(layers.rotary(jnp.asarray(x)), np.concatenate([z.real, z.imag], axis=-1), rtol=1e-4, atol=1e-5)
+    z = (x[..., :4] + 1j * x[..., 4:]) * np.exp(
+        1j * np.arange(6)[:, None, None] * 10_000.0 ** (-np.arange(4) / 4)
+    )
+    np.testing.assert_allclose(
+        layers.rotary(jnp.asarray(x)),
+        np.concatenate([z.real, z.imag], axis=-1),
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 def test_self_attention_rotates_queries_and_keys(random_parameters):
@@ -62,11 +73,19 @@ def test_self_attention_rotates_queries_and_keys(random_parameters):
     def rotated(name):
         h = heads(name)
         h = h / np.sqrt((h**2).mean(axis=-1, keepdims=True) + 1e-5) * p[name]["norm"]["scale"]
-        return (h[..., :4] + 1j * h[..., 4:]) * np.exp(1j * np.arange(6)[:, None, None] * 10_000.0 ** (-np.arange(4) / 4))
+        return (h[..., :4] + 1j * h[..., 4:]) * np.exp(
+            1j * np.arange(6)[:, None, None] * 10_000.0 ** (-np.arange(4) / 4)
+        )
 
-    scores = np.exp(np.einsum("lhd,mhd->hlm", rotated("query"), rotated("key").conj()).real / np.sqrt(8))
-    y = np.einsum("hlm,mhd->lhd", scores / scores.sum(axis=-1, keepdims=True), heads("value")).reshape(6, 16)
-    np.testing.assert_allclose(module.apply({"params": p}, x)[0], y @ p["out"]["kernel"], rtol=1e-3, atol=1e-4)
+    scores = np.exp(
+        np.einsum("lhd,mhd->hlm", rotated("query"), rotated("key").conj()).real / np.sqrt(8)
+    )
+    y = np.einsum(
+        "hlm,mhd->lhd", scores / scores.sum(axis=-1, keepdims=True), heads("value")
+    ).reshape(6, 16)
+    np.testing.assert_allclose(
+        module.apply({"params": p}, x)[0], y @ p["out"]["kernel"], rtol=1e-3, atol=1e-4
+    )
 
 
 def test_time_sinusoid_is_slow():
@@ -89,11 +108,15 @@ def test_mlp_kinds():
     p, q = init(gelu, x), init(swiglu, x)
     h = np.asarray(x @ p["up"]["kernel"])
     h = 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
-    np.testing.assert_allclose(gelu.apply({"params": p}, x), h @ p["down"]["kernel"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        gelu.apply({"params": p}, x), h @ p["down"]["kernel"], rtol=1e-4, atol=1e-5
+    )
     assert set(p["up"]) == {"kernel", "bias"} and set(q["up"]) == {"kernel"}
     gate = np.asarray(x @ q["gate"]["kernel"])
     h = gate / (1 + np.exp(-gate)) * np.asarray(x @ q["up"]["kernel"])
-    np.testing.assert_allclose(swiglu.apply({"params": q}, x), h @ q["down"]["kernel"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        swiglu.apply({"params": q}, x), h @ q["down"]["kernel"], rtol=1e-4, atol=1e-5
+    )
 
 
 def test_linear_starts_at_unit_gain():

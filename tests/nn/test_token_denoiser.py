@@ -35,12 +35,19 @@ def test_project_after_hidden_is_the_whole(build, name):
     whole = jax.jit(lambda p: module.apply({"params": p}, TOKENS))(params)
     assert whole.shape == (2, 8, 12) and whole.dtype == jnp.float32
     h = module.apply({"params": params}, TOKENS, method="hidden")
-    np.testing.assert_allclose(module.apply({"params": params}, h[:, [6, 1]], method="project"), whole[:, [6, 1]], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        module.apply({"params": params}, h[:, [6, 1]], method="project"),
+        whole[:, [6, 1]],
+        rtol=1e-3,
+        atol=1e-4,
+    )
 
     def pieces(m):
         return m.finish(m.layers(m.layers(m.embed(TOKENS), 0, 1), 1, 2))
 
-    np.testing.assert_allclose(nn.apply(pieces, module)({"params": params}), h, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        nn.apply(pieces, module)({"params": params}), h, rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -50,12 +57,20 @@ def test_states_on_kept_keys_and_values(build, name):
     module, params = build(name)
     run = lambda *given, **kw: module.apply({"params": params}, *given, method="states_at", **kw)
     h, cache = run(TOKENS)
-    np.testing.assert_allclose(h, module.apply({"params": params}, TOKENS, method="hidden"), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        h, module.apply({"params": params}, TOKENS, method="hidden"), rtol=1e-4, atol=1e-4
+    )
     positions = jnp.array([[6, 1], [0, 7]])
     chosen = jnp.take_along_axis(TOKENS, positions, axis=1)
     some, same = run(chosen, cache, positions, write=False)
-    np.testing.assert_allclose(some, jnp.take_along_axis(h, positions[:, :, None], axis=1), rtol=1e-4, atol=1e-4)
-    assert len(same) == len(cache) and all(a is b for kept, old in zip(same, cache, strict=True) for a, b in zip(kept, old, strict=True))
+    np.testing.assert_allclose(
+        some, jnp.take_along_axis(h, positions[:, :, None], axis=1), rtol=1e-4, atol=1e-4
+    )
+    assert len(same) == len(cache) and all(
+        a is b
+        for kept, old in zip(same, cache, strict=True)
+        for a, b in zip(kept, old, strict=True)
+    )
 
     changed = TOKENS.at[0, 6].set((TOKENS[0, 6] + 1) % 12)
     _, anew = run(changed)
@@ -66,21 +81,38 @@ def test_states_on_kept_keys_and_values(build, name):
     assert np.abs(written[1][0][0] - cache[1][0][0])[6].max() > 0
 
 
-@pytest.mark.parametrize("name, scan, remat", [("paper", True, "none"), ("paper", True, "matmuls"), ("dit", True, "full"), ("dit", False, "full")])
+@pytest.mark.parametrize(
+    "name, scan, remat",
+    [
+        ("paper", True, "none"),
+        ("paper", True, "matmuls"),
+        ("dit", True, "full"),
+        ("dit", False, "full"),
+    ],
+)
 def test_how_layers_are_run_changes_nothing(build, name, scan, remat):
     """Scanned or rematerialized or both: the same parameters, the same logits and gradients (rtol 1e-4), layers in pieces too."""
     plain, params = build(name)
     module = plain.clone(scan=scan, remat=remat)
-    assert jax.tree.structure(nn.unbox(module.init(jax.random.key(0), TOKENS)["params"])) == jax.tree.structure(params)
+    assert jax.tree.structure(
+        nn.unbox(module.init(jax.random.key(0), TOKENS)["params"])
+    ) == jax.tree.structure(params)
 
     def both(module):
-        return jax.jit(jax.value_and_grad(lambda p: jnp.sin(module.apply({"params": p}, TOKENS)).sum()))(params)
+        return jax.jit(
+            jax.value_and_grad(lambda p: jnp.sin(module.apply({"params": p}, TOKENS)).sum())
+        )(params)
 
-    for ours, expected in zip(jax.tree.leaves(both(module)), jax.tree.leaves(both(plain)), strict=True):
+    for ours, expected in zip(
+        jax.tree.leaves(both(module)), jax.tree.leaves(both(plain)), strict=True
+    ):
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)
     pieces = lambda m: m.finish(m.layers(m.layers(m.embed(TOKENS), 0, 1), 1, 2))
     np.testing.assert_allclose(
-        nn.apply(pieces, module)({"params": params}), plain.apply({"params": params}, TOKENS, method="hidden"), rtol=1e-4, atol=1e-4
+        nn.apply(pieces, module)({"params": params}),
+        plain.apply({"params": params}, TOKENS, method="hidden"),
+        rtol=1e-4,
+        atol=1e-4,
     )
 
 
@@ -91,7 +123,11 @@ def test_a_scanned_program_does_not_grow_with_depth_and_full_remat_keeps_less(ra
         module = TokenDenoiser(12, 64, 32, layers, 2, **kw)
         tokens = jnp.zeros((4, 64), jnp.int32)
         params = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), tokens)["params"])
-        return jax.jit(jax.grad(lambda p: module.apply({"params": p}, tokens).sum())).lower(params).compile()
+        return (
+            jax.jit(jax.grad(lambda p: module.apply({"params": p}, tokens).sum()))
+            .lower(params)
+            .compile()
+        )
 
     count = lambda c: c.as_text().count(" dot(")
     assert count(compiled(6, scan=True)) == count(compiled(3, scan=True)) < count(compiled(6))
@@ -105,8 +141,16 @@ def test_dropout_differs_from_layer_to_layer_when_scanned(build):
     module = plain.clone(scan=True)
 
     def draws(module):
-        one = lambda key: module.apply({"params": params}, TOKENS[:1, :2], deterministic=False, rngs={"dropout": key}, method="hidden")[0, 0]
-        return np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(1), 4096)), np.float64)
+        one = lambda key: module.apply(
+            {"params": params},
+            TOKENS[:1, :2],
+            deterministic=False,
+            rngs={"dropout": key},
+            method="hidden",
+        )[0, 0]
+        return np.asarray(
+            jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(1), 4096)), np.float64
+        )
 
     ours, theirs = draws(module), draws(plain)
     assert len(np.unique(ours[:, 0])) > 1000
@@ -126,7 +170,9 @@ def test_the_end_at_chosen_positions_is_that_of_the_whole(build, name):
 
     whole = module.apply({"params": params}, TOKENS, method="hidden")
     chosen = jnp.take_along_axis(whole, positions[:, :, None], axis=1)
-    np.testing.assert_allclose(nn.apply(at, module)({"params": params}), chosen, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        nn.apply(at, module)({"params": params}), chosen, rtol=1e-3, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -160,7 +206,9 @@ def test_features_hold_the_embeddings_beside_the_states(build):
     """`with_embeddings` appends the table's rows, unchanged."""
     module, params = build("paper")
     f = module.apply({"params": params}, TOKENS, with_embeddings=True, method="features")
-    np.testing.assert_allclose(f[..., :16], module.apply({"params": params}, TOKENS, method="hidden"), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        f[..., :16], module.apply({"params": params}, TOKENS, method="hidden"), rtol=1e-5, atol=1e-5
+    )
     np.testing.assert_array_equal(f[..., 16:], np.asarray(params["embedding"])[TOKENS])
 
 
@@ -169,7 +217,9 @@ def test_tied_head_reads_the_embedding(build):
     module, params = build("tied")
     assert "head" not in params
     h = module.apply({"params": params}, TOKENS, method="hidden")
-    np.testing.assert_allclose(module.apply({"params": params}, TOKENS), h @ params["embedding"].T, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(
+        module.apply({"params": params}, TOKENS), h @ params["embedding"].T, rtol=1e-3, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("name", ["paper", "dit"])
@@ -187,16 +237,22 @@ def test_bfloat16_compute_stays_close(build, name):
 def test_dropout_acts_only_when_asked(build):
     """deterministic=True is a function; False differs by key."""
     module, params = build("paper", dropout=0.5)
-    run = lambda key: module.apply({"params": params}, TOKENS, deterministic=False, rngs={"dropout": jax.random.key(key)})
+    run = lambda key: module.apply(
+        {"params": params}, TOKENS, deterministic=False, rngs={"dropout": jax.random.key(key)}
+    )
     assert np.abs(run(0) - run(1)).max() > 1e-3
-    np.testing.assert_array_equal(module.apply({"params": params}, TOKENS), module.apply({"params": params}, TOKENS))
+    np.testing.assert_array_equal(
+        module.apply({"params": params}, TOKENS), module.apply({"params": params}, TOKENS)
+    )
 
 
 def test_published_sizes():
     """Parameters of the paper's backbone: V D embedding and head, L D positions, 12 blocks of 4 D^2 + 8 D^2 + 5 D + norms (no array is made)."""
     v, length, d, h = 30_522, 1024, 768, 12
     module = TokenDenoiser(v, length, d, 12, h)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, length), jnp.int32))
+    shapes = jax.eval_shape(
+        module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, length), jnp.int32)
+    )
     count = sum(x.size for x in jax.tree.leaves(shapes))
     block = 12 * d * d + 5 * d + 2 * d + 2 * d // h
     assert count == 2 * v * d + length * d + 12 * block + d
@@ -205,6 +261,8 @@ def test_published_sizes():
 def test_embeddings_and_positions_start_at_the_size_asked_for():
     """Both tables have deviation `embedding_std`, within five standard errors of a normal sample's."""
     module = TokenDenoiser(512, 64, 32, 1, 2, embedding_std=0.7)
-    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 64), jnp.int32))["params"])
+    params = nn.unbox(
+        jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 64), jnp.int32))["params"]
+    )
     for table in (params["embedding"], params["position"]["table"]):
         assert float(table.std()) == pytest.approx(0.7, rel=5 / np.sqrt(2 * table.size))

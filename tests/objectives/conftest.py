@@ -57,4 +57,6 @@ def ladiff(text_encoder, networks):
 
 @pytest.fixture(scope="session")
 def make_diladiff(text_encoder, networks):
-    return lambda **kw: DiLaDiff(text_encoder, networks.teacher, networks.student, TangentSchedule(3.0), **kw)
+    return lambda **kw: DiLaDiff(
+        text_encoder, networks.teacher, networks.student, TangentSchedule(3.0), **kw
+    )

@@ -20,7 +20,9 @@ WITHIN = lambda share, n=N: 4.5 * np.sqrt(share * (1 - share) / n)  # false alar
 def test_feature_augmentation_shares():
     """Half the examples lose p_feat of their elements, unscaled; the other half become sqrt(1 - s^2) f + s eps, of the same variance (4.5 sigma, 7e-6 each)."""
     f = 1 + jax.random.normal(jax.random.key(0), (N, 4, 5))
-    out = np.asarray(jax.jit(lambda f: augment_features(jax.random.key(1), f, p_feat=0.3, noise=0.5))(f))
+    out = np.asarray(
+        jax.jit(lambda f: augment_features(jax.random.key(1), f, p_feat=0.3, noise=0.5))(f)
+    )
     f = np.asarray(f)
     kept = (out == f) | (out == 0)
     zeroed = kept.all(axis=(1, 2))
@@ -28,14 +30,18 @@ def test_feature_augmentation_shares():
     assert not kept[~zeroed].any()
     assert abs((out[zeroed] == 0).mean() - 0.3) < WITHIN(0.3, zeroed.sum() * 20)
     eps = (out[~zeroed] - np.sqrt(0.75) * f[~zeroed]) / 0.5
-    assert abs(eps.mean()) < 4.5 / np.sqrt(eps.size) and abs(eps.var() - 1) < 4.5 * np.sqrt(2 / eps.size)
+    assert abs(eps.mean()) < 4.5 / np.sqrt(eps.size) and abs(eps.var() - 1) < 4.5 * np.sqrt(
+        2 / eps.size
+    )
     assert abs(out[~zeroed].var() - 1) < 4.5 * np.sqrt(2 / eps.size)
 
 
 def test_latent_augmentation_shares():
     """37.5% of all examples are replaced whole by N(0, 1) at p_drop = 0.75, 12.5% untouched, 50% lose p_lat of their elements (4.5 sigma, 7e-6 each)."""
     z = 2 + jax.random.normal(jax.random.key(0), (N, 4, 5))
-    out = np.asarray(jax.jit(lambda z: augment_latents(jax.random.key(1), z, p_lat=0.7, p_drop=0.75))(z))
+    out = np.asarray(
+        jax.jit(lambda z: augment_latents(jax.random.key(1), z, p_lat=0.7, p_drop=0.75))(z)
+    )
     same, zero = out == np.asarray(z), out == 0
     replaced = (~same & ~zero).all(axis=(1, 2))
     untouched = same.all(axis=(1, 2))
@@ -45,7 +51,9 @@ def test_latent_augmentation_shares():
         assert abs(group.mean() - share) < WITHIN(share)
     assert abs(zero[thinned].mean() - 0.7) < WITHIN(0.7, thinned.sum() * 20)
     noise = out[replaced]
-    assert abs(noise.mean()) < 4.5 / np.sqrt(noise.size) and abs(noise.var() - 1) < 4.5 * np.sqrt(2 / noise.size)
+    assert abs(noise.mean()) < 4.5 / np.sqrt(noise.size) and abs(noise.var() - 1) < 4.5 * np.sqrt(
+        2 / noise.size
+    )
 
 
 def test_no_augmentation_is_the_identity():
@@ -58,10 +66,14 @@ def test_no_augmentation_is_the_identity():
 @pytest.fixture(scope="module")
 def autoencoder(networks, sampleable, context):
     """The objective, its parameters with the denoiser's weights put in, its context, and its jitted loss."""
-    objective = Autoencoder(DenoiserFeatures(networks.denoiser), networks.encoder, networks.decoder, 10, sampleable)
+    objective = Autoencoder(
+        DenoiserFeatures(networks.denoiser), networks.encoder, networks.decoder, 10, sampleable
+    )
     params = nn.unbox(jax.jit(objective.init)(jax.random.key(0)))
     params["decoder"]["backbone"] = context.frozen["features"]
-    start = Context(frozen={"features": context.frozen["features"]}, statistics=objective.init_statistics())
+    start = Context(
+        frozen={"features": context.frozen["features"]}, statistics=objective.init_statistics()
+    )
     return objective, params, start, jax.jit(objective.loss, static_argnames="train")
 
 
@@ -69,14 +81,20 @@ def autoencoder(networks, sampleable, context):
 def gradient(autoencoder, tokens):
     """(parameters, context, key) -> ((loss, (metrics, statistics)), gradient), compiled once."""
     objective = autoencoder[0]
-    return jax.jit(jax.value_and_grad(lambda p, context, key: objective.loss(p, context, tokens, key, 0), has_aux=True))
+    return jax.jit(
+        jax.value_and_grad(
+            lambda p, context, key: objective.loss(p, context, tokens, key, 0), has_aux=True
+        )
+    )
 
 
 def test_features_are_the_denoisers_states_and_embeddings(autoencoder, networks, tokens):
     """Features of clean text: final states beside embeddings, without gradient into the denoiser."""
     objective, _, start, _ = autoencoder
     f = objective.features(start.frozen["features"], tokens)
-    expected = networks.denoiser.apply({"params": start.frozen["features"]}, tokens, method="hidden")
+    expected = networks.denoiser.apply(
+        {"params": start.frozen["features"]}, tokens, method="hidden"
+    )
     np.testing.assert_allclose(f[..., :16], expected, rtol=1e-4, atol=1e-5)
     assert f.shape[-1] == objective.features.dim == 32
     grads = jax.grad(lambda p: objective.features(p, tokens).sum())(start.frozen["features"])
@@ -95,7 +113,9 @@ def test_at_initialization_the_loss_is_the_mdlms(autoencoder, networks, sampleab
     t = masking.stratified_times(time_key, 16)
     x_t = masking.mask_tokens(keys[3], tokens, t, 10)
     logits = networks.denoiser.apply({"params": start.frozen["features"]}, x_t)
-    expected, _ = masked_loss(*masking.token_nll(logits, tokens, jnp.asarray(sampleable)), x_t, t, 10, "one")
+    expected, _ = masked_loss(
+        *masking.token_nll(logits, tokens, jnp.asarray(sampleable)), x_t, t, 10, "one"
+    )
     np.testing.assert_allclose(loss(params, start, tokens, key, 0)[0], expected, rtol=1e-5)
 
 
@@ -108,7 +128,9 @@ def test_statistics_follow_training_and_rest_in_validation(autoencoder, networks
     np.testing.assert_allclose(after["features"].mean, f.mean(axis=0), rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(after["features"].variance, f.var(axis=0), rtol=1e-3)
     assert after["latents"].mean.shape == (4, 6)
-    _, (metrics, unchanged) = loss(params, start.replace(statistics=after), tokens, jax.random.key(2), 0, train=False)
+    _, (metrics, unchanged) = loss(
+        params, start.replace(statistics=after), tokens, jax.random.key(2), 0, train=False
+    )
     jax.tree.map(np.testing.assert_array_equal, unchanged, after)
     assert 0 <= metrics["one_step_recovery"] <= 1
 
@@ -140,7 +162,10 @@ def test_outer_zero_map_moves_first_then_the_inner_and_the_encoder(autoencoder, 
         (_, (_, statistics)), grads = gradient(params, start, jax.random.key(step))
         assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
         cross = grads["decoder"]["cross_0"]
-        norms.append([float(jnp.abs(cross[name]["kernel"]).max()) for name in ("zero_out", "zero_in")] + [float(optax.tree.norm(grads["encoder"]))])
+        norms.append(
+            [float(jnp.abs(cross[name]["kernel"]).max()) for name in ("zero_out", "zero_in")]
+            + [float(optax.tree.norm(grads["encoder"]))]
+        )
         updates, state = tx.update(grads, state)
         params, start = optax.apply_updates(params, updates), start.replace(statistics=statistics)
     (outer, inner, encoder), *later = norms
@@ -153,7 +178,14 @@ def test_gradient_reaches_nothing_through_the_statistics(autoencoder, gradient):
     _, params, start, _ = autoencoder
     # Outer maps that pass something, so that the encoder has a gradient.
     cross = params["decoder"]["cross_0"]
-    decoder = params["decoder"] | {"cross_0": cross | {"zero_out": jax.tree.map(lambda x: x + jax.random.normal(KEY, x.shape), cross["zero_out"])}}
+    decoder = params["decoder"] | {
+        "cross_0": cross
+        | {
+            "zero_out": jax.tree.map(
+                lambda x: x + jax.random.normal(KEY, x.shape), cross["zero_out"]
+            )
+        }
+    }
     params = params | {"decoder": decoder}
     (_, (_, after)), moving = gradient(params, start, jax.random.key(1))
 
@@ -164,4 +196,8 @@ def test_gradient_reaches_nothing_through_the_statistics(autoencoder, gradient):
     fixed = {name: Fixed(m.weight, m.mean, m.variance) for name, m in after.items()}
     _, still = gradient(params, start.replace(statistics=fixed), jax.random.key(1))
     assert optax.tree.norm(still["encoder"]) > 1e-6
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-5), moving["encoder"], still["encoder"])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-5),
+        moving["encoder"],
+        still["encoder"],
+    )

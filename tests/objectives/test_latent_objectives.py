@@ -19,21 +19,32 @@ def test_text_encoder_is_standardized_and_detached(text_encoder, context, latent
     """Latents of the batch that made the statistics have mean 0 and variance 1 per (index, coordinate), and no gradient reaches the encoder."""
     np.testing.assert_allclose(latents.mean(axis=0), 0, atol=1e-3)
     np.testing.assert_allclose(latents.std(axis=0), 1, rtol=1e-2)
-    grads = jax.grad(lambda frozen: text_encoder(frozen, context.statistics, tokens).sum())(context.frozen)
+    grads = jax.grad(lambda frozen: text_encoder(frozen, context.statistics, tokens).sum())(
+        context.frozen
+    )
     assert all((g == 0).all() for g in jax.tree.leaves(grads))
 
 
 # LaDiff.
 
 
-def test_loss_of_the_fresh_prior_is_the_mean_square_of_the_latents(ladiff, context, latents, tokens):
+def test_loss_of_the_fresh_prior_is_the_mean_square_of_the_latents(
+    ladiff, context, latents, tokens
+):
     """A network that predicts zero costs E z^2 exactly: a plain mean over batch, latents and coordinates."""
     params = nn.unbox(jax.jit(ladiff.init)(jax.random.key(0)))
     loss, (metrics, _) = jax.jit(ladiff.loss)(params, context, tokens, KEY, 0)
     np.testing.assert_allclose(loss, (np.asarray(latents) ** 2).mean(), rtol=1e-5)
-    low = np.asarray(jax.random.uniform(jax.random.split(jax.random.fold_in(KEY, 0), 3)[0], (16,))) < 0.5
+    low = (
+        np.asarray(jax.random.uniform(jax.random.split(jax.random.fold_in(KEY, 0), 3)[0], (16,)))
+        < 0.5
+    )
     each = (np.asarray(latents) ** 2).mean(axis=(1, 2))
-    np.testing.assert_allclose([metrics["error_low_noise"], metrics["error_high_noise"]], [each[low].mean(), each[~low].mean()], rtol=1e-5)
+    np.testing.assert_allclose(
+        [metrics["error_low_noise"], metrics["error_high_noise"]],
+        [each[low].mean(), each[~low].mean()],
+        rtol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
@@ -46,18 +57,33 @@ def test_self_conditioning_of_the_prior(ladiff, context, latents, tokens, share)
     z_t = gaussian.diffuse(ladiff.schedule, latents, jax.random.normal(noise_key, latents.shape), t)
     predict = lambda p, c: ladiff.network.apply({"params": p}, z_t, t, c)
     given = predict(params, None) if share else jnp.zeros_like(z_t)
-    expected = jax.jit(jax.value_and_grad(lambda p: jnp.square(predict(p, given) - latents).mean()))(params)
-    found = jax.jit(jax.value_and_grad(lambda p: objective.loss(p, context, tokens, KEY, 0)[0]))(params)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), found, expected)
+    expected = jax.jit(
+        jax.value_and_grad(lambda p: jnp.square(predict(p, given) - latents).mean())
+    )(params)
+    found = jax.jit(jax.value_and_grad(lambda p: objective.loss(p, context, tokens, KEY, 0)[0]))(
+        params
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), found, expected
+    )
 
 
 def test_prior_is_self_conditioned_on_half_of_the_batches(ladiff, context, tokens):
     """Over 400 keys the loss is one of two values per key, each in half of them (4.5 sigma, false alarm 7e-6)."""
     params = context.frozen["teacher"]
-    losses = lambda share: jax.jit(lambda keys: jax.lax.map(lambda k: dataclasses.replace(ladiff, self_conditioning=share).loss(params, context, tokens, k, 0)[0], keys))(jax.random.split(KEY, 400))
+    losses = lambda share: jax.jit(
+        lambda keys: jax.lax.map(
+            lambda k: dataclasses.replace(ladiff, self_conditioning=share).loss(
+                params, context, tokens, k, 0
+            )[0],
+            keys,
+        )
+    )(jax.random.split(KEY, 400))
     without, always, half = losses(0.0), losses(1.0), losses(0.5)
     conditioned = np.isclose(half, always, rtol=1e-5)
-    assert (conditioned | np.isclose(half, without, rtol=1e-5)).all() and not np.isclose(without, always, rtol=1e-5).any()
+    assert (conditioned | np.isclose(half, without, rtol=1e-5)).all() and not np.isclose(
+        without, always, rtol=1e-5
+    ).any()
     assert abs(conditioned.mean() - 0.5) < 4.5 * 0.5 / np.sqrt(400)
 
 
@@ -73,7 +99,10 @@ def student(make_diladiff, context):
 
 def test_student_takes_everything_from_the_teacher(student, context, make_diladiff):
     """Every teacher parameter, and only `interval_time` beside them; a teacher with more than that is refused."""
-    ours, theirs = flax.traverse_util.flatten_dict(student), flax.traverse_util.flatten_dict(context.frozen["teacher"])
+    ours, theirs = (
+        flax.traverse_util.flatten_dict(student),
+        flax.traverse_util.flatten_dict(context.frozen["teacher"]),
+    )
     assert {path[0] for path in ours.keys() - theirs.keys()} == {"interval_time"}
     for path, value in theirs.items():
         np.testing.assert_array_equal(ours[path], value)
@@ -88,14 +117,20 @@ def test_student_starts_as_the_teacher(form, student, context, latents, make_dil
     schedule, z_t, c = objective.schedule, latents, jnp.sin(latents)
     t = jnp.linspace(0.2, 1.0, 16)
     taught = objective.teacher.apply({"params": context.frozen["teacher"]}, z_t, t, c)
-    u = jax.jit(lambda r: average_velocity(objective.network, student, schedule, form, z_t, t, r, c))
+    u = jax.jit(
+        lambda r: average_velocity(objective.network, student, schedule, form, z_t, t, r, c)
+    )
     for share in (0.0, 0.5, 1.0):
         r = share * t
         if form == "velocity" or share == 1.0:
-            np.testing.assert_allclose(u(r), gaussian.velocity_of_clean(schedule, z_t, taught, t), rtol=1e-3, atol=1e-3)
+            np.testing.assert_allclose(
+                u(r), gaussian.velocity_of_clean(schedule, z_t, taught, t), rtol=1e-3, atol=1e-3
+            )
         else:
             stepped = z_t - (t - r)[:, None, None] * u(r)
-            np.testing.assert_allclose(stepped, gaussian.ddim_step(schedule, z_t, taught, t, r), rtol=1e-3, atol=1e-3)
+            np.testing.assert_allclose(
+                stepped, gaussian.ddim_step(schedule, z_t, taught, t, r), rtol=1e-3, atol=1e-3
+            )
 
 
 def by_hand(objective, params, context, latents, key, step):
@@ -103,7 +138,10 @@ def by_hand(objective, params, context, latents, key, step):
     time_key, noise_key, half_key = jax.random.split(jax.random.fold_in(key, 0), 3)
     t, r = meanflow.sample_times(time_key, 16, p_equal=objective.p_equal)
     noise = jax.random.normal(noise_key, latents.shape)
-    alpha, sigma = objective.schedule.alpha(t)[:, None, None], objective.schedule.sigma(t)[:, None, None]
+    alpha, sigma = (
+        objective.schedule.alpha(t)[:, None, None],
+        objective.schedule.sigma(t)[:, None, None],
+    )
     rate = objective.schedule.angle_rate(t)[:, None, None]
     z_t = alpha * latents + sigma * noise
     teach = lambda c: objective.teacher.apply({"params": context.frozen["teacher"]}, z_t, t, c)
@@ -111,7 +149,9 @@ def by_hand(objective, params, context, latents, key, step):
     eps = noise if objective.teacher_noise == "drawn" else (z_t - alpha * taught) / sigma
     v = rate * (alpha * eps - sigma * taught)  # alpha' z + sigma' eps
     zero = jnp.zeros_like(z_t)
-    u_at = lambda z, t, r, c: average_velocity(objective.network, params, objective.schedule, objective.step_form, z, t, r, c)
+    u_at = lambda z, t, r, c: average_velocity(
+        objective.network, params, objective.schedule, objective.step_form, z, t, r, c
+    )
     # Phi(u(z_t, t, t), t), in the paper's own form.
     u_tt = u_at(z_t, t, t, zero)
     clean = (sigma * u_tt - alpha * rate * z_t) / (-sigma * sigma * rate - alpha * rate * alpha)
@@ -133,13 +173,21 @@ def by_hand(objective, params, context, latents, key, step):
     ],
     ids=["paper", "rotation", "drawn"],
 )
-def test_the_loss_is_algorithm_4(options, student, context, latents, tokens, make_diladiff, perturb):
+def test_the_loss_is_algorithm_4(
+    options, student, context, latents, tokens, make_diladiff, perturb
+):
     """Against a second implementation: the teacher's own noise (or the drawn), Phi for the self-conditioning, a central difference for the tangent, at the start and in the middle of its warm-up."""
     objective = make_diladiff(tangent_warmup=100, **options)
     params = perturb(student, 2, 0.05)
     params["interval_time"] = perturb(params["interval_time"], 3, 0.5)
-    ours, again = jax.jit(objective.loss), jax.jit(lambda p, step: by_hand(objective, p, context, latents, KEY, step))
-    for step, rtol in ((0, 2e-4), (50, 2e-2)):  # without the tangent; with half of it, which here is a finite difference
+    ours, again = (
+        jax.jit(objective.loss),
+        jax.jit(lambda p, step: by_hand(objective, p, context, latents, KEY, step)),
+    )
+    for step, rtol in (
+        (0, 2e-4),
+        (50, 2e-2),
+    ):  # without the tangent; with half of it, which here is a finite difference
         loss, (metrics, _) = ours(params, context, tokens, KEY, step)
         expected, error = again(params, step)
         np.testing.assert_allclose(metrics["error"], error, rtol=rtol)
@@ -152,28 +200,43 @@ def test_gradient_is_that_of_u_alone(student, context, latents, tokens, make_dil
     params = perturb(student, 2, 0.05)
     time_key, noise_key, half_key = jax.random.split(jax.random.fold_in(KEY, 0), 3)
     t, _ = meanflow.sample_times(time_key, 16, p_equal=1.0)
-    z_t = gaussian.diffuse(objective.schedule, latents, jax.random.normal(noise_key, latents.shape), t)
+    z_t = gaussian.diffuse(
+        objective.schedule, latents, jax.random.normal(noise_key, latents.shape), t
+    )
     teach = lambda c: objective.teacher.apply({"params": context.frozen["teacher"]}, z_t, t, c)
     v = gaussian.velocity_of_clean(objective.schedule, z_t, teach(teach(None)), t)
     own = objective.network.apply({"params": params}, z_t, t, None, jnp.zeros_like(t))
     c = jnp.where(jax.random.bernoulli(half_key, 0.5, (16, 1, 1)), own, 0.0)
-    velocity = lambda p: gaussian.velocity_of_clean(objective.schedule, z_t, objective.network.apply({"params": p}, z_t, t, c, jnp.zeros_like(t)), t)
+    velocity = lambda p: gaussian.velocity_of_clean(
+        objective.schedule,
+        z_t,
+        objective.network.apply({"params": p}, z_t, t, c, jnp.zeros_like(t)),
+        t,
+    )
     weight = 1 / (jnp.square(velocity(params) - v).sum(axis=(1, 2)) + 5.0)
-    expected = jax.jit(jax.grad(lambda p: (weight * jnp.square(velocity(p) - v).sum(axis=(1, 2))).mean()))(params)
+    expected = jax.jit(
+        jax.grad(lambda p: (weight * jnp.square(velocity(p) - v).sum(axis=(1, 2))).mean())
+    )(params)
     found = jax.jit(jax.grad(lambda p: objective.loss(p, context, tokens, KEY, 10_000)[0]))(params)
     scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(expected))
     assert scale > 0
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-3 * scale), found, expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-3 * scale), found, expected
+    )
 
 
 def test_gradients_are_finite_at_every_corner_of_time(student, context, tokens, make_diladiff):
     """With t = 1 and r = 0 drawn often the loss and its gradient are finite."""
     objective = make_diladiff(step_form="rotation", p_noise=0.5, p_clean=0.5)
-    loss, grads = jax.jit(jax.value_and_grad(lambda p: objective.loss(p, context, tokens, KEY, 10_000)[0]))(student)
+    loss, grads = jax.jit(
+        jax.value_and_grad(lambda p: objective.loss(p, context, tokens, KEY, 10_000)[0])
+    )(student)
     assert np.isfinite(loss) and all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
-def test_tangent_warm_up_is_linear_from_flow_matching(student, context, tokens, make_diladiff, perturb):
+def test_tangent_warm_up_is_linear_from_flow_matching(
+    student, context, tokens, make_diladiff, perturb
+):
     """At step 0 the target is the teacher's velocity; it grows to the full tangent at `tangent_warmup`, stays, and is full in validation."""
     params = perturb(student, 3, 0.05)
     objective = make_diladiff(tangent_warmup=100, p_equal=0.0)

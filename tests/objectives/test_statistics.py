@@ -4,14 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diladiff_jax.objectives.statistics import Moments, VARIANCE_FLOOR
+from diladiff_jax.objectives.statistics import VARIANCE_FLOOR, Moments
 
 update = jax.jit(Moments.update)
 
 
 def batches(sizes=(3, 40, 1, 17), shape=(2, 3)):
     rng = np.random.default_rng(0)
-    return [rng.normal(5 * i, 1 + i, size=(n, *shape)).astype(np.float32) for i, n in enumerate(sizes)]
+    return [
+        rng.normal(5 * i, 1 + i, size=(n, *shape)).astype(np.float32) for i, n in enumerate(sizes)
+    ]
 
 
 def merge(parts, decay=1.0):
@@ -25,7 +27,12 @@ def test_merged_moments_are_those_of_two_passes_in_any_order():
     """Without discount, mean and (population) variance of everything seen, whatever the order and the cuts."""
     parts = batches()
     everything = np.concatenate(parts).astype(np.float64)
-    for order in (parts, parts[::-1], [np.concatenate(parts)], [everything[i : i + 1].astype(np.float32) for i in range(61)]):
+    for order in (
+        parts,
+        parts[::-1],
+        [np.concatenate(parts)],
+        [everything[i : i + 1].astype(np.float32) for i in range(61)],
+    ):
         moments = merge(order)
         assert moments.weight == 61
         np.testing.assert_allclose(moments.mean, everything.mean(axis=0), rtol=1e-5)
@@ -35,13 +42,17 @@ def test_merged_moments_are_those_of_two_passes_in_any_order():
 def test_discounted_moments_are_the_weighted_ones():
     """With decay d, examples of the batch k updates ago weigh d^k: weighted mean and variance in float64."""
     parts, decay = batches(), 0.7
-    weights = np.concatenate([np.full(len(p), decay ** (len(parts) - 1 - i)) for i, p in enumerate(parts)])
+    weights = np.concatenate(
+        [np.full(len(p), decay ** (len(parts) - 1 - i)) for i, p in enumerate(parts)]
+    )
     everything = np.concatenate(parts).astype(np.float64)
     mean = np.average(everything, axis=0, weights=weights)
     moments = merge(parts, decay)
     np.testing.assert_allclose(moments.weight, weights.sum(), rtol=1e-5)
     np.testing.assert_allclose(moments.mean, mean, rtol=1e-5)
-    np.testing.assert_allclose(moments.variance, np.average((everything - mean) ** 2, axis=0, weights=weights), rtol=1e-4)
+    np.testing.assert_allclose(
+        moments.variance, np.average((everything - mean) ** 2, axis=0, weights=weights), rtol=1e-4
+    )
 
 
 def test_large_means_do_not_cancel():
@@ -71,7 +82,9 @@ def test_variance_floor():
 def test_statistics_carry_no_gradient():
     """The update stops the gradient of what it sees; standardizing passes it on, divided by std."""
     x = jnp.asarray(batches()[1])
-    grad = jax.grad(lambda x: sum(jnp.sum(v) for v in jax.tree.leaves(Moments.zeros((2, 3)).update(x))))(x)
+    grad = jax.grad(
+        lambda x: sum(jnp.sum(v) for v in jax.tree.leaves(Moments.zeros((2, 3)).update(x)))
+    )(x)
     assert (grad == 0).all()
     moments = merge(batches())
     grad = jax.grad(lambda x: moments.standardize(x).sum())(x)
@@ -81,7 +94,9 @@ def test_statistics_carry_no_gradient():
 def test_moments_of_a_sharded_batch_are_global():
     """Over eight virtual devices the state is that of the whole batch, the same on every device."""
     mesh = jax.make_mesh((8,), ("data",))
-    x = np.random.default_rng(2).normal(size=(64, 3)).astype(np.float32) + np.arange(64)[:, None].astype(np.float32)
+    x = np.random.default_rng(2).normal(size=(64, 3)).astype(np.float32) + np.arange(64)[
+        :, None
+    ].astype(np.float32)
     spread = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))
     moments = update(Moments.zeros((3,)), spread)
     np.testing.assert_allclose(moments.mean, x.mean(axis=0), rtol=1e-5)

@@ -29,7 +29,11 @@ def test_masked_loss_equals_numpy(sampleable):
         if x_t[b, l] == MASK:
             row = logits[b, l, :10].astype(np.float64)
             nll = np.log(np.exp(row).sum()) - row[tokens[b, l]]
-            plain, bound, right = plain + nll / 15, bound + nll / t[b] / 15, right + (row.argmax() == tokens[b, l])
+            plain, bound, right = (
+                plain + nll / 15,
+                bound + nll / t[b] / 15,
+                right + (row.argmax() == tokens[b, l]),
+            )
     for weighting, expected in (("one", plain), ("bound", bound)):
         found = masking.token_nll(jnp.asarray(logits), jnp.asarray(tokens), jnp.asarray(sampleable))
         loss, metrics = masked_loss(*found, jnp.asarray(x_t), t, MASK, weighting)
@@ -41,7 +45,9 @@ def test_unmasked_tokens_and_forbidden_logits_have_no_gradient(sampleable):
     """The gradient lives on the text ids of masked positions alone."""
     logits = jax.random.normal(jax.random.key(0), (2, 5, 12))
     x_t = jnp.array([[MASK, 1, MASK, 3, 4], [0, 1, 2, 3, MASK]])
-    nll_of = lambda logits: masking.token_nll(logits, jnp.zeros((2, 5), jnp.int32), jnp.asarray(sampleable))
+    nll_of = lambda logits: masking.token_nll(
+        logits, jnp.zeros((2, 5), jnp.int32), jnp.asarray(sampleable)
+    )
     loss = lambda logits: masked_loss(*nll_of(logits), x_t, jnp.array([0.5, 0.2]), MASK, "bound")[0]
     grad = np.asarray(jax.grad(loss)(logits))
     assert (grad[np.asarray(x_t) != MASK] == 0).all() and (grad[..., 10:] == 0).all()
@@ -86,9 +92,13 @@ def test_mdlm_loss_of_a_uniform_model_is_its_closed_form(mdlm, tokens, networks)
     objective, params = mdlm
     flat = params | {"head": jax.tree.map(jnp.zeros_like, params["head"])}
     many = jnp.tile(tokens, (64, 1))
-    loss, (metrics, statistics) = jax.jit(objective.loss)(flat, Context(), many, jax.random.key(1), 0)
+    loss, (metrics, statistics) = jax.jit(objective.loss)(
+        flat, Context(), many, jax.random.key(1), 0
+    )
     shares = loss / np.log(10)
-    assert abs(shares - 0.5) < 4.5 * 0.5 / np.sqrt(many.size)  # masked share 1/2; false alarm below 7e-6
+    assert abs(shares - 0.5) < 4.5 * 0.5 / np.sqrt(
+        many.size
+    )  # masked share 1/2; false alarm below 7e-6
     assert statistics == {}
     # E (masked share / t) = 1, with variance E (1 - t) / (t L) where t >= 1 / B: below log(B) / L.
     assert abs(metrics["bound"] / np.log(10) - 1) < 4.5 * np.sqrt(np.log(1024) / many.size)
@@ -98,7 +108,9 @@ def test_an_unpredictable_token_that_is_not_masked_costs_nothing(sampleable):
     """A mask in the clean text has probability zero: infinite loss where it is masked, none, and no gradient, where it is seen."""
     tokens = jnp.array([[1, 10, 2, 3]])  # 10 is no text
     x_t, t = jnp.array([[10, 7, 10, 3]]), jnp.array([0.5])
-    loss = lambda logits: masked_loss(*masking.token_nll(logits, tokens, jnp.asarray(sampleable)), x_t, t, 10, "one")[0]
+    loss = lambda logits: masked_loss(
+        *masking.token_nll(logits, tokens, jnp.asarray(sampleable)), x_t, t, 10, "one"
+    )[0]
     value, gradient = jax.value_and_grad(loss)(jnp.zeros((1, 4, 12)))
     assert float(value) == pytest.approx(2 * np.log(10) / 4, rel=1e-6)
     assert np.isfinite(gradient).all() and (gradient[0, 1] == 0).all()
@@ -125,6 +137,8 @@ def test_causal_baseline_is_the_chain_rule(sampleable, tokens):
     assert (moved[:4] == 0).all() and (moved[4:] > 0).all()
     start = jnp.full((1, 8), 9)
     logits = network.apply({"params": params}, start)[0, 0, :10]
-    np.testing.assert_allclose(nll[:, 0], -jax.nn.log_softmax(logits)[tokens[:, 0]], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        nll[:, 0], -jax.nn.log_softmax(logits)[tokens[:, 0]], rtol=1e-4, atol=1e-5
+    )
     loss, (metrics, _) = objective.loss(params, Context(), tokens, jax.random.key(1), 0)
     np.testing.assert_allclose([loss, np.log(metrics["perplexity"])], nll.mean(), rtol=1e-5)

@@ -29,7 +29,7 @@ def shape(*dims, dtype=jnp.float32):
 
 def network(weights, x, *, scan):
     """Layers with a gain, a bias, a tanh and a residual; a mean square at the end."""
-    body = lambda h, w: (jnp.tanh(h @ w) * 0.5 + h, None)  # noqa: E731
+    body = lambda h, w: (jnp.tanh(h @ w) * 0.5 + h, None)
     if scan:
         h, _ = jax.lax.scan(body, x, weights)
     else:
@@ -40,7 +40,14 @@ def network(weights, x, *, scan):
 @pytest.fixture(scope="module")
 def programs():
     """The gradient of the network: layers one by one, and as a loop."""
-    return {scan: compiled(jax.grad(functools.partial(network, scan=scan)), shape(LAYERS, WIDTH, WIDTH), shape(BATCH, WIDTH)) for scan in (False, True)}
+    return {
+        scan: compiled(
+            jax.grad(functools.partial(network, scan=scan)),
+            shape(LAYERS, WIDTH, WIDTH),
+            shape(BATCH, WIDTH),
+        )
+        for scan in (False, True)
+    }
 
 
 def test_products_have_their_closed_form():
@@ -50,16 +57,28 @@ def test_products_have_their_closed_form():
         ("km,kn->mn", (5, 3), (5, 7), 2 * 3 * 5 * 7),
         ("bhlk,bhmk->bhlm", (2, 4, 8, 16), (2, 4, 6, 16), 2 * 2 * 4 * 8 * 6 * 16),
     ):
-        assert counted(compiled(functools.partial(jnp.einsum, spec), shape(*a), shape(*b))).flops == expected
+        assert (
+            counted(compiled(functools.partial(jnp.einsum, spec), shape(*a), shape(*b))).flops
+            == expected
+        )
 
 
-@pytest.mark.parametrize(("strides", "padding", "dilation"), [((1, 1), "SAME", (1, 1)), ((2, 1), "VALID", (1, 1)), ((1, 1), ((2, 1), (0, 3)), (2, 3))])
+@pytest.mark.parametrize(
+    ("strides", "padding", "dilation"),
+    [((1, 1), "SAME", (1, 1)), ((2, 1), "VALID", (1, 1)), ((1, 1), ((2, 1), (0, 3)), (2, 3))],
+)
 def test_convolutions_count_what_meets_an_element(strides, padding, dilation):
     """As the compiler counts them: padding and holes are no work."""
-    convolve = functools.partial(jax.lax.conv_general_dilated, window_strides=strides, padding=padding, lhs_dilation=dilation)
+    convolve = functools.partial(
+        jax.lax.conv_general_dilated, window_strides=strides, padding=padding, lhs_dilation=dilation
+    )
     program = compiled(convolve, shape(2, 3, 9, 8), shape(5, 3, 3, 2))
     expected = hlo.parse(program.as_text())
-    if not any(i.opcode == "convolution" for c in expected.computations.values() for i in c.instructions.values()):
+    if not any(
+        i.opcode == "convolution"
+        for c in expected.computations.values()
+        for i in c.instructions.values()
+    ):
         pytest.skip("this backend writes the convolution as something else")
     assert counted(program).flops == program.cost_analysis()["flops"]
 
@@ -99,14 +118,16 @@ def test_trips_are_read_from_the_condition_where_the_compiler_does_not_note_them
     text = programs[True].as_text()
     assert "known_trip_count" in text
     bare = re.sub(r'"known_trip_count":\{"n":"\d+"\}', '"nothing":{}', text)
-    assert hlo_costs.totals(hlo_costs.costs(hlo.parse(bare))) == hlo_costs.totals(hlo_costs.costs(hlo.parse(text)))
+    assert hlo_costs.totals(hlo_costs.costs(hlo.parse(bare))) == hlo_costs.totals(
+        hlo_costs.costs(hlo.parse(text))
+    )
 
 
 def test_loops_of_unknown_length_take_the_numbers_that_are_given():
     """By depth: the outer number, times the inner one; static loops inside keep their own."""
 
     def function(x, n, m):
-        inner = lambda _, y: jax.lax.fori_loop(0, 3, lambda _, z: z @ x, y)  # noqa: E731
+        inner = lambda _, y: jax.lax.fori_loop(0, 3, lambda _, z: z @ x, y)
         return jax.lax.fori_loop(0, n, lambda _, y: jax.lax.fori_loop(0, m, inner, y), x)
 
     program = compiled(function, shape(8, 8), shape(dtype=jnp.int32), shape(dtype=jnp.int32))
@@ -119,7 +140,11 @@ def test_loops_of_unknown_length_take_the_numbers_that_are_given():
 
 def test_the_dearest_branch_counts():
     """Of a conditional."""
-    program = compiled(lambda x, p: jax.lax.cond(p, lambda: x @ x @ x, lambda: x @ x), shape(8, 8), shape(dtype=jnp.bool_))
+    program = compiled(
+        lambda x, p: jax.lax.cond(p, lambda: x @ x @ x, lambda: x @ x),
+        shape(8, 8),
+        shape(dtype=jnp.bool_),
+    )
     assert counted(program).flops == 2 * 2 * 8**3
 
 
@@ -131,14 +156,30 @@ def test_collectives_carry_the_whole_array(loops):
     cases = {
         "all-reduce": (lambda x: jax.lax.psum(x, "data") / 8, part),
         "all-gather": (lambda x: jax.lax.all_gather(x, "data", tiled=True)[:1] * 2, 8 * part),
-        "reduce-scatter": (lambda x: jnp.tile(jax.lax.psum_scatter(x, "data", scatter_dimension=1, tiled=True), (1, 8)), part),
+        "reduce-scatter": (
+            lambda x: jnp.tile(
+                jax.lax.psum_scatter(x, "data", scatter_dimension=1, tiled=True), (1, 8)
+            ),
+            part,
+        ),
         "collective-permute": (lambda x: jax.lax.ppermute(x, "data", ring), part),
-        "all-to-all": (lambda x: jax.lax.all_to_all(x.reshape(8, 8), "data", 0, 0, tiled=True).reshape(1, 64), part),
+        "all-to-all": (
+            lambda x: jax.lax.all_to_all(x.reshape(8, 8), "data", 0, 0, tiled=True).reshape(1, 64),
+            part,
+        ),
     }
     for kind, (exchange, size) in cases.items():
-        body = lambda x, exchange=exchange: jax.lax.fori_loop(0, loops, lambda _, y: exchange(y), x)  # noqa: E731
-        function = jax.shard_map(body, mesh=mesh, in_specs=PartitionSpec("data"), out_specs=PartitionSpec("data"), check_vma=False)
-        x = jax.ShapeDtypeStruct((8, 64), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("data")))
+        body = lambda x, exchange=exchange: jax.lax.fori_loop(0, loops, lambda _, y: exchange(y), x)
+        function = jax.shard_map(
+            body,
+            mesh=mesh,
+            in_specs=PartitionSpec("data"),
+            out_specs=PartitionSpec("data"),
+            check_vma=False,
+        )
+        x = jax.ShapeDtypeStruct(
+            (8, 64), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("data"))
+        )
         found = counted(compiled(function, x)).collectives
         assert found == {kind: (loops, loops * size)}
 
@@ -154,7 +195,10 @@ def test_groups_of_devices_are_read_in_every_form():
         ("replica_groups=mesh['a'=2,'b'=4] {'a','b':(1)2}, x", (0, 2, 4, 6)),
         ("replica_groups=mesh['a'=2,'b'=4] {'b':(2)2}, x", (0, 1)),
         ("replica_groups=mesh['a'=1,'b'=2,'c'=4], device_ids=([2,2,2]T(1,0,2)) {'b'}, x", (0, 2)),
-        ("replica_groups=mesh['a'=1,'b'=2,'c'=4], device_ids=([2,2,2]T(1,0,2)) {'c'}, x", (0, 1, 4, 5)),
+        (
+            "replica_groups=mesh['a'=1,'b'=2,'c'=4], device_ids=([2,2,2]T(1,0,2)) {'c'}, x",
+            (0, 1, 4, 5),
+        ),
         ("replica_groups={}, x", ()),
     ):
         assert hlo.replica_group(text) == group, text
@@ -165,7 +209,9 @@ ENTRY %main (a: f32[8]) -> f32[32] {
   ROOT %g = f32[32]{0} all-gather(%a), channel_id=1, replica_groups={}, dimensions={0}
 }
 """
-    assert hlo_costs.totals(hlo_costs.costs(hlo.parse(text))).collectives == {"all-gather": (1, 32 * 4)}  # no group named: all devices
+    assert hlo_costs.totals(hlo_costs.costs(hlo.parse(text))).collectives == {
+        "all-gather": (1, 32 * 4)
+    }  # no group named: all devices
     with pytest.raises(ValueError, match="not known"):
         hlo.replica_group("replica_groups=something else")
 
@@ -176,7 +222,13 @@ def test_bytes_are_those_that_an_instruction_touches():
     plain = counted(compiled(lambda a, b: a + b, shape(rows, width), shape(rows, width))).bytes
     assert plain == 3 * rows * width * 4
     table = rows * width * 4
-    looped = counted(compiled(lambda t, x: jax.lax.scan(lambda h, row: (h + row, h), x, t), shape(rows, width), shape(width)))
+    looped = counted(
+        compiled(
+            lambda t, x: jax.lax.scan(lambda h, row: (h + row, h), x, t),
+            shape(rows, width),
+            shape(width),
+        )
+    )
     # The row, the state before, and what is kept of it: each read and written a small number of times, never the whole table.
     assert 3 * table <= looped.bytes <= 10 * table
 
@@ -245,17 +297,28 @@ def test_what_is_special_in_a_tpus_program():
     found = hlo_costs.totals(hlo_costs.costs(hlo.parse(TPU)))
     product, attention = 2 * 256 * 512 * 128, 4 * 4 * 12 * 1024 * 2048 * 64
     assert found.flops == product + attention and found.passes == 6 * product + attention
-    assert found.collectives == {"all-gather": (1, 1024 * 512 * 2), "reduce-scatter": (1, 256 * 128 * 4)}
+    assert found.collectives == {
+        "all-gather": (1, 1024 * 512 * 2),
+        "reduce-scatter": (1, 256 * 128 * 4),
+    }
     assert found.unseen == {"my_kernel": 1}
     costs = {c.instruction: c for c in hlo_costs.costs(hlo.parse(TPU))}
-    assert costs["started"].collective.overlapped and costs["started"].collective.group == (0, 2) and not costs["shared"].collective.overlapped
+    assert (
+        costs["started"].collective.overlapped
+        and costs["started"].collective.group == (0, 2)
+        and not costs["shared"].collective.overlapped
+    )
     assert costs["product"].bytes == 4 * (256 * 512 + 256 * 128) and costs["ended"].bytes == 0
 
 
 def test_types_have_their_size():
     """Bits, memory spaces and tuples."""
-    assert [hlo.bits(t) for t in ("pred", "bf16", "f32", "s4", "u8", "f8e4m3fn", "token", "c64")] == [8, 16, 32, 4, 8, 8, 0, 64]
-    found = hlo.parse_shape("(bf16[8,128]{1,0:T(8,128)(2,1)S(1)}, /*index=1*/f32[]{:T(128)}, s4[3]{0})")
+    assert [
+        hlo.bits(t) for t in ("pred", "bf16", "f32", "s4", "u8", "f8e4m3fn", "token", "c64")
+    ] == [8, 16, 32, 4, 8, 8, 0, 64]
+    found = hlo.parse_shape(
+        "(bf16[8,128]{1,0:T(8,128)(2,1)S(1)}, /*index=1*/f32[]{:T(128)}, s4[3]{0})"
+    )
     assert [(b.bytes, b.main_bytes) for b in found] == [(2048, 0), (4, 4), (2, 2)]
 
 

@@ -24,12 +24,17 @@ def made(networks, sampleable, random_parameters):
         "teacher": (z, t, z),
         "student": (z, t, z, t),
     }
-    params = {name: random_parameters(getattr(networks, name), *inputs[name], seed=seed) for seed, name in enumerate(inputs)}
+    params = {
+        name: random_parameters(getattr(networks, name), *inputs[name], seed=seed)
+        for seed, name in enumerate(inputs)
+    }
     sampler = pipeline.Sampler(networks, TangentSchedule(3.0), MASK, sampleable)
     return sampler, params, jax.jit(sampler.generate, static_argnums=0)
 
 
-CONTROLS = pipeline.Controls(decode_steps=3, latent_steps=2, temperature=1.0, top_p=0.9, gamma=0.8, threshold=0.9)
+CONTROLS = pipeline.Controls(
+    decode_steps=3, latent_steps=2, temperature=1.0, top_p=0.9, gamma=0.8, threshold=0.9
+)
 PROMPT = jnp.full((4, LENGTH), MASK).at[:, 2].set(7).at[1, 5].set(3)
 
 
@@ -63,7 +68,10 @@ def test_other_orders_fill_everything_and_depend_on_the_index_alone(made, order)
     assert (whole.tokens < MASK).all()
     np.testing.assert_array_equal(whole.unmasked_at == -1, PROMPT != MASK)
     turned = jnp.array([3, 1, 0, 2])
-    np.testing.assert_array_equal(generate("diladiff", params, jax.random.key(3), turned, PROMPT[turned], CONTROLS).tokens, whole.tokens[turned])
+    np.testing.assert_array_equal(
+        generate("diladiff", params, jax.random.key(3), turned, PROMPT[turned], CONTROLS).tokens,
+        whole.tokens[turned],
+    )
 
 
 @pytest.mark.parametrize("order", ["random", pytest.param("count", marks=pytest.mark.slow)])
@@ -71,8 +79,17 @@ def test_kept_keys_and_values_depend_on_the_index_alone(made, order, monkeypatch
     """Made anew every third step, and between two positions of a row at a time: everything is filled, and a sample is the same in another batch and alone."""
     monkeypatch.setattr(tokens, "RENEWED", 2)
     sampler, params, _ = made
-    generate = jax.jit(dataclasses.replace(sampler, refresh_every=3, order=order).generate, static_argnums=0)
-    draw = lambda chosen: generate("diladiff", params, jax.random.key(3), jnp.array(chosen), PROMPT[jnp.array(chosen)], CONTROLS._replace(decode_steps=7))
+    generate = jax.jit(
+        dataclasses.replace(sampler, refresh_every=3, order=order).generate, static_argnums=0
+    )
+    draw = lambda chosen: generate(
+        "diladiff",
+        params,
+        jax.random.key(3),
+        jnp.array(chosen),
+        PROMPT[jnp.array(chosen)],
+        CONTROLS._replace(decode_steps=7),
+    )
     whole = draw([0, 1, 2, 3])
     assert (whole.tokens < MASK).all() and len(np.unique(whole.tokens, axis=0)) == 4
     np.testing.assert_array_equal(whole.unmasked_at == -1, PROMPT != MASK)
@@ -80,50 +97,93 @@ def test_kept_keys_and_values_depend_on_the_index_alone(made, order, monkeypatch
         np.testing.assert_array_equal(draw(chosen).tokens, whole.tokens[jnp.array(chosen)])
 
 
-def test_one_layers_keys_and_values_lose_nothing_by_being_kept(networks, sampleable, random_parameters):
+def test_one_layers_keys_and_values_lose_nothing_by_being_kept(
+    networks, sampleable, random_parameters
+):
     """They are made of a position's own token: never made anew, they give the very samples of the plain sampler. With two layers they do not."""
     prompt, z = jnp.full((16, LENGTH), MASK), jax.random.normal(jax.random.key(5), (16, 4, 6))
     controls = CONTROLS._replace(decode_steps=8)
     for layers in (1, 2):
         backbone = networks.decoder.backbone.clone(num_layers=layers, name=None)
-        changed = dataclasses.replace(networks, decoder=networks.decoder.clone(backbone=backbone, cross_layers=(0,)))
+        changed = dataclasses.replace(
+            networks, decoder=networks.decoder.clone(backbone=backbone, cross_layers=(0,))
+        )
         params = {"decoder": random_parameters(changed.decoder, prompt, z)}
-        make = lambda every, networks=changed: pipeline.Sampler(networks, TangentSchedule(3.0), MASK, sampleable, refresh_every=every)
-        exact, kept = (jax.jit(make(every).decode_latents)(params, jax.random.key(0), jnp.arange(16), prompt, z, controls).tokens for every in (1, 1_000))
+        make = lambda every, networks=changed: pipeline.Sampler(
+            networks, TangentSchedule(3.0), MASK, sampleable, refresh_every=every
+        )
+        exact, kept = (
+            jax.jit(make(every).decode_latents)(
+                params, jax.random.key(0), jnp.arange(16), prompt, z, controls
+            ).tokens
+            for every in (1, 1_000)
+        )
         assert bool((exact == kept).all()) == (layers == 1)
 
 
 @pytest.mark.parametrize("order, given_latent", [("random", True), ("confidence", False)])
-def test_late_steps_are_those_of_the_network_without_the_layer(networks, sampleable, random_parameters, order, given_latent):
+def test_late_steps_are_those_of_the_network_without_the_layer(
+    networks, sampleable, random_parameters, order, given_latent
+):
     """Against a network whose layer adds nothing, its outputs being zero: without the layer from the first step on every token is that network's, from
     the last step's end on the whole network's. From the middle on, what the early steps unmask is the whole network's and not all of the rest is."""
     prompt, z = jnp.full((16, LENGTH), MASK), jax.random.normal(jax.random.key(5), (16, 4, 6))
     backbone = networks.denoiser.clone(num_layers=3)
-    changed = dataclasses.replace(networks, denoiser=backbone, decoder=networks.decoder.clone(backbone=backbone.clone(name=None), cross_layers=(1,)))
-    params = {"denoiser": random_parameters(changed.denoiser, prompt), "decoder": random_parameters(changed.decoder, prompt, z)}
+    changed = dataclasses.replace(
+        networks,
+        denoiser=backbone,
+        decoder=networks.decoder.clone(backbone=backbone.clone(name=None), cross_layers=(1,)),
+    )
+    params = {
+        "denoiser": random_parameters(changed.denoiser, prompt),
+        "decoder": random_parameters(changed.decoder, prompt, z),
+    }
 
     def without(tree):
         block = tree["block_1"]
-        out, down = (jax.tree.map(jnp.zeros_like, part) for part in (block["attention"]["out"], block["mlp"]["down"]))
-        return tree | {"block_1": block | {"attention": block["attention"] | {"out": out}, "mlp": block["mlp"] | {"down": down}}}
+        out, down = (
+            jax.tree.map(jnp.zeros_like, part)
+            for part in (block["attention"]["out"], block["mlp"]["down"])
+        )
+        return tree | {
+            "block_1": block
+            | {"attention": block["attention"] | {"out": out}, "mlp": block["mlp"] | {"down": down}}
+        }
 
-    emptied = {"denoiser": without(params["denoiser"]), "decoder": params["decoder"] | {"backbone": without(params["decoder"]["backbone"])}}
+    emptied = {
+        "denoiser": without(params["denoiser"]),
+        "decoder": params["decoder"] | {"backbone": without(params["decoder"]["backbone"])},
+    }
 
     def decode(params, rows=slice(None), **skip):
-        sampler = pipeline.Sampler(changed, TangentSchedule(3.0), MASK, sampleable, order=order, **skip)
+        sampler = pipeline.Sampler(
+            changed, TangentSchedule(3.0), MASK, sampleable, order=order, **skip
+        )
         keys = jax.random.split(jax.random.key(0), 16)
-        return jax.jit(sampler.decode)(params, keys[rows], prompt[rows], z[rows] if given_latent else None, CONTROLS._replace(decode_steps=8))
+        return jax.jit(sampler.decode)(
+            params,
+            keys[rows],
+            prompt[rows],
+            z[rows] if given_latent else None,
+            CONTROLS._replace(decode_steps=8),
+        )
 
     whole, less = decode(params), decode(emptied)
     assert (whole.tokens != less.tokens).any()
-    np.testing.assert_array_equal(decode(params, skip_layers=(1,), skip_from=0.0).tokens, less.tokens)
-    np.testing.assert_array_equal(decode(params, skip_layers=(1,), skip_from=1.0).tokens, whole.tokens)
+    np.testing.assert_array_equal(
+        decode(params, skip_layers=(1,), skip_from=0.0).tokens, less.tokens
+    )
+    np.testing.assert_array_equal(
+        decode(params, skip_layers=(1,), skip_from=1.0).tokens, whole.tokens
+    )
     half = decode(params, skip_layers=(1,), skip_from=0.5)
     early = half.unmasked_at < 4
     assert early.any()
     np.testing.assert_array_equal(half.tokens[early], whole.tokens[early])
     assert (half.tokens[~early] != whole.tokens[~early]).any()
-    np.testing.assert_array_equal(decode(params, slice(5, 8), skip_layers=(1,)).tokens, half.tokens[5:8])  # whatever the batch
+    np.testing.assert_array_equal(
+        decode(params, slice(5, 8), skip_layers=(1,)).tokens, half.tokens[5:8]
+    )  # whatever the batch
 
 
 def test_logits_of_all_positions_never_exist(made, networks, sampleable):
@@ -134,23 +194,35 @@ def test_logits_of_all_positions_never_exist(made, networks, sampleable):
 
     def largest(jaxpr, found=0):
         for equation in jaxpr.eqns:
-            shapes = [v.aval.shape for v in equation.outvars if hasattr(v.aval, "shape") and VOCAB in v.aval.shape]
+            shapes = [
+                v.aval.shape
+                for v in equation.outvars
+                if hasattr(v.aval, "shape") and VOCAB in v.aval.shape
+            ]
             found = max([found, *(int(np.prod(shape)) for shape in shapes)])
             for inner in core.jaxprs_in_params(equation.params):
                 found = max(found, largest(inner))
         return found
 
     for model in ("mdlm", "diladiff"):
-        traced = jax.make_jaxpr(lambda p: sampler.generate(model, p, jax.random.key(0), jnp.arange(size), prompt, CONTROLS))(params)
+        traced = jax.make_jaxpr(
+            lambda p: sampler.generate(
+                model, p, jax.random.key(0), jnp.arange(size), prompt, CONTROLS
+            )
+        )(params)
         assert 0 < largest(traced.jaxpr) < size * LENGTH * VOCAB
-    whole = jax.make_jaxpr(lambda p: networks.denoiser.apply({"params": p}, prompt))(params["denoiser"])
+    whole = jax.make_jaxpr(lambda p: networks.denoiser.apply({"params": p}, prompt))(
+        params["denoiser"]
+    )
     assert largest(whole.jaxpr) == size * LENGTH * VOCAB
 
 
 def test_run_time_controls_do_not_compile_anew(made):
     """Steps, temperature, nucleus and gamma change the draw, not the program."""
     sampler, params, _ = made
-    generate = jax.jit(lambda p, c: sampler.generate("diladiff", p, jax.random.key(0), jnp.arange(4), PROMPT, c))
+    generate = jax.jit(
+        lambda p, c: sampler.generate("diladiff", p, jax.random.key(0), jnp.arange(4), PROMPT, c)
+    )
     for controls in (CONTROLS, pipeline.Controls(5, 1, 0.0, 1.0, 0.0, 0.9)):
         generate(params, controls)
     assert generate._cache_size() == 1
@@ -160,21 +232,31 @@ def test_latents_reach_the_text(made):
     """The decoder reads the latent: greedy decoding of two latents differs, of the same latent does not; the null control draws N(0, I)."""
     sampler, params, _ = made
     greedy = CONTROLS._replace(temperature=0.0, decode_steps=1)
-    decode = jax.jit(lambda key, z: sampler.decode_latents(params, key, jnp.arange(4), PROMPT, z, greedy))
+    decode = jax.jit(
+        lambda key, z: sampler.decode_latents(params, key, jnp.arange(4), PROMPT, z, greedy)
+    )
     z = 3 * jax.random.normal(jax.random.key(1), (2, 4, 4, 6))
     first = decode(jax.random.key(0), z[0]).tokens
     np.testing.assert_array_equal(decode(jax.random.key(9), z[0]).tokens, first)
     assert (decode(jax.random.key(0), z[1]).tokens != first).any()
     null = sampler.decode_noise(params, jax.random.key(0), jnp.arange(4), PROMPT, CONTROLS).latents
-    assert abs(null.mean()) < 5 / np.sqrt(null.size) and abs(null.std() - 1) < 5 / np.sqrt(2 * null.size)
+    assert abs(null.mean()) < 5 / np.sqrt(null.size) and abs(null.std() - 1) < 5 / np.sqrt(
+        2 * null.size
+    )
 
 
 def test_the_students_latents_are_its_own_few_step_law(made, networks):
     """Before distillation (student = teacher, no interval embedding) rotation steps without noise are the teacher's DDIM with current self-conditioning."""
     _, params, _ = made
-    interval = {k: jax.tree.map(jnp.zeros_like, v) for k, v in params["student"].items() if k == "interval_time"}
+    interval = {
+        k: jax.tree.map(jnp.zeros_like, v)
+        for k, v in params["student"].items()
+        if k == "interval_time"
+    }
     student = params["teacher"] | interval
-    make = lambda **kw: pipeline.Sampler(networks, TangentSchedule(3.0), MASK, np.arange(VOCAB) < MASK, **kw)
+    make = lambda **kw: pipeline.Sampler(
+        networks, TangentSchedule(3.0), MASK, np.arange(VOCAB) < MASK, **kw
+    )
     keys = jax.random.split(jax.random.key(2), 3)
     controls = CONTROLS._replace(gamma=0.0, latent_steps=4)
     z = jax.jit(make(step_form="rotation").student_latents)({"student": student}, keys, controls)
@@ -182,7 +264,9 @@ def test_the_students_latents_are_its_own_few_step_law(made, networks):
     # The same start: the student splits its key, the prior does not.
     start = jax.vmap(lambda k: jax.random.split(k)[0])(keys)
     prior = make(prior_method="ddim", prior_self_conditioning="current")
-    np.testing.assert_allclose(z, jax.jit(prior.prior_latents)(params, start, controls), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(
+        z, jax.jit(prior.prior_latents)(params, start, controls), rtol=1e-3, atol=1e-3
+    )
 
 
 def test_the_student_is_told_the_interval(made, networks):
@@ -190,7 +274,9 @@ def test_the_student_is_told_the_interval(made, networks):
     sampler, params, _ = made
     keys = jax.random.split(jax.random.key(6), 3)
     found = jax.jit(sampler.student_latents)(params, keys, CONTROLS._replace(gamma=0.0))
-    predict = jax.jit(lambda *inputs: networks.student.apply({"params": params["student"]}, *inputs))
+    predict = jax.jit(
+        lambda *inputs: networks.student.apply({"params": params["student"]}, *inputs)
+    )
     z = latent.normal_per_sample(jax.vmap(lambda k: jax.random.split(k)[0])(keys), (4, 6))
     for t, r in ((1.0, 0.5), (0.5, 0.0)):
         t, gap = jnp.full(3, t), jnp.full(3, t - r)
@@ -199,7 +285,15 @@ def test_the_student_is_told_the_interval(made, networks):
     np.testing.assert_allclose(found, z, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("settings", [dict(refresh_every=2, order="confidence"), dict(refresh_every=2, skip_layers=(0,)), dict(order="threshold", skip_layers=(0,))], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(refresh_every=2, order="confidence"),
+        dict(refresh_every=2, skip_layers=(0,)),
+        dict(order="threshold", skip_layers=(0,)),
+    ],
+    ids=str,
+)
 def test_approximations_that_exclude_each_other_are_refused(made, settings):
     """None of two is left out silently."""
     with pytest.raises(ValueError, match="it must be"):

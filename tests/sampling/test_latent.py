@@ -30,13 +30,19 @@ def denoise(schedule, z_t, t, self_condition=None):
 def average_velocity(schedule, z_t, t, r, self_condition=None):
     """(z - Phi_{t->r}(z)) / (t - r), where the flow Phi keeps the standardized value."""
     alpha_t, alpha_r = schedule.alpha(t).reshape(-1, 1, 1), schedule.alpha(r).reshape(-1, 1, 1)
-    z_r = alpha_r * MEAN + constrain_sharding(schedule, r) / constrain_sharding(schedule, t) * (z_t - alpha_t * MEAN)
+    z_r = alpha_r * MEAN + constrain_sharding(schedule, r) / constrain_sharding(schedule, t) * (
+        z_t - alpha_t * MEAN
+    )
     return (z_t - z_r) / (t - r).reshape(-1, 1, 1)
 
 
 @functools.cache
 def ode(schedule, method):
-    return jax.jit(lambda noise, steps: latent.probability_flow(functools.partial(denoise, schedule), schedule, noise, steps, method=method))
+    return jax.jit(
+        lambda noise, steps: latent.probability_flow(
+            functools.partial(denoise, schedule), schedule, noise, steps, method=method
+        )
+    )
 
 
 @pytest.mark.parametrize("method", ["euler", "ddim"])
@@ -88,14 +94,21 @@ def test_linear_variance_ddim_converges_too():
     """The rotation needs no rate, so the infinite rates at the ends of sigma^2 = t do not stop it."""
     schedule = gaussian.LinearVarianceSchedule()
     noise = jax.random.normal(jax.random.key(0), (64, 1, 2))
-    errors = [np.abs(ode(schedule, "ddim")(noise, steps) - (MEAN + STD * noise)).max() for steps in (50, 400)]
+    errors = [
+        np.abs(ode(schedule, "ddim")(noise, steps) - (MEAN + STD * noise)).max()
+        for steps in (50, 400)
+    ]
     assert errors[1] < 0.05 and errors[1] < errors[0] / 3
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_ddim_is_exact_for_a_constant_prediction(steps):
     """Ends on the constant itself; every intermediate state lies on the one rotation from the noise to it."""
-    noise, constant, seen = jax.random.normal(jax.random.key(0), (3, 1, 2)), jnp.full((3, 1, 2), 1.7), []
+    noise, constant, seen = (
+        jax.random.normal(jax.random.key(0), (3, 1, 2)),
+        jnp.full((3, 1, 2), 1.7),
+        [],
+    )
 
     def predict(z_t, t, previous):
         seen.append((z_t, t))
@@ -112,7 +125,9 @@ def test_ddim_is_exact_for_a_constant_prediction(steps):
 @pytest.mark.parametrize(("mode", "expected"), [("previous", 4), ("current", 2), ("none", 1)])
 def test_self_conditioning_modes(mode, expected):
     """A denoiser that returns its self-conditioning plus one counts: T with the previous prediction, 2 with the current, 1 with none."""
-    end = latent.probability_flow(lambda z, t, c: c + 1, D1, jnp.zeros((2, 1, 2)), 4, method="ddim", self_conditioning=mode)
+    end = latent.probability_flow(
+        lambda z, t, c: c + 1, D1, jnp.zeros((2, 1, 2)), 4, method="ddim", self_conditioning=mode
+    )
     np.testing.assert_allclose(end, expected, atol=1e-5)
 
 
@@ -124,7 +139,15 @@ def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="previous"):
         latent.probability_flow(lambda *a: z, D1, z, 1, self_conditioning="all")
     with pytest.raises(ValueError, match="literal"):
-        latent.few_step(lambda *a: z, lambda *a: z, D1, jax.random.split(jax.random.key(0), 1), (1, 2), 1, warp="off")
+        latent.few_step(
+            lambda *a: z,
+            lambda *a: z,
+            D1,
+            jax.random.split(jax.random.key(0), 1),
+            (1, 2),
+            1,
+            warp="off",
+        )
 
 
 # The student's sampler.
@@ -154,7 +177,9 @@ def test_without_noise_the_jumps_are_the_flow(schedule, warp):
 def test_last_step_adds_nothing(warp):
     """One step with gamma = 0.8 is one step without."""
     keys = jax.random.split(jax.random.key(0), 50)
-    np.testing.assert_allclose(few(D3, keys, 1, gamma=0.8, warp=warp), MEAN + STD * start_of(keys), atol=1e-5)
+    np.testing.assert_allclose(
+        few(D3, keys, 1, gamma=0.8, warp=warp), MEAN + STD * start_of(keys), atol=1e-5
+    )
 
 
 def trajectory(schedule, keys, steps, **kw):
@@ -166,7 +191,15 @@ def trajectory(schedule, keys, steps, **kw):
         return denoise(schedule, z_t, t)
 
     with jax.disable_jit():
-        end = latent.few_step(functools.partial(average_velocity, schedule), clean, schedule, keys, (1, 2), steps, **kw)
+        end = latent.few_step(
+            functools.partial(average_velocity, schedule),
+            clean,
+            schedule,
+            keys,
+            (1, 2),
+            steps,
+            **kw,
+        )
     return [*seen, (0.0, np.asarray(end))]
 
 
@@ -178,7 +211,9 @@ def test_noise_level_keeps_the_exact_marginal_at_every_grid_time(schedule):
     def p_values(warp):
         for t, z in trajectory(schedule, keys, 4, gamma=0.8, warp=warp):
             t = jnp.array([t])
-            standard = (z - schedule.alpha(t).reshape(1, 1, 1) * MEAN) / constrain_sharding(schedule, t)
+            standard = (z - schedule.alpha(t).reshape(1, 1, 1) * MEAN) / constrain_sharding(
+                schedule, t
+            )
             for coordinate in np.asarray(standard).reshape(-1, 2).T:
                 yield scipy.stats.kstest(coordinate, "norm").pvalue
 
@@ -189,7 +224,9 @@ def test_noise_level_keeps_the_exact_marginal_at_every_grid_time(schedule):
 def test_noise_is_fresh():
     """States of neighbouring grid times correlate as sqrt(1 - gamma^2)-weighted noise does: gamma near 1 forgets the start, gamma = 0 keeps it."""
     keys = jax.random.split(jax.random.key(2), 4_000)
-    correlation = lambda gamma: np.corrcoef(start_of(keys)[:, 0, 0], few(D1, keys, 6, gamma=gamma)[:, 0, 0])[0, 1]
+    correlation = lambda gamma: np.corrcoef(
+        start_of(keys)[:, 0, 0], few(D1, keys, 6, gamma=gamma)[:, 0, 0]
+    )[0, 1]
     assert correlation(0.0) > 0.999
     assert abs(correlation(0.999)) < 0.2 < correlation(0.5) < 0.95
 
@@ -201,9 +238,16 @@ def test_the_update_is_the_stated_formula(warp):
     keys = jax.random.split(jax.random.key(3), 5)
     u = lambda z, t, r, c: jnp.tanh(z) * (t + r * r).reshape(-1, 1, 1) + 0.1 * c
     clean = lambda z, t, c: jnp.sin(z)
-    ours = jax.jit(lambda keys: latent.few_step(u, clean, schedule, keys, (1, 2), steps, gamma=gamma, warp=warp))(keys)
+    ours = jax.jit(
+        lambda keys: latent.few_step(
+            u, clean, schedule, keys, (1, 2), steps, gamma=gamma, warp=warp
+        )
+    )(keys)
     angle = lambda t: np.arctan(3 * np.tan(np.pi * t / 2))
-    z, again = np.asarray(start_of(keys), np.float64), jax.vmap(lambda k: jax.random.split(k)[1])(keys)
+    z, again = (
+        np.asarray(start_of(keys), np.float64),
+        jax.vmap(lambda k: jax.random.split(k)[1])(keys),
+    )
     for k in range(steps):
         t, s = 1 - k / steps, 1 - (k + 1) / steps
         if warp == "literal":
@@ -222,7 +266,9 @@ def test_each_latent_depends_on_its_own_key_alone():
     """The same keys in another batch give the same noise and the same samples."""
     keys = jax.random.split(jax.random.key(4), 16)
     run = jax.jit(lambda keys: few(D1, keys, 5))
-    np.testing.assert_array_equal(latent.normal_per_sample(keys, (3, 2))[5:6], latent.normal_per_sample(keys[5:6], (3, 2)))
+    np.testing.assert_array_equal(
+        latent.normal_per_sample(keys, (3, 2))[5:6], latent.normal_per_sample(keys[5:6], (3, 2))
+    )
     np.testing.assert_allclose(run(keys)[5:8], run(keys[5:8]), rtol=1e-5, atol=1e-6)
     assert np.unique(run(keys)).size == 32
 
@@ -232,5 +278,9 @@ def test_both_step_forms_sample_as_ddim_from_a_perfect_teacher():
     keys = jax.random.split(jax.random.key(5), 20)
     for form, method in (("rotation", "ddim"), ("velocity", "euler")):
         u = lambda z, t, r, c: meanflow.STEP_FORMS[form](D3, z, denoise(D3, z, t), t, r)
-        student = jax.jit(lambda keys: latent.few_step(u, lambda *a: a[0], D3, keys, (1, 2), 5, gamma=0.0))(keys)
-        np.testing.assert_allclose(student, ode(D3, method)(start_of(keys), 5), rtol=1e-3, atol=1e-4)
+        student = jax.jit(
+            lambda keys: latent.few_step(u, lambda *a: a[0], D3, keys, (1, 2), 5, gamma=0.0)
+        )(keys)
+        np.testing.assert_allclose(
+            student, ode(D3, method)(start_of(keys), 5), rtol=1e-3, atol=1e-4
+        )

@@ -31,7 +31,10 @@ def conditional(context, position):
 
 CONTEXTS = list(itertools.product(range(V + 1), repeat=L))
 TABLE = {c: [conditional(c, l) for l in range(L)] for c in CONTEXTS}
-LOGITS = jnp.asarray([[np.append(np.log(np.maximum(p, 1e-30)), [8.0, 9.0]) for p in TABLE[c]] for c in CONTEXTS], jnp.float32)
+LOGITS = jnp.asarray(
+    [[np.append(np.log(np.maximum(p, 1e-30)), [8.0, 9.0]) for p in TABLE[c]] for c in CONTEXTS],
+    jnp.float32,
+)
 
 
 def denoiser(x, k=None):
@@ -57,7 +60,9 @@ def law(steps, prompt=(MASK,) * L):
             mass = 1.0
             for l, k in zip(free, assignment, strict=True):
                 known = [prompt[j] != MASK or assignment[free.index(j)] < k for j in range(L)]
-                mass *= TABLE[tuple(a if ok else MASK for a, ok in zip(x, known, strict=True))][l][x[l]]
+                mass *= TABLE[tuple(a if ok else MASK for a, ok in zip(x, known, strict=True))][l][
+                    x[l]
+                ]
             p[i] += mass / len(assignments)
     return p
 
@@ -65,7 +70,15 @@ def law(steps, prompt=(MASK,) * L):
 @jax.jit
 def sample(keys, prompt, steps, temperature=1.0, top_p=1.0):
     return tokens.ancestral(
-        denoiser, logits_at, keys, prompt, MASK, jnp.asarray(SAMPLEABLE), steps, temperature=temperature, top_p=top_p
+        denoiser,
+        logits_at,
+        keys,
+        prompt,
+        MASK,
+        jnp.asarray(SAMPLEABLE),
+        steps,
+        temperature=temperature,
+        top_p=top_p,
     )
 
 
@@ -80,7 +93,9 @@ def prompts(prompt=(MASK,) * L, n=N):
 def test_law_of_one_step_is_the_product_of_marginals_and_of_many_the_joint():
     """The enumeration itself: one step gives the product of marginals, 40 steps come within 5% (total variation) of the joint."""
     marginals = [conditional((MASK,) * L, l) for l in range(L)]
-    np.testing.assert_allclose(law(1), [np.prod([m[v] for m, v in zip(marginals, x, strict=True)]) for x in SENTENCES])
+    np.testing.assert_allclose(
+        law(1), [np.prod([m[v] for m, v in zip(marginals, x, strict=True)]) for x in SENTENCES]
+    )
     joint = np.array(list(JOINT.values()))
     distance = [0.5 * np.abs(law(steps) - joint).sum() for steps in (1, 4, 12)]
     assert distance[0] > 2 * distance[1] > 4 * distance[2] and distance[2] < 0.05
@@ -116,14 +131,37 @@ def test_mask_and_padding_are_never_drawn(top_p):
         assert (np.asarray(x) < V).all()
 
 
-@pytest.mark.parametrize("form", [tokens.ancestral, tokens.by_confidence, functools.partial(tokens.by_confidence, threshold=0.9)], ids=["random", "confidence", "threshold"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        tokens.ancestral,
+        tokens.by_confidence,
+        functools.partial(tokens.by_confidence, threshold=0.9),
+    ],
+    ids=["random", "confidence", "threshold"],
+)
 @pytest.mark.parametrize("temperature, top_p", [(0.0, 0.9), (1.0, 0.0), (1.0, 0.9), (1.0, 1.0)])
 def test_a_network_gone_wrong_still_gives_text(form, temperature, top_p):
     """Rows of -inf, of NaN, of both, of +inf: every position is filled with text, and decoding ends; +inf is certain."""
-    wrong = jnp.array([[-jnp.inf] * 5, [jnp.nan] * 5, [-jnp.inf, jnp.nan, -jnp.inf, 8.0, 9.0], [0.0, jnp.inf, 0.0, jnp.inf, jnp.nan]])
+    wrong = jnp.array(
+        [
+            [-jnp.inf] * 5,
+            [jnp.nan] * 5,
+            [-jnp.inf, jnp.nan, -jnp.inf, 8.0, 9.0],
+            [0.0, jnp.inf, 0.0, jnp.inf, jnp.nan],
+        ]
+    )
     logits = jnp.tile(wrong[None, :, :], (200, 1, 1))
     filled, when = form(
-        lambda x, k: logits, logits_at, jax.random.split(jax.random.key(0), 200), jnp.full((200, 4), MASK), MASK, SAMPLEABLE, 3, temperature=temperature, top_p=top_p
+        lambda x, k: logits,
+        logits_at,
+        jax.random.split(jax.random.key(0), 200),
+        jnp.full((200, 4), MASK),
+        MASK,
+        SAMPLEABLE,
+        3,
+        temperature=temperature,
+        top_p=top_p,
     )
     assert SAMPLEABLE[np.asarray(filled)].all() and (np.asarray(when) >= 0).all()
     assert (filled[:, 3] == 1).all()
@@ -134,7 +172,10 @@ def test_a_row_with_nothing_left_is_uniform_over_text(chi_square):
     rows = jnp.array([[-jnp.inf] * 5, [jnp.nan] * 5, [0.3, -jnp.inf, 1.0, 8.0, 9.0]])
     logits = tokens.of_text(rows, SAMPLEABLE)
     for row in logits[:2]:
-        drawn = tokens.draw(jnp.broadcast_to(jax.nn.softmax(row), (3000, 5)), jax.random.uniform(jax.random.key(1), (3000,)))
+        drawn = tokens.draw(
+            jnp.broadcast_to(jax.nn.softmax(row), (3000, 5)),
+            jax.random.uniform(jax.random.key(1), (3000,)),
+        )
         assert chi_square(np.bincount(drawn, minlength=5)[:3], np.ones(3)) > 1e-4
     np.testing.assert_array_equal(logits[2], jnp.array([0.3, -jnp.inf, 1.0, -jnp.inf, -jnp.inf]))
 
@@ -155,7 +196,9 @@ def test_temperature_zero_and_nucleus_zero_take_the_mode():
     """In one step both give every position's most likely token, with every key."""
     mode = [int(np.argmax(conditional((MASK,) * L, l))) for l in range(L)]
     for temperature, top_p in ((0.0, 1.0), (1.0, 0.0), (0.0, 0.9)):
-        x, _ = sample(jax.random.split(jax.random.key(9), 200), prompts(n=200), 1, temperature, top_p)
+        x, _ = sample(
+            jax.random.split(jax.random.key(9), 200), prompts(n=200), 1, temperature, top_p
+        )
         np.testing.assert_array_equal(x, np.tile(mode, (200, 1)))
 
 
@@ -163,7 +206,9 @@ def test_temperature_sharpens_by_powers(chi_square):
     """At temperature 0.5 one step follows the product of squared marginals (chi-square, false alarm 1e-4)."""
     x, _ = sample(jax.random.split(jax.random.key(10), N), prompts(), 1, 0.5, 1.0)
     marginals = [conditional((MASK,) * L, l) ** 2 for l in range(L)]
-    expected = [np.prod([m[v] / m.sum() for m, v in zip(marginals, s, strict=True)]) for s in SENTENCES]
+    expected = [
+        np.prod([m[v] / m.sum() for m, v in zip(marginals, s, strict=True)]) for s in SENTENCES
+    ]
     assert chi_square(counts_of(x), expected) > 1e-4
 
 
@@ -199,7 +244,16 @@ def test_chosen_positions_give_the_tokens_of_the_plain_sampler(steps, temperatur
     for rows in (1, 1_000, 10_000):
         x, _ = jax.jit(
             lambda keys: tokens.ancestral(
-                denoiser, logits_at, keys, prompt, MASK, jnp.asarray(SAMPLEABLE), steps, temperature=temperature, top_p=top_p, rows=rows
+                denoiser,
+                logits_at,
+                keys,
+                prompt,
+                MASK,
+                jnp.asarray(SAMPLEABLE),
+                steps,
+                temperature=temperature,
+                top_p=top_p,
+                rows=rows,
             )
         )(keys)
         np.testing.assert_array_equal(x, expected)
@@ -213,7 +267,11 @@ def test_steps_that_unmask_nothing_are_left_out():
         jax.debug.callback(lambda: calls.append(1))
         return denoiser(x)
 
-    run = jax.jit(lambda keys, prompt: tokens.ancestral(counted, logits_at, keys, prompt, MASK, jnp.asarray(SAMPLEABLE), 1_000))
+    run = jax.jit(
+        lambda keys, prompt: tokens.ancestral(
+            counted, logits_at, keys, prompt, MASK, jnp.asarray(SAMPLEABLE), 1_000
+        )
+    )
     x, when = run(jax.random.split(jax.random.key(12), 2), prompts(n=2))
     jax.effects_barrier()
     assert len(calls) == len(np.unique(when)) <= 6 and (x < V).all()
@@ -229,7 +287,9 @@ def test_steps_that_unmask_nothing_are_left_out():
 
 
 @pytest.mark.parametrize("every, renewed", [(2, 32), (4, 1), (100, 2)])
-def test_a_context_renewed_where_it_changed_has_the_law_of_one_made_anew(every, renewed, monkeypatch, chi_square):
+def test_a_context_renewed_where_it_changed_has_the_law_of_one_made_anew(
+    every, renewed, monkeypatch, chi_square
+):
     """Where the context is the tokens themselves nothing is lost: the enumerated law (chi-square, false alarm 1e-4), whatever is renewed at
     once; it is made as a whole once in `every` steps. Never renewed, a context of 100 steps gives the product of marginals."""
     monkeypatch.setattr(tokens, "RENEWED", renewed)
@@ -239,11 +299,24 @@ def test_a_context_renewed_where_it_changed_has_the_law_of_one_made_anew(every, 
         jax.debug.callback(lambda: calls.append(1))
         return x + 0
 
-    put = lambda context, x, positions: context.at[jnp.arange(len(x))[:, None], positions].set(x, mode="drop")
+    put = lambda context, x, positions: context.at[jnp.arange(len(x))[:, None], positions].set(
+        x, mode="drop"
+    )
     look = lambda context, positions: logits_at(denoiser(context), positions)
 
     def draws(renew):
-        run = lambda keys: tokens.ancestral(whole, look, keys, prompts(), MASK, jnp.asarray(SAMPLEABLE), 8, top_p=1.0, renew=renew, every=every)
+        run = lambda keys: tokens.ancestral(
+            whole,
+            look,
+            keys,
+            prompts(),
+            MASK,
+            jnp.asarray(SAMPLEABLE),
+            8,
+            top_p=1.0,
+            renew=renew,
+            every=every,
+        )
         return counts_of(jax.jit(run)(jax.random.split(jax.random.key(every), N))[0])
 
     assert chi_square(draws(put), law(8)) > 1e-4
@@ -259,7 +332,18 @@ def test_a_context_renewed_where_it_changed_has_the_law_of_one_made_anew(every, 
 
 
 def ordered(form, keys, prompt, steps, **kw):
-    run = jax.jit(lambda keys: form(denoiser, logits_at, keys, prompt, MASK, jnp.asarray(SAMPLEABLE), steps, **({"temperature": 1.0, "top_p": 1.0} | kw)))
+    run = jax.jit(
+        lambda keys: form(
+            denoiser,
+            logits_at,
+            keys,
+            prompt,
+            MASK,
+            jnp.asarray(SAMPLEABLE),
+            steps,
+            **({"temperature": 1.0, "top_p": 1.0} | kw),
+        )
+    )
     x, when = run(keys)
     return np.asarray(x), np.asarray(when)
 
@@ -290,23 +374,46 @@ def law_by_confidence(steps):
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_confident_samples_follow_their_enumerated_law(steps, chi_square):
     """40,000 samples, in two batches of rounds, against the law of keeping the surest draws (chi-square, false alarm 1e-4), which is not that of random order."""
-    x, when = ordered(tokens.by_confidence, jax.random.split(jax.random.key(steps), N), prompts(), steps, rows=2 * N)
+    x, when = ordered(
+        tokens.by_confidence,
+        jax.random.split(jax.random.key(steps), N),
+        prompts(),
+        steps,
+        rows=2 * N,
+    )
     expected, counts = law_by_confidence(steps), counts_of(x)
     rare = expected * N < 10  # too few for the approximation, and so one cell
-    pooled = [np.append(values[~rare], values[rare].sum()) for values in (counts, expected)] if rare.any() else (counts, expected)
+    pooled = (
+        [np.append(values[~rare], values[rare].sum()) for values in (counts, expected)]
+        if rare.any()
+        else (counts, expected)
+    )
     assert chi_square(*pooled) > 1e-4
     if steps > 1:
         assert chi_square(counts_of(x), law(steps)) < 1e-6
-    assert [np.sum(when == k, axis=1).tolist() == [L * (k + 1) // steps - L * k // steps] * N for k in range(steps)] == [True] * steps
+    assert [
+        np.sum(when == k, axis=1).tolist() == [L * (k + 1) // steps - L * k // steps] * N
+        for k in range(steps)
+    ] == [True] * steps
 
 
 def test_a_threshold_keeps_what_is_sure_enough_and_something_in_any_case():
     """At 0 everything goes in one step, above every probability one a step; between, a step keeps exactly the draws as probable as it, or the surest."""
     keys = jax.random.split(jax.random.key(3), 400)
     assert (ordered(tokens.by_confidence, keys, prompts(n=400), 1, threshold=0.0)[1] == 0).all()
-    assert (np.sort(ordered(tokens.by_confidence, keys, prompts(n=400), 1, threshold=1.1)[1], axis=1) == [0, 1, 2]).all()
-    x, when = ordered(tokens.by_confidence, keys, prompts(n=400).at[:50, 1].set(2), 1, threshold=0.45)
-    assert (when[:50, 1] == -1).all() and (x[:50, 1] == 2).all() and (x < V).all() and len(np.unique(when)) > 2
+    assert (
+        np.sort(ordered(tokens.by_confidence, keys, prompts(n=400), 1, threshold=1.1)[1], axis=1)
+        == [0, 1, 2]
+    ).all()
+    x, when = ordered(
+        tokens.by_confidence, keys, prompts(n=400).at[:50, 1].set(2), 1, threshold=0.45
+    )
+    assert (
+        (when[:50, 1] == -1).all()
+        and (x[:50, 1] == 2).all()
+        and (x < V).all()
+        and len(np.unique(when)) > 2
+    )
     for row, steps in zip(x, when, strict=True):
         for k in range(steps.max() + 1):
             context = tuple(np.where(steps < k, row, MASK))
@@ -322,7 +429,14 @@ def test_confidence_is_the_models_own_whatever_the_draw_is_made_with():
     _, when = ordered(tokens.by_confidence, keys, prompts(n=4), 3, temperature=0.0)
     assert (when[:, int(np.argmax(modes))] == 0).all()
     for settings in (dict(temperature=0.0), dict(temperature=1.0, top_p=0.0)):
-        _, when = ordered(tokens.by_confidence, keys, prompts(n=4), 1, threshold=sorted(modes)[1] + 1e-3, **settings)
+        _, when = ordered(
+            tokens.by_confidence,
+            keys,
+            prompts(n=4),
+            1,
+            threshold=sorted(modes)[1] + 1e-3,
+            **settings,
+        )
         np.testing.assert_array_equal(when == 0, np.tile(np.array(modes) == max(modes), (4, 1)))
 
 
@@ -333,9 +447,17 @@ def test_even_steps_unmask_the_same_number_in_uniform_order(chi_square):
     _, when = ordered(tokens.ancestral, keys, prompts(), 2, equal_counts=True)
     assert (np.sort(when, axis=1) == [0, 0, 1]).all()
     x, when = ordered(tokens.ancestral, keys, prompts(), 3, equal_counts=True)
-    assert chi_square([np.all(when == order, axis=1).sum() for order in itertools.permutations(range(3))], np.ones(6)) > 1e-4
+    assert (
+        chi_square(
+            [np.all(when == order, axis=1).sum() for order in itertools.permutations(range(3))],
+            np.ones(6),
+        )
+        > 1e-4
+    )
     assert chi_square(counts_of(x), np.array(list(JOINT.values()))) > 1e-4
-    x, when = ordered(tokens.ancestral, keys[:100], prompts((MASK, 1, MASK), 100), 2, equal_counts=True)
+    x, when = ordered(
+        tokens.ancestral, keys[:100], prompts((MASK, 1, MASK), 100), 2, equal_counts=True
+    )
     assert (x[:, 1] == 1).all() and (np.sort(when, axis=1) == [-1, 0, 1]).all()
 
 
@@ -402,7 +524,10 @@ def test_threshold_is_exact_to_the_token():
     p = jnp.array([2.0**-i for i in range(1, 12)] + [2.0**-11])
     for i in range(1, 11):
         boundary = 1 - 2.0**-i
-        for top_p, size in ((boundary, i), (np.nextafter(np.float32(boundary), np.float32(1)), i + 1)):
+        for top_p, size in (
+            (boundary, i),
+            (np.nextafter(np.float32(boundary), np.float32(1)), i + 1),
+        ):
             assert float(tokens.nucleus_threshold(p, top_p)[0]) == 2.0**-size
 
 
@@ -412,7 +537,9 @@ def test_threshold_is_exact_to_the_token():
 def test_draw_follows_the_unnormalized_probabilities(chi_square):
     """40,000 draws from [3, 0, 1, 0, 4, 2, 0] (chi-square, false alarm 1e-4), none of them of probability zero."""
     p = jnp.array([3.0, 0, 1, 0, 4, 2, 0])
-    x = jax.jit(tokens.draw)(jnp.broadcast_to(p, (N, 7)), jax.random.uniform(jax.random.key(0), (N,)))
+    x = jax.jit(tokens.draw)(
+        jnp.broadcast_to(p, (N, 7)), jax.random.uniform(jax.random.key(0), (N,))
+    )
     assert x.dtype == jnp.int32
     assert chi_square(np.bincount(x, minlength=7), p) > 1e-4
 
@@ -441,7 +568,11 @@ def test_rare_tokens_keep_their_share():
     p = 1 / np.arange(1, 2049)
     p /= p.sum()
     rows = jnp.broadcast_to(jnp.asarray(p, jnp.float32), (320, 2048))
-    draws = jax.jit(lambda rows, keys: jax.lax.map(lambda key: tokens.draw(rows, jax.random.uniform(key, (320,))), keys))
+    draws = jax.jit(
+        lambda rows, keys: jax.lax.map(
+            lambda key: tokens.draw(rows, jax.random.uniform(key, (320,))), keys
+        )
+    )
     logs = np.log(p)[np.asarray(draws(rows, jax.random.split(jax.random.key(0), 100)))].ravel()
     entropy = -(p * np.log(p)).sum()
     error = np.sqrt((p * np.log(p) ** 2).sum() - entropy**2) / np.sqrt(logs.size)

@@ -13,16 +13,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from micro import micro_config
 from safetensors.numpy import load_file, save_file
 
 import diladiff_jax as dl
 from diladiff_jax import config as config_lib
-from diladiff_jax.storage import config_file
+from diladiff_jax.experiment import (
+    Experiment,
+    check_source,
+    not_trained,
+    remember_source,
+    trained_steps,
+)
 from diladiff_jax.parallel import sharding
-from diladiff_jax.storage import bundles
-from diladiff_jax.experiment import Experiment, check_source, not_trained, remember_source, trained_steps
+from diladiff_jax.storage import bundles, config_file
 from diladiff_jax.training.loop import train
-from micro import micro_config
 
 NO_JSON = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError)
 REFUSALS = (dl.CheckpointError, dl.ConfigError, dl.DataError, dl.PretrainedError)
@@ -39,7 +44,10 @@ def copy(bundle, tmp_path):
 
 
 def leaves(tree):
-    return {bundles._name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+    return {
+        bundles._name(path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    }
 
 
 def mesh_of(data, fsdp, tensor):
@@ -50,14 +58,20 @@ def reseal(folder):
     """Sums, the tokenizer's own too, of the files as they now are: what a stranger would write."""
     with contextlib.suppress(*NO_JSON):
         record = json.loads((folder / "tokenizer/tokenizer.json").read_text())
-        record["sha256"] = {name: hashlib.sha256((folder / "tokenizer" / name).read_bytes()).hexdigest() for name in record["sha256"]}
+        record["sha256"] = {
+            name: hashlib.sha256((folder / "tokenizer" / name).read_bytes()).hexdigest()
+            for name in record["sha256"]
+        }
         (folder / "tokenizer/tokenizer.json").write_text(json.dumps(record))
     path = folder / "bundle.json"
     manifest = json.loads(path.read_text())
     for name in manifest["files"]:
         if (folder / name).is_file():
             data = (folder / name).read_bytes()
-            manifest["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            manifest["files"][name] = {
+                "bytes": len(data),
+                "sha256": hashlib.sha256(data).hexdigest(),
+            }
     path.write_text(json.dumps(manifest))
 
 
@@ -80,7 +94,10 @@ def test_a_bundle_is_the_workdir(trained, bundle, mesh):
         assert ours.trained_steps(stage) == theirs.trained_steps(stage) == 6
     jax.tree.map(np.testing.assert_array_equal, ours.statistics, theirs.statistics)
     assert ours.config == theirs.config and ours.models == theirs.models
-    np.testing.assert_array_equal(ours.tokenizer.encode("Mia won one red kite."), theirs.tokenizer.encode("Mia won one red kite."))
+    np.testing.assert_array_equal(
+        ours.tokenizer.encode("Mia won one red kite."),
+        theirs.tokenizer.encode("Mia won one red kite."),
+    )
 
 
 def test_each_device_reads_its_own_part(bundle, monkeypatch):
@@ -89,7 +106,13 @@ def test_each_device_reads_its_own_part(bundle, monkeypatch):
     original = jax.make_array_from_callback
 
     def spy(shape, placed, take):
-        return original(shape, placed, lambda index: handed.append((shape, placed.shard_shape(shape), take(index).shape)) or take(index))
+        return original(
+            shape,
+            placed,
+            lambda index: (
+                handed.append((shape, placed.shard_shape(shape), take(index).shape)) or take(index)
+            ),
+        )
 
     monkeypatch.setattr(jax, "make_array_from_callback", spy)
     dl.load(bundle, mesh=mesh_of(2, 2, 2)).trained("mdlm")
@@ -106,9 +129,13 @@ def test_bfloat16_rounds_matrices_alone(trained, tmp_path):
         b = leaves(theirs.trained(stage))
         for key, value in leaves(ours.trained(stage)).items():
             assert b[key].dtype == np.float32
-            np.testing.assert_array_equal(b[key], value.astype(jnp.bfloat16).astype(np.float32) if value.ndim > 1 else value)
+            np.testing.assert_array_equal(
+                b[key], value.astype(jnp.bfloat16).astype(np.float32) if value.ndim > 1 else value
+            )
     jax.tree.map(np.testing.assert_array_equal, ours.statistics, theirs.statistics)
-    assert (out / "mdlm.safetensors").stat().st_size < 0.6 * sum(value.nbytes for value in leaves(ours.trained("mdlm")).values())
+    assert (out / "mdlm.safetensors").stat().st_size < 0.6 * sum(
+        value.nbytes for value in leaves(ours.trained("mdlm")).values()
+    )
 
 
 def test_large_stages_are_cut_into_files(trained, tmp_path, monkeypatch):
@@ -130,10 +157,16 @@ def test_training_goes_on_from_a_bundle(trained, bundle, tmp_path):
     (source / "tokenizer" / "secret").symlink_to("/etc/passwd")
     (tmp_path / "new").mkdir()
     remember_source(tmp_path / "new", source)
-    assert {path.name for path in (tmp_path / "new" / "tokenizer").iterdir()} == {"tokenizer.json", "sentencepiece.model"}
+    assert {path.name for path in (tmp_path / "new" / "tokenizer").iterdir()} == {
+        "tokenizer.json",
+        "sentencepiece.model",
+    }
     assert [trained_steps(tmp_path / "new", stage) for stage in ("mdlm", "ladiff")] == [6, 6]
     tokenizer = dl.load(bundle).tokenizer
-    ours, theirs = (Experiment(config, folder, tokenizer, mesh_of(8, 1, 1)).context("diladiff") for folder in (trained, tmp_path / "new"))
+    ours, theirs = (
+        Experiment(config, folder, tokenizer, mesh_of(8, 1, 1)).context("diladiff")
+        for folder in (trained, tmp_path / "new")
+    )
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     before = sorted(path.name for path in bundle.iterdir())
     with pytest.raises(dl.ConfigError, match="is a bundle"):
@@ -143,14 +176,27 @@ def test_training_goes_on_from_a_bundle(trained, bundle, tmp_path):
 
 def test_a_stage_is_trained_on_other_text_from_a_bundle(bundle, tmp_path):
     """On another corpus, with the bundle's tokenizer, from its MDLM; not where a setting gives the earlier stages another meaning."""
-    change = dict(data=dict(documents=200, seed=5), mdlm_long=dict(steps=2, optimizer="adamw"), logging=dict(samples=0))
+    change = dict(
+        data=dict(documents=200, seed=5),
+        mdlm_long=dict(steps=2, optimizer="adamw"),
+        logging=dict(samples=0),
+    )
     with jax.numpy_rank_promotion("allow"):  # optax promotes
         train(micro_config(**change), tmp_path / "new", ("mdlm_long",), init_from=bundle)
     assert dl.load(tmp_path / "new").trained_steps("mdlm_long") == 2
     with pytest.raises(dl.ConfigError, match="diffusion.d differs"):
-        train(micro_config(diffusion=dict(d=3.0)), tmp_path / "other", ("diladiff",), init_from=bundle)
-    with pytest.raises(dl.ConfigError, match="decoder.cross_layers differs"):  # of several, those that are taken over
-        train(micro_config(decoder=dict(cross_layers=(1,)), ladiff=dict(steps=9)), tmp_path / "third", config_lib.STAGES, init_from=bundle)
+        train(
+            micro_config(diffusion=dict(d=3.0)), tmp_path / "other", ("diladiff",), init_from=bundle
+        )
+    with pytest.raises(
+        dl.ConfigError, match="decoder.cross_layers differs"
+    ):  # of several, those that are taken over
+        train(
+            micro_config(decoder=dict(cross_layers=(1,)), ladiff=dict(steps=9)),
+            tmp_path / "third",
+            config_lib.STAGES,
+            init_from=bundle,
+        )
     for refused in (dict(mesh=dict(data=3)), dict(mdlm_long=dict(batch=12, steps=2))):
         with pytest.raises(dl.ConfigError, match="mesh|batch"):
             train(micro_config(**refused), tmp_path / "fourth", ("mdlm_long",), init_from=bundle)
@@ -166,12 +212,24 @@ def test_stages_made_from_others_are_not_lent(trained, bundle, tmp_path):
     config_file.save(config_file.load(trained), new)
     (new / "mdlm" / "checkpoints").mkdir(parents=True)
     shutil.copytree(trained / "mdlm" / "checkpoints" / "6", new / "mdlm" / "checkpoints" / "6")
-    assert {stage: trained_steps(new, stage) for stage in config_lib.PREDECESSOR} == {"mdlm": 6, "autoencoder": 0, "ladiff": 0, "diladiff": 0, "mdlm_long": 0, "scorer": 6}
+    assert {stage: trained_steps(new, stage) for stage in config_lib.PREDECESSOR} == {
+        "mdlm": 6,
+        "autoencoder": 0,
+        "ladiff": 0,
+        "diladiff": 0,
+        "mdlm_long": 0,
+        "scorer": 6,
+    }
     with pytest.raises(dl.CheckpointError, match="was started from"):
         check_source(new, trained)
     source.rename(tmp_path / "moved")
-    for call in (lambda: not_trained(new, "scorer"), lambda: train(config_file.load(trained), new, config_lib.STAGES)):
-        with pytest.raises(dl.CheckpointError, match="source, which .* was started from, is not there"):
+    for call in (
+        lambda: not_trained(new, "scorer"),
+        lambda: train(config_file.load(trained), new, config_lib.STAGES),
+    ):
+        with pytest.raises(
+            dl.CheckpointError, match="source, which .* was started from, is not there"
+        ):
             call()
     assert {path.name for path in (new / "mdlm" / "checkpoints").iterdir()} == {"6"}
     remember_source(new, tmp_path / "moved")
@@ -198,7 +256,9 @@ def test_a_bundle_without_its_manifest_is_no_workdir(copy):
     """What is left of a bundle is named as that, by the library and by training; one of a later format is not called damaged."""
     manifest = json.loads((copy / "bundle.json").read_text())
     (copy / "bundle.json").write_text(json.dumps(manifest | {"format": 9}))
-    with pytest.raises(dl.CheckpointError, match="is of format 9, and this library reads format 1; use a newer one"):
+    with pytest.raises(
+        dl.CheckpointError, match="is of format 9, and this library reads format 1; use a newer one"
+    ):
         dl.load(copy)
     (copy / "bundle.json").unlink()
     with pytest.raises(dl.CheckpointError, match="safetensors of a bundle and no bundle.json"):
@@ -209,7 +269,16 @@ def test_a_bundle_without_its_manifest_is_no_workdir(copy):
 
 
 @pytest.mark.parametrize("how", ["flipped", "short", "gone", "folder"])
-@pytest.mark.parametrize("name", ["config.json", "tokenizer/tokenizer.json", "tokenizer/sentencepiece.model", "autoencoder.safetensors", "statistics.safetensors"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "tokenizer/tokenizer.json",
+        "tokenizer/sentencepiece.model",
+        "autoencoder.safetensors",
+        "statistics.safetensors",
+    ],
+)
 def test_damage_is_named(copy, name, how):
     """Every file is held against the manifest before it is used, and the error says which."""
     path = copy / name
@@ -221,7 +290,9 @@ def test_damage_is_named(copy, name, how):
             path.mkdir()
     else:
         path.write_bytes(data if how == "flipped" else data[:-1])
-    with pytest.raises(dl.CheckpointError, match=f"{name} (was changed|has .* bytes of|is missing)"):
+    with pytest.raises(
+        dl.CheckpointError, match=f"{name} (was changed|has .* bytes of|is missing)"
+    ):
         read(copy)
 
 
@@ -257,7 +328,9 @@ def test_tensors_of_another_experiment(copy, change, words):
 
 def test_a_header_takes_no_memory(copy):
     """A file that says of itself that it holds a tebibyte is refused for what it says: what tracing the networks takes, and no more."""
-    header = json.dumps({"x": {"dtype": "F32", "shape": [1 << 20, 1 << 18], "data_offsets": [0, 1 << 40]}}).encode()
+    header = json.dumps(
+        {"x": {"dtype": "F32", "shape": [1 << 20, 1 << 18], "data_offsets": [0, 1 << 40]}}
+    ).encode()
     (copy / "mdlm.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     reseal(copy)
     model = dl.load(copy)
@@ -268,7 +341,19 @@ def test_a_header_takes_no_memory(copy):
     tracemalloc.stop()
 
 
-@pytest.mark.parametrize("name", ["../outside.json", "/etc/passwd", "tokenizer/../../x", "tokenizer/a/b", "evil.pkl", "mdlm.safetensors/..", "tokenizer/.hidden", "mdlm.safetensors\n"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../outside.json",
+        "/etc/passwd",
+        "tokenizer/../../x",
+        "tokenizer/a/b",
+        "evil.pkl",
+        "mdlm.safetensors/..",
+        "tokenizer/.hidden",
+        "mdlm.safetensors\n",
+    ],
+)
 def test_names_are_confined(copy, name):
     """A manifest that names anything else is refused before that is opened."""
     path = copy / "bundle.json"
@@ -279,7 +364,9 @@ def test_names_are_confined(copy, name):
         dl.load(copy)
 
 
-@pytest.mark.parametrize("name", ["tokenizer/sentencepiece.model", "config.json", "tokenizer/tokenizer.json"])
+@pytest.mark.parametrize(
+    "name", ["tokenizer/sentencepiece.model", "config.json", "tokenizer/tokenizer.json"]
+)
 def test_what_is_read_must_be_named(copy, name):
     """A manifest that leaves out a file which opening reads is refused, before that (a pipe, which would be waited for) is opened."""
     path = copy / "bundle.json"
@@ -332,7 +419,9 @@ def test_a_strangers_settings_reach_nothing(copy, tmp_path, key, value, words):
     path.write_text(json.dumps(settings))
     reseal(copy)
     for opened in (lambda: dl.load(copy), lambda: check_source(tmp_path / "new", copy)):
-        with pytest.raises(dl.CheckpointError, match=f"config.json (names|has) {key} .*{words}") as refused:
+        with pytest.raises(
+            dl.CheckpointError, match=f"config.json (names|has) {key} .*{words}"
+        ) as refused:
             opened()
         assert "\n" not in str(refused.value)
 
@@ -349,7 +438,21 @@ def test_a_note_of_a_source_that_cannot_be_read_is_written_anew(bundle, tmp_path
     assert trained_steps(tmp_path, "scorer") == 6
 
 
-@pytest.mark.parametrize("name", ["_train.txt", ".cache", "(1).txt", "x:1.txt", "*.txt", "{a,b}.txt", "~user", "a\\b", "-x", "my set"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "_train.txt",
+        ".cache",
+        "(1).txt",
+        "x:1.txt",
+        "*.txt",
+        "{a,b}.txt",
+        "~user",
+        "a\\b",
+        "-x",
+        "my set",
+    ],
+)
 def test_names_that_export_keeps_are_read(trained, tmp_path, name):
     """Of any file's or folder's path, what is written is what the reader takes."""
     model = dl.load(trained)
@@ -398,7 +501,9 @@ def test_numbers_are_finite(copy, number):
         before = (copy / f"{name}.safetensors").read_bytes()
         rewritten(copy, f"{name}.safetensors", spoiled)
         reseal(copy)
-        with pytest.raises(dl.CheckpointError, match=f"{name}.safetensors has numbers in .* that are not finite"):
+        with pytest.raises(
+            dl.CheckpointError, match=f"{name}.safetensors has numbers in .* that are not finite"
+        ):
             read(copy)
         (copy / f"{name}.safetensors").write_bytes(before)
         reseal(copy)
@@ -420,7 +525,11 @@ def test_a_tensor_has_one_place(trained, tmp_path, monkeypatch):
 def test_what_has_diverged_is_not_exported(trained, tmp_path, monkeypatch):
     experiment = dl.load(trained).experiment
     restore = experiment.restore
-    monkeypatch.setattr(experiment, "restore", lambda stage: jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.nan), restore(stage)))
+    monkeypatch.setattr(
+        experiment,
+        "restore",
+        lambda stage: jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.nan), restore(stage)),
+    )
     with pytest.raises(dl.CheckpointError, match="mdlm has numbers in .* that are not finite"):
         bundles.export(experiment, tmp_path / "out", stages=("mdlm",))
     assert not list(tmp_path.iterdir())
@@ -429,7 +538,9 @@ def test_what_has_diverged_is_not_exported(trained, tmp_path, monkeypatch):
 SMALL = 1 << 16
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
     max_leaves=5,
 )
 
@@ -437,7 +548,18 @@ JSON = st.recursive(
 @st.composite
 def attacks(draw):
     """(file, change of its bytes): cut, spliced, bits flipped, or of JSON one value put in place of another."""
-    name = draw(st.sampled_from(["bundle.json", "config.json", "tokenizer/tokenizer.json", "tokenizer/sentencepiece.model", "mdlm.safetensors", "statistics.safetensors"]))
+    name = draw(
+        st.sampled_from(
+            [
+                "bundle.json",
+                "config.json",
+                "tokenizer/tokenizer.json",
+                "tokenizer/sentencepiece.model",
+                "mdlm.safetensors",
+                "statistics.safetensors",
+            ]
+        )
+    )
     kind = draw(st.sampled_from(["bytes", "cut", "header", "value"]))
     if name.endswith(".json") and kind in ("value", "header"):
         place, value = draw(st.integers(0, 10_000)), draw(JSON)
@@ -459,7 +581,13 @@ def _replaced(data, place, value):
     nodes = []
 
     def walk(node):
-        for key, below in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+        for key, below in (
+            node.items()
+            if isinstance(node, dict)
+            else enumerate(node)
+            if isinstance(node, list)
+            else ()
+        ):
             nodes.append((node, key))
             walk(below)
 
@@ -474,13 +602,21 @@ def test_the_reader_survives_anything(bundle, tmp_path_factory, cases):
     """Whatever is done to a bundle, its sums as they were or made right again: it opens, or one of the library's errors says in one line why not."""
     folder = tmp_path_factory.mktemp("fuzz") / "bundle"
 
-    @hypothesis.settings(max_examples=cases, deadline=None, derandomize=True, database=None, suppress_health_check=list(hypothesis.HealthCheck))
+    @hypothesis.settings(
+        max_examples=cases,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
     @hypothesis.given(st.lists(attacks(), min_size=1, max_size=3), st.booleans())
     def attacked(changes, right_sums):
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(bundle, folder)
         for name, change in changes:
-            with contextlib.suppress(ValueError, RecursionError):  # JSON that an earlier change has spoilt
+            with contextlib.suppress(
+                ValueError, RecursionError
+            ):  # JSON that an earlier change has spoilt
                 (folder / name).write_bytes(change((folder / name).read_bytes()))
         if right_sums:
             with contextlib.suppress(*NO_JSON):  # of a manifest that is none any more

@@ -50,7 +50,12 @@ def restored(stage):
 
 
 def files(stage, step):
-    return [path for item in ("params", "ema", "training", "data", "statistics") for path in (stage / "checkpoints" / str(step) / item).rglob("*") if path.is_file()]
+    return [
+        path
+        for item in ("params", "ema", "training", "data", "statistics")
+        for path in (stage / "checkpoints" / str(step) / item).rglob("*")
+        if path.is_file()
+    ]
 
 
 def test_every_committed_checkpoint_has_its_checksums_and_no_other(written):
@@ -58,7 +63,9 @@ def test_every_committed_checkpoint_has_its_checksums_and_no_other(written):
     assert {int(path.stem) for path in (written / "checksums").iterdir()} == set(STEPS)
     for step in STEPS:
         recorded = json.loads((written / "checksums" / f"{step}.json").read_text())["files"]
-        assert {written / "checkpoints" / str(step) / name for name in recorded} == set(files(written, step)) and len(recorded) > 10
+        assert {written / "checkpoints" / str(step) / name for name in recorded} == set(
+            files(written, step)
+        ) and len(recorded) > 10
         assert checksums.find_damage(written / "checkpoints" / str(step)) is None
     assert restored(written) == 8
 
@@ -67,7 +74,15 @@ def test_retention_takes_the_checksums_along(tmp_path):
     with Checkpoints(tmp_path / "mdlm" / "checkpoints", keep=2) as checkpoints:
         for step in range(1, 6):
             checkpoints.save(state_at(step), {"position": step})
-    assert {path.stem for path in (tmp_path / "mdlm" / "checksums").iterdir()} == {path.name for path in (tmp_path / "mdlm" / "checkpoints").iterdir() if path.name.isdigit()} == {"4", "5"}
+    assert (
+        {path.stem for path in (tmp_path / "mdlm" / "checksums").iterdir()}
+        == {
+            path.name
+            for path in (tmp_path / "mdlm" / "checkpoints").iterdir()
+            if path.name.isdigit()
+        }
+        == {"4", "5"}
+    )
 
 
 def flip(path, rng):
@@ -80,7 +95,9 @@ def truncate(path, rng):
     os.truncate(path, rng.randrange(path.stat().st_size))
 
 
-@pytest.mark.parametrize("spoil", [flip, truncate, lambda path, rng: path.unlink()], ids=["flip", "truncate", "remove"])
+@pytest.mark.parametrize(
+    "spoil", [flip, truncate, lambda path, rng: path.unlink()], ids=["flip", "truncate", "remove"]
+)
 def test_any_damage_of_any_file_is_found(stage, spoil):
     """One bit of each file, each file cut short, each file gone: 100% found, and told from the other items."""
     rng, step = random.Random(0), stage / "checkpoints" / "8"
@@ -90,7 +107,9 @@ def test_any_damage_of_any_file_is_found(stage, spoil):
         before, item = path.read_bytes(), path.relative_to(step).parts[0]
         spoil(path, rng)
         assert str(path.relative_to(step)) in checksums.find_damage(step)
-        assert checksums.find_damage(step, [item]) and not checksums.find_damage(step, {"params", "ema", "training", "data"} - {item})
+        assert checksums.find_damage(step, [item]) and not checksums.find_damage(
+            step, {"params", "ema", "training", "data"} - {item}
+        )
         path.write_bytes(before)
     assert checksums.find_damage(step) is None
 
@@ -104,11 +123,20 @@ def test_training_goes_on_from_the_last_whole_checkpoint(stage):
         restored(stage)
     quarantine_corrupt(stage / "checkpoints", said.append)
     assert restored(stage) == 3
-    assert len(said) == 2 and all("goes on from step 3" in line and str(stage / "damaged") in line for line in said)
-    assert sorted(path.name for path in (stage / "damaged").iterdir()) == ["5", "5.json", "8", "8.json"]
+    assert len(said) == 2 and all(
+        "goes on from step 3" in line and str(stage / "damaged") in line for line in said
+    )
+    assert sorted(path.name for path in (stage / "damaged").iterdir()) == [
+        "5",
+        "5.json",
+        "8",
+        "8.json",
+    ]
     quarantine_corrupt(stage / "checkpoints", said.append)
     assert len(said) == 2
-    with Checkpoints(stage / "checkpoints") as checkpoints:  # the same steps can be reached and saved again
+    with Checkpoints(
+        stage / "checkpoints"
+    ) as checkpoints:  # the same steps can be reached and saved again
         checkpoints.save(state_at(5), {"position": 5})
     assert restored(stage) == 5
 
@@ -119,13 +147,24 @@ def test_where_none_is_whole_nothing_is_begun_anew(stage):
     for step in STEPS:
         flip(rng.choice([p for p in files(stage, step) if p.stat().st_size]), rng)
     before = {path: path.read_bytes() for path in stage.rglob("*") if path.is_file()}
-    with pytest.raises(CheckpointError, match="no checkpoint in .* is whole: 8: .*; 5: .*; 3: ") as stopped:
+    with pytest.raises(
+        CheckpointError, match="no checkpoint in .* is whole: 8: .*; 5: .*; 3: "
+    ) as stopped:
         quarantine_corrupt(stage / "checkpoints", print)
     assert "\n" not in str(stopped.value)
     assert {path: path.read_bytes() for path in stage.rglob("*") if path.is_file()} == before
 
 
-RECORDS = ["{", "", "[]", '{"files": {}}', '{"files": {}, "crc32": 0}', "[" * 20_000, '{"files": {"a": [1e999, 0]}, "crc32": 0}', '{"files": {"\\u0000": [1, 0], "\\ud800": [1, 0]}, "crc32": 0}']
+RECORDS = [
+    "{",
+    "",
+    "[]",
+    '{"files": {}}',
+    '{"files": {}, "crc32": 0}',
+    "[" * 20_000,
+    '{"files": {"a": [1e999, 0]}, "crc32": 0}',
+    '{"files": {"\\u0000": [1, 0], "\\ud800": [1, 0]}, "crc32": 0}',
+]
 
 
 @pytest.mark.parametrize("record", [None, *RECORDS])
@@ -134,7 +173,11 @@ def test_checkpoints_without_checksums_are_read_as_they_are(stage, record):
     path, said = stage / "checksums" / "8.json", []
     path.unlink() if record is None else path.write_text(record)
     quarantine_corrupt(stage / "checkpoints", said.append)
-    assert len(said) == 1 and f"{stage / 'checkpoints' / '8'} has " in said[0] and "read as it is" in said[0]
+    assert (
+        len(said) == 1
+        and f"{stage / 'checkpoints' / '8'} has " in said[0]
+        and "read as it is" in said[0]
+    )
     assert checksums.find_damage(stage / "checkpoints" / "8") is None and restored(stage) == 8
     assert checksums.unverified(stage / "checkpoints" / "8") is None
     quarantine_corrupt(stage / "checkpoints", said.append)
@@ -145,7 +188,10 @@ def test_checksums_of_earlier_versions_hold(stage):
     """Which had no total of their own."""
     path = stage / "checksums" / "8.json"
     path.write_text(json.dumps({"files": json.loads(path.read_text())["files"]}))
-    assert checksums.unverified(stage / "checkpoints" / "8") is None and checksums.find_damage(stage / "checkpoints" / "8") is None
+    assert (
+        checksums.unverified(stage / "checkpoints" / "8") is None
+        and checksums.find_damage(stage / "checkpoints" / "8") is None
+    )
     flip(next(p for p in files(stage, 8) if p.stat().st_size), random.Random(4))
     assert "was changed" in checksums.find_damage(stage / "checkpoints" / "8")
 
@@ -163,7 +209,9 @@ def test_items_that_a_checkpoint_need_not_have_are_not_missed(stage):
 def test_a_checkpoint_that_retention_takes_away_is_called_so(stage):
     for _ in range(2):
         shutil.rmtree(stage / "checkpoints" / "8", ignore_errors=True)
-        assert checksums.find_damage(stage / "checkpoints" / "8", ["data"]).endswith(("is missing", "cannot be read (No such file or directory)"))
+        assert checksums.find_damage(stage / "checkpoints" / "8", ["data"]).endswith(
+            ("is missing", "cannot be read (No such file or directory)")
+        )
         shutil.rmtree(stage / "checksums", ignore_errors=True)
 
 
@@ -181,13 +229,19 @@ def test_a_flipped_bit_in_the_record_condemns_nothing_and_passes_for_nothing(sta
 
 def test_a_file_that_was_not_there_is_damage(stage):
     (stage / "checkpoints" / "8" / "params" / "more").write_text("x")
-    assert checksums.find_damage(stage / "checkpoints" / "8") == "params/more was not among its files"
+    assert (
+        checksums.find_damage(stage / "checkpoints" / "8") == "params/more was not among its files"
+    )
     assert checksums.find_damage(stage / "checkpoints" / "8", ["data"]) is None
-    (stage / "checkpoints" / "8" / "params" / "more").rename(stage / "checkpoints" / "8" / "params" / ".DS_Store")
+    (stage / "checkpoints" / "8" / "params" / "more").rename(
+        stage / "checkpoints" / "8" / "params" / ".DS_Store"
+    )
     assert checksums.find_damage(stage / "checkpoints" / "8") is None
 
 
-@pytest.mark.parametrize("gone", ["training", "params/_METADATA", "training/manifest.ocdbt", "data/metadata"])
+@pytest.mark.parametrize(
+    "gone", ["training", "params/_METADATA", "training/manifest.ocdbt", "data/metadata"]
+)
 @pytest.mark.parametrize("how", ["missing", "empty"])
 def test_a_copy_that_ended_early_is_no_checkpoint(stage, gone, how):
     """Without checksums: files that are missing, or empty as a power cut leaves them; the one before is gone on from."""
@@ -200,7 +254,12 @@ def test_a_copy_that_ended_early_is_no_checkpoint(stage, gone, how):
     with pytest.raises(CheckpointError, match=r"8 is damaged: .* (is missing|is empty);"):
         restored(stage)
     quarantine_corrupt(stage / "checkpoints", said.append)
-    assert restored(stage) == 5 and len(said) == 2 and "goes on from step 5" in said[1] and "no checksums" in said[0]
+    assert (
+        restored(stage) == 5
+        and len(said) == 2
+        and "goes on from step 5" in said[1]
+        and "no checksums" in said[0]
+    )
 
 
 def test_checkpoints_that_are_gone_are_missed(stage):
@@ -208,11 +267,16 @@ def test_checkpoints_that_are_gone_are_missed(stage):
     said = []
     shutil.rmtree(stage / "checkpoints" / "8")
     quarantine_corrupt(stage / "checkpoints", said.append)
-    assert said == [f"checkpoint {stage / 'checkpoints' / '8'} is gone; training goes on from step 5"]
+    assert said == [
+        f"checkpoint {stage / 'checkpoints' / '8'} is gone; training goes on from step 5"
+    ]
     for _ in range(2):
         for step in ("5", "3"):
             shutil.rmtree(stage / "checkpoints" / step, ignore_errors=True)
-        with pytest.raises(CheckpointError, match=f"holds no checkpoint, and step 8 was there; put a copy back, or remove {stage} to"):
+        with pytest.raises(
+            CheckpointError,
+            match=f"holds no checkpoint, and step 8 was there; put a copy back, or remove {stage} to",
+        ):
             quarantine_corrupt(stage / "checkpoints", said.append)
         shutil.rmtree(stage / "checkpoints", ignore_errors=True)
 

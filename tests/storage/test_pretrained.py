@@ -11,17 +11,24 @@ import pytest
 import safetensors.numpy
 from micro import micro_config
 
-from diladiff_jax.storage import pretrained
 from diladiff_jax.config import ConfigError
 from diladiff_jax.data import tokenizers
+from diladiff_jax.experiment import Experiment
 from diladiff_jax.nn import bert
 from diladiff_jax.objectives.build import frozen_sources, text_encoder
 from diladiff_jax.parallel import sharding
-from diladiff_jax.experiment import Experiment
+from diladiff_jax.storage import pretrained
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "dog", "##s", "ran", "home", ".", ","]
 CONFIG = dict(
-    model_type="bert", vocab_size=16, max_position_embeddings=14, type_vocab_size=2, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32
+    model_type="bert",
+    vocab_size=16,
+    max_position_embeddings=14,
+    type_vocab_size=2,
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=32,
 )
 
 
@@ -31,16 +38,33 @@ def write_encoder(folder, dtype=np.float32, **changes):
     (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
     (folder / "config.json").write_text(json.dumps(CONFIG))
     rng, d = np.random.default_rng(0), 16
-    shapes = {"word_embeddings": (16, d), "position_embeddings": (14, d), "token_type_embeddings": (2, d)}
+    shapes = {
+        "word_embeddings": (16, d),
+        "position_embeddings": (14, d),
+        "token_type_embeddings": (2, d),
+    }
     shapes = {f"embeddings.{name}.weight": shape for name, shape in shapes.items()}
-    linear = {"attention.self.query": (d, d), "attention.self.key": (d, d), "attention.self.value": (d, d), "attention.output.dense": (d, d)}
+    linear = {
+        "attention.self.query": (d, d),
+        "attention.self.key": (d, d),
+        "attention.self.value": (d, d),
+        "attention.output.dense": (d, d),
+    }
     linear |= {"intermediate.dense": (32, d), "output.dense": (d, 32)}
     for i in range(2):
         for name, shape in linear.items():
-            shapes |= {f"encoder.layer.{i}.{name}.weight": shape, f"encoder.layer.{i}.{name}.bias": shape[:1]}
-    for name in ("embeddings", *(f"encoder.layer.{i}.{part}output" for i in range(2) for part in ("attention.", ""))):
+            shapes |= {
+                f"encoder.layer.{i}.{name}.weight": shape,
+                f"encoder.layer.{i}.{name}.bias": shape[:1],
+            }
+    for name in (
+        "embeddings",
+        *(f"encoder.layer.{i}.{part}output" for i in range(2) for part in ("attention.", "")),
+    ):
         shapes |= {f"{name}.LayerNorm.weight": (d,), f"{name}.LayerNorm.bias": (d,)}
-    tensors = {f"bert.{name}": (rng.normal(size=shape) / 4).astype(dtype) for name, shape in shapes.items()}
+    tensors = {
+        f"bert.{name}": (rng.normal(size=shape) / 4).astype(dtype) for name, shape in shapes.items()
+    }
     tensors["bert.embeddings.position_ids"] = np.arange(14)
     safetensors.numpy.save_file(tensors | changes, folder / "model.safetensors")
     return folder
@@ -55,21 +79,33 @@ def experiment(workdir, encoder, sizes=(8, 1, 1), **changes):
     """A workdir's experiment on features of the encoder, rows of 32 tokens in windows of at most 12."""
     vocabulary = changes.pop("vocabulary", encoder / "vocab.txt")
     config = micro_config(
-        features=dict(source="bert", path=str(encoder), with_embeddings=False, compute_dtype="float32") | changes,
+        features=dict(
+            source="bert", path=str(encoder), with_embeddings=False, compute_dtype="float32"
+        )
+        | changes,
         tokenizer=dict(kind="wordpiece", file=str(vocabulary), lowercase=True),
     )
     tokenizer = tokenizers.from_vocabulary(vocabulary, "wordpiece", lowercase=True)
     if not (workdir / "tokenizer").exists():
         tokenizer.save(workdir / "tokenizer")
     pretrained.adopt(config.features.path, workdir / "features")
-    return Experiment(config, workdir, tokenizer, sharding.make_mesh(dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))))
+    return Experiment(
+        config,
+        workdir,
+        tokenizer,
+        sharding.make_mesh(dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))),
+    )
 
 
 def test_parameters_are_split_as_the_rules_say_and_mean_the_same(tmp_path, encoder):
     """On 2 x 2 x 2 devices no device holds a whole matrix; features and latents equal those of parameters that are whole everywhere,
     also after the folder that they came from is gone; nothing of them has a gradient."""
     source = shutil.copytree(encoder, tmp_path / "source")
-    whole, rough, split = experiment(tmp_path, source), experiment(tmp_path, source, compute_dtype="bfloat16"), experiment(tmp_path, source, (2, 2, 2))
+    whole, rough, split = (
+        experiment(tmp_path, source),
+        experiment(tmp_path, source, compute_dtype="bfloat16"),
+        experiment(tmp_path, source, (2, 2, 2)),
+    )
     shutil.rmtree(source)
     tokens = jnp.asarray(np.random.default_rng(0).integers(5, 12, (8, 32)))
     found = []
@@ -84,7 +120,9 @@ def test_parameters_are_split_as_the_rules_say_and_mean_the_same(tmp_path, encod
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         parts = leaf.size // leaf.addressable_shards[0].data.size
         name = [p.key for p in path]
-        assert parts == (4 if name[-1] == "kernel" or name[0] == "words" else 2 if leaf.ndim == 2 else parts), name  # positions: fsdp alone
+        assert parts == (
+            4 if name[-1] == "kernel" or name[0] == "words" else 2 if leaf.ndim == 2 else parts
+        ), name  # positions: fsdp alone
     gradient = jax.grad(lambda p: features(p, tokens).sum())(params)
     assert all(not np.asarray(g).any() for g in jax.tree.leaves(gradient))
     half = text_encoder(e.settings, rough.networks).features(params, tokens)
@@ -103,8 +141,16 @@ def test_bfloat16_files_are_read(tmp_path, encoder):
     """As the float32 numbers that they hold."""
     network = pretrained.load_encoder(encoder, jnp.float32)
     exact = pretrained.encoder_parameters(encoder, network)
-    rough = pretrained.encoder_parameters(write_encoder(tmp_path / "half", ml_dtypes.bfloat16), network)
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.astype(ml_dtypes.bfloat16).astype(np.float32), b), exact, rough)
+    rough = pretrained.encoder_parameters(
+        write_encoder(tmp_path / "half", ml_dtypes.bfloat16), network
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(
+            a.astype(ml_dtypes.bfloat16).astype(np.float32), b
+        ),
+        exact,
+        rough,
+    )
 
 
 def truncated(folder):
@@ -116,16 +162,34 @@ def truncated(folder):
     ("damage", "words"),
     [
         (truncated, "model.safetensors is not a whole safetensors file"),
-        (lambda f: (f / "model.safetensors").write_bytes(b"{}"), "model.safetensors is not a whole safetensors file"),
-        (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "model.safetensors cannot be read"),
+        (
+            lambda f: (f / "model.safetensors").write_bytes(b"{}"),
+            "model.safetensors is not a whole safetensors file",
+        ),
+        (
+            lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
+            "model.safetensors cannot be read",
+        ),
         (lambda f: (f / "config.json").write_text("{"), "config.json is not JSON"),
         (lambda f: (f / "config.json").write_text("[]"), "config.json holds list"),
         (lambda f: (f / "config.json").unlink(), "config.json cannot be read"),
-        (lambda f: (f / "config.json").write_text(json.dumps(CONFIG | {"hidden_size": 20})), r"model.safetensors: tensor .* the network's config needs"),
-        (lambda f: (f / "config.json").write_text(json.dumps(CONFIG | {"num_hidden_layers": 3})), r"tensor encoder.layer.2.* is missing"),
-        (lambda f: (f / "config.json").write_text(json.dumps(CONFIG | {"model_type": "t5"})), "config.json: model_type is 't5'"),
+        (
+            lambda f: (f / "config.json").write_text(json.dumps(CONFIG | {"hidden_size": 20})),
+            r"model.safetensors: tensor .* the network's config needs",
+        ),
+        (
+            lambda f: (f / "config.json").write_text(json.dumps(CONFIG | {"num_hidden_layers": 3})),
+            r"tensor encoder.layer.2.* is missing",
+        ),
+        (
+            lambda f: (f / "config.json").write_text(json.dumps(CONFIG | {"model_type": "t5"})),
+            "config.json: model_type is 't5'",
+        ),
         (lambda f: (f / "vocab.txt").write_text("a\nb\n"), r"vocab.txt has no piece \[CLS\]"),
-        (lambda f: write_encoder(f, **{"bert.encoder.layer.0.output.dense.bias": np.arange(16)}), "is int64; it must be float32"),
+        (
+            lambda f: write_encoder(f, **{"bert.encoder.layer.0.output.dense.bias": np.arange(16)}),
+            "is int64; it must be float32",
+        ),
     ],
 )
 def test_damaged_files_are_one_line(tmp_path, encoder, damage, words):
@@ -145,35 +209,59 @@ def test_adopting(tmp_path, encoder, monkeypatch):
         pretrained.adopt(str(short), tmp_path / "features")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["short"]
     asked = []
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, allow_patterns: asked.append((name, allow_patterns)) or str(encoder))
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download",
+        lambda name, allow_patterns: asked.append((name, allow_patterns)) or str(encoder),
+    )
     pretrained.adopt("owner/name", tmp_path / "features")
     assert asked == [("owner/name", list(pretrained.ENCODER_FILES))]
-    assert sorted(p.name for p in (tmp_path / "features").iterdir()) == sorted(pretrained.ENCODER_FILES)
+    assert sorted(p.name for p in (tmp_path / "features").iterdir()) == sorted(
+        pretrained.ENCODER_FILES
+    )
     pretrained.adopt("/nowhere/at/all", tmp_path / "features")
-    with pytest.raises(pretrained.PretrainedError, match="/nowhere/at/all is not a folder; give one with config.json"):
+    with pytest.raises(
+        pretrained.PretrainedError,
+        match="/nowhere/at/all is not a folder; give one with config.json",
+    ):
         pretrained.adopt("/nowhere/at/all", tmp_path / "other")
 
     def fails(name, allow_patterns):
         raise OSError("no network\nat all")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fails)
-    with pytest.raises(pretrained.PretrainedError, match=r"owner/name is no folder here, .*\(no network\)"):
+    with pytest.raises(
+        pretrained.PretrainedError, match=r"owner/name is no folder here, .*\(no network\)"
+    ):
         pretrained.adopt("owner/name", tmp_path / "other")
 
 
 def test_another_vocabulary_is_refused(tmp_path, encoder):
     """The tokenizer's pieces must be the encoder's, each at its id."""
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS[:-1]) + "\n")
-    with pytest.raises(pretrained.PretrainedError, match="has 12 pieces and differs from the tokenizer's 11"):
+    with pytest.raises(
+        pretrained.PretrainedError, match="has 12 pieces and differs from the tokenizer's 11"
+    ):
         experiment(tmp_path, encoder, vocabulary=tmp_path / "vocab.txt")
 
 
 @pytest.mark.parametrize(
     ("features", "tokenizer", "words"),
     [
-        (dict(source="bert"), {}, "features.path is ''; it must be an encoder's folder or hub name"),
-        (dict(source="bert", path="e", with_embeddings=True), {}, "features.with_embeddings is True; it must be false when features.source is bert"),
-        (dict(source="bert", path="e", with_embeddings=False), {}, "tokenizer.kind is 'unigram'; it must be wordpiece"),
+        (
+            dict(source="bert"),
+            {},
+            "features.path is ''; it must be an encoder's folder or hub name",
+        ),
+        (
+            dict(source="bert", path="e", with_embeddings=True),
+            {},
+            "features.with_embeddings is True; it must be false when features.source is bert",
+        ),
+        (
+            dict(source="bert", path="e", with_embeddings=False),
+            {},
+            "tokenizer.kind is 'unigram'; it must be wordpiece",
+        ),
         (dict(source="elmo"), {}, "features.source is 'elmo'; it must be one of denoiser, bert"),
         (dict(compute_dtype="int8"), {}, "features.compute_dtype is 'int8'"),
     ],
@@ -190,5 +278,7 @@ def test_ids_added_to_the_vocabulary_are_read_as_sep(encoder):
     network = pretrained.load_encoder(encoder, jnp.float32)
     params = pretrained.encoder_parameters(encoder, network)
     assert (network.pieces, network.vocab_size, network.cls_id, network.sep_id) == (12, 16, 2, 3)
-    apply = lambda tokens: network.apply({"params": params}, jnp.asarray([tokens]), method=bert.Bert.features)  # noqa: E731
+    apply = lambda tokens: network.apply(
+        {"params": params}, jnp.asarray([tokens]), method=bert.Bert.features
+    )
     np.testing.assert_array_equal(apply([5, 6, 13, 127]), apply([5, 6, 3, 3]))

@@ -19,7 +19,9 @@ SHORT = 100  # cases of all kinds; tools/reliability/faults.py --inputs=2000 run
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory):
     """The process that forks."""
-    with fork_server.Commands(bad_input.ENVIRONMENT | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("xla"))}) as commands:
+    with fork_server.Commands(
+        bad_input.ENVIRONMENT | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("xla"))}
+    ) as commands:
         yield commands
 
 
@@ -38,7 +40,13 @@ def base(trained, tmp_path_factory):
 def test_bad_input_is_refused_in_one_line(commands, base, tmp_path, kind, number):
     """No traceback, no hang, no file damaged; what fails is shrunk to the smallest command line that does."""
 
-    @hypothesis.settings(max_examples=number, derandomize=True, database=None, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+    @hypothesis.settings(
+        max_examples=number,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
     @hypothesis.given(bad_input.KINDS[kind][0](bad_input.contents(base)))
     def ends_well(case):
         assert bad_input.trial(commands, base, tmp_path / "case", case)[1] is None
@@ -55,7 +63,9 @@ def judged(commands, folder, source, *, script="sample.py", limit=20.0):
     path.write_text(source)
     before = bad_input.contents(folder)
     ended = commands.run(path, ["--flag"], cwd=folder, limit=limit)
-    return bad_input.judge(bad_input.Case(script, ("--flag",)), ended, before, bad_input.contents(folder))
+    return bad_input.judge(
+        bad_input.Case(script, ("--flag",)), ended, before, bad_input.contents(folder)
+    )
 
 
 REFUSE = "import sys\nsys.exit('error: --flag is 1; it must be 2')"
@@ -80,7 +90,9 @@ REFUSE = "import sys\nsys.exit('error: --flag is 1; it must be 2')"
 )  # fmt: skip
 def test_the_judge_sees_what_is_wrong(commands, tmp_path, source, script, words):
     """Each planted fault is named."""
-    assert words in judged(commands, tmp_path / "case", source, script=script, limit=1.0 if words == "hangs" else 20.0)
+    assert words in judged(
+        commands, tmp_path / "case", source, script=script, limit=1.0 if words == "hangs" else 20.0
+    )
 
 
 @pytest.mark.parametrize(
@@ -101,7 +113,15 @@ def test_cases_come_from_the_seed_alone():
 
 
 @hypothesis.settings(max_examples=20, derandomize=True, database=None, deadline=None)
-@hypothesis.given(st.lists(st.tuples(st.sampled_from(["w/a", "w/a/b", "w", "w/", "w/a/", "t/é"]), st.none() | st.binary(max_size=3)), max_size=4))
+@hypothesis.given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["w/a", "w/a/b", "w", "w/", "w/a/", "t/é"]),
+            st.none() | st.binary(max_size=3),
+        ),
+        max_size=4,
+    )
+)
 def test_files_are_laid_over_what_is_there(tmp_path_factory, files):
     """A file may stand where a folder was and the other way round: the last one counts."""
     folder = tmp_path_factory.mktemp("case")
@@ -110,4 +130,10 @@ def test_files_are_laid_over_what_is_there(tmp_path_factory, files):
     if files:
         name, data = files[-1]
         path = folder / name
-        assert path.is_dir() if name.endswith("/") else not path.exists() if data is None else path.read_bytes() == data
+        assert (
+            path.is_dir()
+            if name.endswith("/")
+            else not path.exists()
+            if data is None
+            else path.read_bytes() == data
+        )

@@ -8,10 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from diladiff_jax.objectives.base import Context, WHOLE
+from diladiff_jax.objectives.base import WHOLE, Context
+from diladiff_jax.training.anomalies import MEMORY, SPIKE, TrainingError, Watch
 from diladiff_jax.training.metrics import MetricsWriter
 from diladiff_jax.training.state import init_state, is_finite, make_train_step
-from diladiff_jax.training.anomalies import MEMORY, SPIKE, TrainingError, Watch
 
 
 class Root:
@@ -24,7 +24,10 @@ class Root:
         return {"batches": jnp.zeros(())}
 
     def loss(self, params, context, tokens, key, step, *, train=True, part=WHOLE):
-        return jnp.sqrt(params["w"] - tokens).mean(), ({}, {"batches": context.statistics["batches"] + 1})
+        return jnp.sqrt(params["w"] - tokens).mean(), (
+            {},
+            {"batches": context.statistics["batches"] + 1},
+        )
 
     def group(self, path):
         return "all"
@@ -40,12 +43,18 @@ def test_an_update_that_is_not_finite_changes_nothing_but_the_step(bad, accumula
     good, poison = jnp.zeros((4, 1), jnp.int32), jnp.array([[0], [0], [0], [bad]], jnp.int32)
     skipped, metrics = step(start, Context(), poison)
     assert float(metrics["skipped"]) == 1 and int(skipped.step) == 1
-    assert np.isfinite(float(metrics["loss"])) == (bad == 1) and not np.isfinite(float(metrics["gradient_norm"]))
-    for ours, old in zip(jax.tree.leaves(skipped.replace(step=start.step)), jax.tree.leaves(start), strict=True):
+    assert np.isfinite(float(metrics["loss"])) == (bad == 1) and not np.isfinite(
+        float(metrics["gradient_norm"])
+    )
+    for ours, old in zip(
+        jax.tree.leaves(skipped.replace(step=start.step)), jax.tree.leaves(start), strict=True
+    ):
         np.testing.assert_array_equal(ours, old)
     after, metrics = step(skipped, Context(), good)
     assert float(metrics["skipped"]) == 0 and float(after.statistics["batches"]) == accumulate
-    np.testing.assert_array_equal(after.params["w"], step(start.replace(step=start.step + 1), Context(), good)[0].params["w"])
+    np.testing.assert_array_equal(
+        after.params["w"], step(start.replace(step=start.step + 1), Context(), good)[0].params["w"]
+    )
 
 
 def watch(tmp_path, most=2):
@@ -54,7 +63,11 @@ def watch(tmp_path, most=2):
 
 
 def metrics(loss=1.0, skipped=0.0):
-    return {"loss": jnp.float32(loss), "gradient_norm": jnp.float32(1.0), "skipped": jnp.float32(skipped)}
+    return {
+        "loss": jnp.float32(loss),
+        "gradient_norm": jnp.float32(1.0),
+        "skipped": jnp.float32(skipped),
+    }
 
 
 def test_skipped_updates_are_counted_and_too_many_in_a_row_end_it(tmp_path):
@@ -64,9 +77,17 @@ def test_skipped_updates_are_counted_and_too_many_in_a_row_end_it(tmp_path):
     pattern = [1, 1, 0, 1, 1]
     for step, skipped in enumerate(pattern):
         found = eye.look(step, metrics(float("nan") if skipped else 3.0, skipped), tokens)
-        assert (found is None) == bool(skipped) and (skipped or found == {"loss": 3.0, "gradient_norm": 1.0})
-    assert eye.skipped == 4 and len(said) == 4 and "mdlm 4: loss nan and gradient_norm 1.0, update skipped (4 so far)" == said[-1]
-    with pytest.raises(TrainingError, match="at step 5 of stage mdlm, and 3 updates in a row") as stopped:
+        assert (found is None) == bool(skipped) and (
+            skipped or found == {"loss": 3.0, "gradient_norm": 1.0}
+        )
+    assert (
+        eye.skipped == 4
+        and len(said) == 4
+        and said[-1] == "mdlm 4: loss nan and gradient_norm 1.0, update skipped (4 so far)"
+    )
+    with pytest.raises(
+        TrainingError, match="at step 5 of stage mdlm, and 3 updates in a row"
+    ) as stopped:
         eye.look(5, metrics(float("inf"), 1.0), tokens)
     [kept] = (tmp_path / "skipped").iterdir()
     assert str(kept) in str(stopped.value) and "\n" not in str(stopped.value)
@@ -110,7 +131,10 @@ def test_metrics_on_a_full_disk_do_not_stop_training(tmp_path):
     (tmp_path / "kept").rename(lines)
     writer.write(4, {"loss": 0.5}, "train")
     writer.close()
-    assert [json.loads(line) for line in lines.read_text().splitlines() if line] == [{"step": 1, "train/loss": 2.0}, {"step": 4, "train/loss": 0.5}]
+    assert [json.loads(line) for line in lines.read_text().splitlines() if line] == [
+        {"step": 1, "train/loss": 2.0},
+        {"step": 4, "train/loss": 0.5},
+    ]
     (tmp_path / "blocked").write_text("")
     MetricsWriter(tmp_path / "blocked" / "m", said.append).write(1, {"loss": 1.0}, "train")
     assert len(said) == 2
@@ -124,17 +148,27 @@ def test_a_half_line_spoils_no_other_and_all_is_json(tmp_path):
     writer.write(3, {"loss": float("nan")}, "train")
     writer.close()
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert lines[1] == '{"st' and [json.loads(line) for line in lines[2:]] == [{"step": 2, "train/loss": 1.0, "train/bound": None}, {"step": 3, "train/loss": None}]
+    assert lines[1] == '{"st' and [json.loads(line) for line in lines[2:]] == [
+        {"step": 2, "train/loss": 1.0, "train/bound": None},
+        {"step": 3, "train/loss": None},
+    ]
 
 
 def test_parameters_are_finite_or_not():
     """In the parameters or the average alone, in any element of any leaf."""
     state = init_state(Root(), optax.adam(0.1), jax.random.key(0), ema=True)
-    state = state.replace(params={"w": jnp.ones((3, 4)), "b": jnp.zeros(2, jnp.bfloat16)}, ema={"w": jnp.ones((3, 4)), "b": jnp.zeros(2)})
+    state = state.replace(
+        params={"w": jnp.ones((3, 4)), "b": jnp.zeros(2, jnp.bfloat16)},
+        ema={"w": jnp.ones((3, 4)), "b": jnp.zeros(2)},
+    )
     assert is_finite(state) and is_finite(state.replace(ema=None))
     for number in (jnp.nan, jnp.inf, -jnp.inf):
-        assert not is_finite(state.replace(params=state.params | {"w": state.params["w"].at[2, 3].set(number)}))
-        assert not is_finite(state.replace(params=state.params | {"b": state.params["b"].at[0].set(number)}))
+        assert not is_finite(
+            state.replace(params=state.params | {"w": state.params["w"].at[2, 3].set(number)})
+        )
+        assert not is_finite(
+            state.replace(params=state.params | {"b": state.params["b"].at[0].set(number)})
+        )
         assert not is_finite(state.replace(ema=state.ema | {"b": state.ema["b"].at[1].set(number)}))
 
 

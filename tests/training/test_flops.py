@@ -29,20 +29,36 @@ def test_a_product_costs_once_more_for_each_factor_with_a_gradient():
 
 def test_loops_branches_and_rematerialization():
     """A scan counts its trips, a conditional its dearest branch or the mean at a given probability of it, and what is made anew for the gradient is not the model's."""
-    layer = lambda h, w: jnp.tanh(h @ w)  # noqa: E731
-    chain = lambda w, x: layer(layer(layer(x, w), w), w)  # noqa: E731
+    layer = lambda h, w: jnp.tanh(h @ w)
+    chain = lambda w, x: layer(layer(layer(x, w), w), w)
     assert flops(chain) == 2 + 3 + 3
     assert flops(lambda w, x: jax.lax.fori_loop(0, 3, lambda _, h: layer(h, w), x)) == 3 * 3
     assert flops(jax.checkpoint(chain)) == flops(jax.jit(chain)) == 8
     assert flops(lambda w, x: jax.lax.cond(w[0, 0] > 0, lambda: chain(w, x), lambda: x @ w)) == 8
     either = lambda w, x: jax.lax.cond(w[0, 0] > 0, lambda: chain(w, x), lambda: x @ w).sum()
-    assert model_flops(either, SQUARE, SQUARE, expensive_branch_probability=0.25) / ONCE == 0.25 * 8 + 0.75 * 2
-    assert flops(lambda w, x: jax.jvp(lambda v: layer(v, w), (x,), (x,))[0]) == 2 + 1  # the tangent is not asked for by the loss, but made
+    assert (
+        model_flops(either, SQUARE, SQUARE, expensive_branch_probability=0.25) / ONCE
+        == 0.25 * 8 + 0.75 * 2
+    )
+    assert (
+        flops(lambda w, x: jax.jvp(lambda v: layer(v, w), (x,), (x,))[0]) == 2 + 1
+    )  # the tangent is not asked for by the loss, but made
     with pytest.raises(ValueError, match="unknown number of trips"):
-        model_flops(lambda w: jax.lax.while_loop(lambda h: h[0, 0] < 1, lambda h: h @ w, w).sum(), SQUARE)
+        model_flops(
+            lambda w: jax.lax.while_loop(lambda h: h[0, 0] < 1, lambda h: h @ w, w).sum(), SQUARE
+        )
 
 
-@pytest.mark.parametrize("stage", ["mdlm", *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("autoencoder", "ladiff", "diladiff"))])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "mdlm",
+        *(
+            pytest.param(stage, marks=pytest.mark.slow)
+            for stage in ("autoencoder", "ladiff", "diladiff")
+        ),
+    ],
+)
 def test_model_flops_are_those_of_the_compiled_step(stage):
     """Two counts that share nothing: the trace of the loss by its factors, and the products in the compiled update's text. AdamW makes none."""
     config = micro_config(**{stage: dict(optimizer="adamw")})

@@ -9,8 +9,20 @@ import pytest
 from diladiff_jax.training.optimizer import decay_schedule, make_optimizer, warmup_schedule
 
 SETTINGS = dict(
-    steps=100, optimizer="adamw", learning_rate=0.1, muon_learning_rate=0.02, b1=0.9, b2=0.99, epsilon=1e-8, weight_decay=0.0,
-    clip=0.0, schedule="cosine", final_ratio=0.1, warmup=10, decoder_warmup=50, ema=0.0,
+    steps=100,
+    optimizer="adamw",
+    learning_rate=0.1,
+    muon_learning_rate=0.02,
+    b1=0.9,
+    b2=0.99,
+    epsilon=1e-8,
+    weight_decay=0.0,
+    clip=0.0,
+    schedule="cosine",
+    final_ratio=0.1,
+    warmup=10,
+    decoder_warmup=50,
+    ema=0.0,
 )
 PARAMS = {
     "encoder": {"layer": {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)}},
@@ -37,7 +49,9 @@ def test_schedule_has_the_closed_form():
     assert rate(55) == pytest.approx(middle, rel=1e-6)
     linear = decay_schedule(SETTINGS | dict(schedule="linear"), 0.1)
     assert linear(55) == pytest.approx(0.1 * (0.5 + 0.5 * 0.1), rel=1e-6)
-    np.testing.assert_allclose([warmup_schedule(10)(n) for n in (0, 4, 9, 50)], [0.1, 0.5, 1.0, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(
+        [warmup_schedule(10)(n) for n in (0, 4, 9, 50)], [0.1, 0.5, 1.0, 1.0], rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -46,33 +60,64 @@ def test_groups_warm_up_on_their_own_and_frozen_ones_never_move(optimizer):
     ones = jax.tree.map(lambda x: jnp.ones_like(x) + jnp.arange(x.size).reshape(x.shape), PARAMS)
     found = {}
     for warmup, decoder in ((1, 1), (10, 50)):
-        tx = make_optimizer(SETTINGS | dict(optimizer=optimizer, warmup=warmup, decoder_warmup=decoder, schedule="constant"), group)
+        tx = make_optimizer(
+            SETTINGS
+            | dict(optimizer=optimizer, warmup=warmup, decoder_warmup=decoder, schedule="constant"),
+            group,
+        )
         state = tx.init(PARAMS)
         for _ in range(3):
             found[warmup], state = tx.update(ones, state, PARAMS)
     full, warm = found[1], found[10]
-    np.testing.assert_allclose(warm["encoder"]["layer"]["kernel"], 0.3 * full["encoder"]["layer"]["kernel"], rtol=1e-5)
-    np.testing.assert_allclose(warm["decoder"]["head"]["kernel"], 0.06 * full["decoder"]["head"]["kernel"], rtol=1e-5)
+    np.testing.assert_allclose(
+        warm["encoder"]["layer"]["kernel"], 0.3 * full["encoder"]["layer"]["kernel"], rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        warm["decoder"]["head"]["kernel"], 0.06 * full["decoder"]["head"]["kernel"], rtol=1e-5
+    )
     assert not np.any(full["decoder"]["embedding"])
     assert np.all(full["encoder"]["layer"]["bias"] < 0)
 
 
 def test_muon_orthogonalizes_kernels_only():
     """Kernel updates have nearly equal singular values; the head and biases get Adam's sign-like step of size learning_rate."""
-    tx = make_optimizer(SETTINGS | dict(optimizer="muon", warmup=1, decoder_warmup=1, schedule="constant"), group)
-    grads = jax.tree.map(lambda x: jax.random.normal(jax.random.key(0), x.shape) * jnp.linspace(1.0, 4.0, x.shape[-1]), PARAMS)
+    tx = make_optimizer(
+        SETTINGS | dict(optimizer="muon", warmup=1, decoder_warmup=1, schedule="constant"), group
+    )
+    grads = jax.tree.map(
+        lambda x: (
+            jax.random.normal(jax.random.key(0), x.shape) * jnp.linspace(1.0, 4.0, x.shape[-1])
+        ),
+        PARAMS,
+    )
     updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
     singular = np.linalg.svd(updates["encoder"]["layer"]["kernel"], compute_uv=False)
     raw = np.linalg.svd(grads["encoder"]["layer"]["kernel"], compute_uv=False)
     assert singular.max() / singular.min() < 2.0 < 3.0 < raw.max() / raw.min()
     # optax's Adam for the rest uses Nesterov momentum: the first step is a little over the rate, never scaled by the gradient.
-    np.testing.assert_allclose(np.abs(updates["decoder"]["head"]["kernel"]), np.abs(updates["decoder"]["head"]["kernel"]).mean(), rtol=1e-3)
+    np.testing.assert_allclose(
+        np.abs(updates["decoder"]["head"]["kernel"]),
+        np.abs(updates["decoder"]["head"]["kernel"]).mean(),
+        rtol=1e-3,
+    )
 
 
-@pytest.mark.parametrize("optimizer, decayed, rate", [("adamw", [("encoder", "layer"), ("decoder", "head")], 0.1), ("muon", [("encoder", "layer")], 0.02)])
+@pytest.mark.parametrize(
+    "optimizer, decayed, rate",
+    [
+        ("adamw", [("encoder", "layer"), ("decoder", "head")], 0.1),
+        ("muon", [("encoder", "layer")], 0.02),
+    ],
+)
 def test_weight_decay_shrinks_matrices_alone(optimizer, decayed, rate):
     """Without a gradient an update is minus the rate times the decay times the matrix: of AdamW every kernel, of Muon those that it orthogonalizes."""
-    tx = make_optimizer(SETTINGS | dict(optimizer=optimizer, weight_decay=0.3, warmup=1, decoder_warmup=1, schedule="constant"), group)
+    tx = make_optimizer(
+        SETTINGS
+        | dict(
+            optimizer=optimizer, weight_decay=0.3, warmup=1, decoder_warmup=1, schedule="constant"
+        ),
+        group,
+    )
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, PARAMS), tx.init(PARAMS), PARAMS)
     for path, update in jax.tree_util.tree_flatten_with_path(updates)[0]:
         names = tuple(part.key for part in path)
@@ -85,7 +130,10 @@ def test_clip_counts_only_what_is_trained():
     tx = make_optimizer(SETTINGS | dict(clip=1.0, warmup=1, decoder_warmup=1), group)
     grads = jax.tree.map(jnp.ones_like, PARAMS)
     small = jax.tree.map(lambda g: g * 1e-3, grads)  # below the clip
-    loud = {**small, "decoder": {**small["decoder"], "embedding": 1e6 * grads["decoder"]["embedding"]}}
+    loud = {
+        **small,
+        "decoder": {**small["decoder"], "embedding": 1e6 * grads["decoder"]["embedding"]},
+    }
     state = tx.init(PARAMS)
     _, after = tx.update(small, state, PARAMS)
     _, after_loud = tx.update(loud, state, PARAMS)
@@ -93,4 +141,6 @@ def test_clip_counts_only_what_is_trained():
         np.testing.assert_allclose(a, b)
     _, clipped = tx.update(jax.tree.map(lambda g: 100 * g, grads), state, PARAMS)
     mu = optax.tree.get(clipped, "mu")
-    assert optax.tree.norm(mu) == pytest.approx(0.1, rel=1e-4)  # (1 - b1) times a gradient of norm 1
+    assert optax.tree.norm(mu) == pytest.approx(
+        0.1, rel=1e-4
+    )  # (1 - b1) times a gradient of norm 1

@@ -11,14 +11,28 @@ from micro import micro_config
 
 from diladiff_jax.data.prepare import load_prepared
 from diladiff_jax.diffusion import masking
-from diladiff_jax.objectives.base import Context, WHOLE
-from diladiff_jax.parallel import sharding
 from diladiff_jax.experiment import Experiment
+from diladiff_jax.objectives.base import WHOLE, Context
+from diladiff_jax.parallel import sharding
 from diladiff_jax.training.loop import start_from_predecessor
 from diladiff_jax.training.optimizer import make_optimizer
-from diladiff_jax.training.state import average_decay, compile_steps, init_state, make_train_step, make_validation_step, round_stochastically, state_shardings
+from diladiff_jax.training.state import (
+    average_decay,
+    compile_steps,
+    init_state,
+    make_train_step,
+    make_validation_step,
+    round_stochastically,
+    state_shardings,
+)
 
-STAGES = ("mdlm", *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("autoencoder", "ladiff", "diladiff", "scorer")))
+STAGES = (
+    "mdlm",
+    *(
+        pytest.param(stage, marks=pytest.mark.slow)
+        for stage in ("autoencoder", "ladiff", "diladiff", "scorer")
+    ),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -36,13 +50,15 @@ def run(trained, stage, sizes, steps=2, **changes):
     experiment = Experiment(config, trained, prepared.tokenizer, mesh)
     objective, settings = experiment.objective(stage), config[stage]
     tx = make_optimizer(settings, objective.group)
-    fresh = lambda key: init_state(objective, tx, key, ema=settings.ema > 0)  # noqa: E731
+    fresh = lambda key: init_state(objective, tx, key, ema=settings.ema > 0)
     key = jax.random.key(7)
     shardings = state_shardings(jax.eval_shape(fresh, key), mesh)
     context = experiment.context(stage)
     state = jax.jit(lambda key: nn.unbox(fresh(key)), out_shardings=shardings)(key)
     state = start_from_predecessor(state, stage, context)
-    train, validate = compile_steps(objective, tx, shardings, context, mesh, ema=settings.ema, accumulate=settings.accumulate)
+    train, validate = compile_steps(
+        objective, tx, shardings, context, mesh, ema=settings.ema, accumulate=settings.accumulate
+    )
     rows = np.stack(prepared.rows("train").__getitems__(range(16)))
     tokens = jax.device_put(rows, sharding.batch_sharding(mesh))
     losses = []
@@ -79,7 +95,12 @@ class Draws:
     def loss(self, params, context, tokens, key, step, *, train=True, part=WHOLE):
         u = jax.random.uniform(jax.random.fold_in(key, part.index))
         times = masking.stratified_times(key, tokens.shape[0], *part)
-        metrics = {"u": u, "rows": tokens.sum(), "times": times.sum(), "squares": jnp.square(times).sum()}
+        metrics = {
+            "u": u,
+            "rows": tokens.sum(),
+            "times": times.sum(),
+            "squares": jnp.square(times).sum(),
+        }
         return u * params["w"] + 1e3 * params["still"], (metrics, context.statistics)
 
 
@@ -89,7 +110,9 @@ def test_microbatches_draw_fresh_keys_and_average():
     objective, tx = Draws(), optax.sgd(1.0)
     state = init_state(objective, tx, jax.random.key(0), ema=False)
     tokens = jnp.arange(8).reshape(8, 1)
-    after, metrics = jax.jit(make_train_step(objective, tx, ema=0.0, accumulate=4))(state, Context(), tokens)
+    after, metrics = jax.jit(make_train_step(objective, tx, ema=0.0, accumulate=4))(
+        state, Context(), tokens
+    )
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), 0)
     draws = [float(jax.random.uniform(jax.random.fold_in(key, i))) for i in range(4)]
     assert len(set(draws)) == 4
@@ -106,14 +129,26 @@ def test_rounding_to_bfloat16_leaves_the_mean_and_goes_to_a_neighbour():
     """100,000 draws: each is one of the two bfloat16 numbers around x, their mean is x (4.5 deviations); exact numbers, zero and
     infinities stay; a cast to float32 changes nothing."""
     for x in (1.001, -3.3e-5, 255.9):
-        found = np.asarray(round_stochastically(jax.random.key(0), jnp.full(100_000, x, jnp.float32), jnp.bfloat16), np.float64)
+        found = np.asarray(
+            round_stochastically(
+                jax.random.key(0), jnp.full(100_000, x, jnp.float32), jnp.bfloat16
+            ),
+            np.float64,
+        )
         exact = float(np.float32(x))
         below, above = sorted({*found})
-        assert below < exact < above and float(jnp.nextafter(jnp.bfloat16(below), jnp.bfloat16(above))) == above
+        assert (
+            below < exact < above
+            and float(jnp.nextafter(jnp.bfloat16(below), jnp.bfloat16(above))) == above
+        )
         assert abs(found.mean() - exact) < 4.5 * found.std() / np.sqrt(1e5)
     still = jnp.array([0.0, 1.5, -2.0, jnp.inf, -jnp.inf])
-    np.testing.assert_array_equal(round_stochastically(jax.random.key(1), still, jnp.bfloat16), still)
-    np.testing.assert_array_equal(round_stochastically(jax.random.key(1), jnp.array([1.001]), jnp.float32), jnp.array([1.001]))
+    np.testing.assert_array_equal(
+        round_stochastically(jax.random.key(1), still, jnp.bfloat16), still
+    )
+    np.testing.assert_array_equal(
+        round_stochastically(jax.random.key(1), jnp.array([1.001]), jnp.float32), jnp.array([1.001])
+    )
 
 
 def test_bfloat16_parameters_follow_updates_smaller_than_their_spacing():
@@ -125,13 +160,18 @@ def test_bfloat16_parameters_follow_updates_smaller_than_their_spacing():
             return {"w": jnp.ones((64, 64)), "b": jnp.ones(4)}
 
         def loss(self, params, context, tokens, key, step, *, train=True, part=WHOLE):
-            return params["w"].astype(jnp.float32).sum() + params["b"].sum(), ({}, context.statistics)
+            return params["w"].astype(jnp.float32).sum() + params["b"].sum(), (
+                {},
+                context.statistics,
+            )
 
     rate, n = 2.0**-7 / 100, 200  # spacing above one: 2^-7; below: 2^-8
     tx = optax.sgd(rate, momentum=0.0)
     state = init_state(Slope(), tx, jax.random.key(0), ema=True, dtype=jnp.bfloat16)
     assert state.params["w"].dtype == jnp.bfloat16 and state.params["b"].dtype == jnp.float32
-    assert {leaf.dtype for leaf in jax.tree.leaves((state.ema, state.optimizer)) if leaf.ndim} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves((state.ema, state.optimizer)) if leaf.ndim} == {
+        jnp.dtype("float32")
+    }
     step = jax.jit(make_train_step(Slope(), tx, ema=0.9, accumulate=1))
     for _ in range(n):
         state, _ = step(state, Context(), jnp.zeros((1, 1), jnp.int32))
@@ -150,7 +190,9 @@ def test_no_key_is_used_twice():
             return super().init(key)
 
     state = init_state(Remember(), optax.sgd(1.0), jax.random.key(0), ema=False)
-    steps = jax.vmap(lambda i: jax.random.key_data(jax.random.fold_in(jax.random.wrap_key_data(state.key), i)))(jnp.arange(1000))
+    steps = jax.vmap(
+        lambda i: jax.random.key_data(jax.random.fold_in(jax.random.wrap_key_data(state.key), i))
+    )(jnp.arange(1000))
     assert not (np.asarray(steps) == np.asarray(jax.random.key_data(seen[0]))).all(axis=1).any()
 
 
@@ -169,18 +211,34 @@ def test_the_average_moves_after_the_update_and_is_what_validation_reads():
         state, _ = step(state, Context(), jnp.zeros((4, 1), jnp.int32))
         decay = (1 + n) / (10 + n)
         expected = decay * expected + (1 - decay) * float(state.params["w"])
-    assert float(state.ema["w"]) == pytest.approx(expected, rel=1e-6) and abs(expected - float(state.params["w"])) > 1e-3
+    assert (
+        float(state.ema["w"]) == pytest.approx(expected, rel=1e-6)
+        and abs(expected - float(state.params["w"])) > 1e-3
+    )
     key = jax.random.key(3)
-    loss = make_validation_step(objective)(state, Context(), jnp.zeros((4, 1), jnp.int32), key)["loss"]
+    loss = make_validation_step(objective)(state, Context(), jnp.zeros((4, 1), jnp.int32), key)[
+        "loss"
+    ]
     draw = jax.random.uniform(jax.random.fold_in(key, 0))
-    assert float(loss) == pytest.approx(float(draw * state.ema["w"] + 1e3 * state.ema["still"]), rel=1e-6)
+    assert float(loss) == pytest.approx(
+        float(draw * state.ema["w"] + 1e3 * state.ema["still"]), rel=1e-6
+    )
 
 
 def test_a_stage_starts_from_the_average_of_the_one_before(trained):
     """The decoder's backbone is the MDLM's average, the student the teacher's wherever it has parameters; averages restart from there."""
     config = micro_config()
-    experiment = Experiment(config, trained, load_prepared(config.data, trained).tokenizer, sharding.make_mesh(config.mesh))
-    for stage, source, ours in (("autoencoder", "mdlm", lambda p: p["decoder"]["backbone"]), ("mdlm_long", "mdlm", lambda p: p), ("diladiff", "ladiff", lambda p: p)):
+    experiment = Experiment(
+        config,
+        trained,
+        load_prepared(config.data, trained).tokenizer,
+        sharding.make_mesh(config.mesh),
+    )
+    for stage, source, ours in (
+        ("autoencoder", "mdlm", lambda p: p["decoder"]["backbone"]),
+        ("mdlm_long", "mdlm", lambda p: p),
+        ("diladiff", "ladiff", lambda p: p),
+    ):
         objective = experiment.objective(stage)
         fresh = nn.unbox(init_state(objective, optax.sgd(1.0), jax.random.key(9), ema=True))
         started = start_from_predecessor(fresh, stage, experiment.context(stage))
@@ -199,7 +257,9 @@ def test_statistics_of_the_stage_are_those_of_what_it_saw(trained):
     prepared = load_prepared(config.data, trained)
     experiment = Experiment(config, trained, prepared.tokenizer, sharding.make_mesh(config.mesh))
     rows = np.stack(prepared.rows("train").__getitems__(range(16)))
-    features = experiment.objective("autoencoder").features(experiment.restore("mdlm"), jnp.asarray(rows))
+    features = experiment.objective("autoencoder").features(
+        experiment.restore("mdlm"), jnp.asarray(rows)
+    )
     flat = np.asarray(features).reshape(-1, features.shape[-1])
     moments = state.statistics["features"]
     assert float(moments.weight) == 2 * len(flat)
@@ -209,6 +269,10 @@ def test_statistics_of_the_stage_are_those_of_what_it_saw(trained):
 
 def test_mesh_refuses_sizes_that_do_not_fit():
     """Sizes must multiply to the devices at hand."""
-    assert sharding.make_mesh({"data": -1, "fsdp": 2, "tensor": 2}).shape == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert sharding.make_mesh({"data": -1, "fsdp": 2, "tensor": 2}).shape == {
+        "data": 2,
+        "fsdp": 2,
+        "tensor": 2,
+    }
     with pytest.raises(ValueError, match="do not multiply to the 8 devices"):
         sharding.make_mesh({"data": 3, "fsdp": 1, "tensor": 1})

@@ -25,7 +25,9 @@ def test_rates_leave_out_compiling_and_what_is_paused(clock):
         watch.updated()
     with watch.paused():
         clock[0] += 1000
-    assert watch.lap() == pytest.approx({"tokens_per_second_per_device": 2 * 4096 / 8, "model_flops_utilization": 2 * 6e9 / 8e9})
+    assert watch.lap() == pytest.approx(
+        {"tokens_per_second_per_device": 2 * 4096 / 8, "model_flops_utilization": 2 * 6e9 / 8e9}
+    )
     clock[0] += 4
     watch.updated()
     assert watch.lap()["tokens_per_second_per_device"] == pytest.approx(4096 / 4 / 8)
@@ -38,6 +40,11 @@ def test_rates_leave_out_compiling_and_what_is_paused(clock):
 
 def test_devices_are_known_by_the_names_that_jax_gives_them():
     """The longest fitting name counts; a CPU has no published rate."""
-    assert throughput.peak_flops("TPU v5 lite") == 197e12 and throughput.peak_flops("TPU v5p") == throughput.peak_flops("TPU v5") == 459e12
+    assert (
+        throughput.peak_flops("TPU v5 lite") == 197e12
+        and throughput.peak_flops("TPU v5p") == throughput.peak_flops("TPU v5") == 459e12
+    )
     assert throughput.peak_flops("NVIDIA H100 80GB HBM3") == 989e12
-    assert throughput.peak_flops(jax.devices("cpu")[0].device_kind) is throughput.local_peak() is None
+    assert (
+        throughput.peak_flops(jax.devices("cpu")[0].device_kind) is throughput.local_peak() is None
+    )

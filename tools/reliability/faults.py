@@ -44,17 +44,44 @@ from typing import Any
 
 import resource_growth
 from absl import flags
-from training_process import Lost, being_written, cli, ended, same, start, steps_of, there, until_saving
+from training_process import (
+    Lost,
+    being_written,
+    cli,
+    ended,
+    same,
+    start,
+    steps_of,
+    there,
+    until_saving,
+)
 
 _OUT = flags.DEFINE_string("out", None, "JSON file.", required=True)
-_KILLS = flags.DEFINE_integer("kills", 50, "SIGKILLs, every fifth of them while a checkpoint is written.", lower_bound=0)
+_KILLS = flags.DEFINE_integer(
+    "kills", 50, "SIGKILLs, every fifth of them while a checkpoint is written.", lower_bound=0
+)
 _TERMS = flags.DEFINE_integer("terms", 6, "SIGTERMs.", lower_bound=0)
 _SEVERAL = flags.DEFINE_integer("several", 3, "SIGKILLs to one of two processes.", lower_bound=0)
-_STEPS = flags.DEFINE_integer("steps", 1500, "Of the training; the damaged and limited runs begin at half of it.", lower_bound=200)
-_DAMAGES = flags.DEFINE_integer("damages", 4, "Of each kind of damage, and of limits.", lower_bound=0)
-_LONG = flags.DEFINE_integer("long", 5000, "Steps of the long run, whose memory, open files and threads are watched; 0 leaves it out. Linux alone.", lower_bound=0)
-_INPUTS = flags.DEFINE_integer("inputs", 2000, "Cases of bad input, of all kinds together.", lower_bound=0)
+_STEPS = flags.DEFINE_integer(
+    "steps",
+    1500,
+    "Of the training; the damaged and limited runs begin at half of it.",
+    lower_bound=200,
+)
+_DAMAGES = flags.DEFINE_integer(
+    "damages", 4, "Of each kind of damage, and of limits.", lower_bound=0
+)
+_LONG = flags.DEFINE_integer(
+    "long",
+    5000,
+    "Steps of the long run, whose memory, open files and threads are watched; 0 leaves it out. Linux alone.",
+    lower_bound=0,
+)
+_INPUTS = flags.DEFINE_integer(
+    "inputs", 2000, "Cases of bad input, of all kinds together.", lower_bound=0
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the moments, places and cases.")
+
 
 class Table:
     """Times tried and survived by fault."""
@@ -81,7 +108,14 @@ class Table:
         print(f"{fault}: survived", flush=True)
 
 
-def stopped_runs(table: Table, rng: random.Random, folder: pathlib.Path, reference: pathlib.Path, moments: list[str], seconds: float) -> None:
+def stopped_runs(
+    table: Table,
+    rng: random.Random,
+    folder: pathlib.Path,
+    reference: pathlib.Path,
+    moments: list[str],
+    seconds: float,
+) -> None:
     """SIGKILL and SIGTERM: runs, which undisturbed take so many seconds, that are stopped until all `moments` are used up, each run to its end."""
     run = went_on = stops = 0
     while moments:
@@ -103,16 +137,27 @@ def stopped_runs(table: Table, rng: random.Random, folder: pathlib.Path, referen
                         process.wait(rng.uniform(0.1, 1.0) * seconds)
                 process.send_signal(signal.SIGTERM if kind == "SIGTERM" else signal.SIGKILL)
                 # Before training begins SIGTERM ends a process as it does any other.
-                out = ended(process, 0, *((75, -signal.SIGTERM) if kind == "SIGTERM" else (-signal.SIGKILL,)), stands=last)
+                out = ended(
+                    process,
+                    0,
+                    *((75, -signal.SIGTERM) if kind == "SIGTERM" else (-signal.SIGKILL,)),
+                    stands=last,
+                )
                 if process.returncode == 0:  # it was faster
                     break
                 used.append(moments.pop())
                 went_on, stops = went_on + ("goes on from step" in out), stops + 1
                 before, last = last, there(workdir, last)
-                if process.returncode == 75 and f"after step {last}, which is saved" not in out and ("before training" not in out or last > before):
+                if (
+                    process.returncode == 75
+                    and f"after step {last}, which is saved" not in out
+                    and ("before training" not in out or last > before)
+                ):
                     raise Lost(f"SIGTERM, and the last checkpoint is {last}: {out[-600:]}")
                 if process.returncode == -signal.SIGTERM and last > before:
-                    raise Lost(f"SIGTERM killed it while it was training; {before} was saved before, now {last}")
+                    raise Lost(
+                        f"SIGTERM killed it while it was training; {before} was saved before, now {last}"
+                    )
                 print(f"{kind}: step {last} is saved; {len(moments)} to come", flush=True)
             same(workdir, reference)
         except Lost as error:
@@ -132,7 +177,16 @@ def pair(workdir: pathlib.Path) -> list[subprocess.Popen[str]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    return [start(workdir, f"--distributed=127.0.0.1:{port}", "--num_processes=2", f"--process_id={i}", f"--stop_at={_STEPS.value // 2}") for i in range(2)]
+    return [
+        start(
+            workdir,
+            f"--distributed=127.0.0.1:{port}",
+            "--num_processes=2",
+            f"--process_id={i}",
+            f"--stop_at={_STEPS.value // 2}",
+        )
+        for i in range(2)
+    ]
 
 
 def one_of_two(rng: random.Random, workdir: pathlib.Path, reference: pathlib.Path) -> None:
@@ -154,9 +208,17 @@ def one_of_two(rng: random.Random, workdir: pathlib.Path, reference: pathlib.Pat
     same(workdir, reference)
 
 
-def spoil(rng: random.Random, step_folder: pathlib.Path, how: str, items: tuple[str, ...] = ()) -> None:
+def spoil(
+    rng: random.Random, step_folder: pathlib.Path, how: str, items: tuple[str, ...] = ()
+) -> None:
     """Damages one file of a checkpoint, of these items or any."""
-    files = [p for item in step_folder.iterdir() if item.is_dir() and (not items or item.name in items) for p in item.rglob("*") if p.is_file() and p.stat().st_size]
+    files = [
+        p
+        for item in step_folder.iterdir()
+        if item.is_dir() and (not items or item.name in items)
+        for p in item.rglob("*")
+        if p.is_file() and p.stat().st_size
+    ]
     path = rng.choice(sorted(files))
     data = bytearray(path.read_bytes())
     if how == "a file gone":
@@ -169,7 +231,13 @@ def spoil(rng: random.Random, step_folder: pathlib.Path, how: str, items: tuple[
 
 
 def damaged(
-    rng: random.Random, half: pathlib.Path, workdir: pathlib.Path, reference: pathlib.Path, how: str, stage: str = "mdlm", items: tuple[str, ...] = ()
+    rng: random.Random,
+    half: pathlib.Path,
+    workdir: pathlib.Path,
+    reference: pathlib.Path,
+    how: str,
+    stage: str = "mdlm",
+    items: tuple[str, ...] = (),
 ) -> None:
     """The last checkpoint is spoiled, in these items or any; training names it and goes on from the one before."""
     shutil.copytree(half, workdir)
@@ -201,21 +269,34 @@ def all_damaged(rng: random.Random, half: pathlib.Path, workdir: pathlib.Path) -
     """No checkpoint is whole: one line, and every file as it was."""
     shutil.copytree(half, workdir)
     for step in steps_of(workdir):
-        spoil(rng, workdir / "mdlm" / "checkpoints" / str(step), rng.choice(("a flipped bit", "a file cut short")))
-    contents = lambda: {p: p.read_bytes() for p in (workdir / "mdlm" / "checkpoints").rglob("*") if p.is_file()}  # noqa: E731
+        spoil(
+            rng,
+            workdir / "mdlm" / "checkpoints" / str(step),
+            rng.choice(("a flipped bit", "a file cut short")),
+        )
+    contents = lambda: {
+        p: p.read_bytes() for p in (workdir / "mdlm" / "checkpoints").rglob("*") if p.is_file()
+    }
     before = contents()
     out = ended(start(workdir), 1)
     if "is whole" not in out or contents() != before:
         raise Lost(f"files changed, or it was not said: {out[-600:]}")
 
 
-def limited(rng: random.Random, half: pathlib.Path, workdir: pathlib.Path, reference: pathlib.Path) -> None:
+def limited(
+    rng: random.Random, half: pathlib.Path, workdir: pathlib.Path, reference: pathlib.Path
+) -> None:
     """Files may not grow past a size below what a checkpoint needs: the run ends with one line, and without the limit goes on to its end."""
     shutil.copytree(half, workdir)
     last = there(workdir, 0)
-    largest = max(p.stat().st_size for p in (workdir / "mdlm" / "checkpoints").rglob("*") if p.is_file())
+    largest = max(
+        p.stat().st_size for p in (workdir / "mdlm" / "checkpoints").rglob("*") if p.is_file()
+    )
     out = ended(start(workdir, limit=max(1, int(rng.uniform(0, 0.9) * largest / 1024))), 1)
-    if not re.search(r"^error: .*cannot be written", out, re.MULTILINE) or there(workdir, last) != last:
+    if (
+        not re.search(r"^error: .*cannot be written", out, re.MULTILINE)
+        or there(workdir, last) != last
+    ):
         raise Lost(f"it was not said, or something was saved: {out[-600:]}")
     ended(start(workdir), 0, stands=last)
     same(workdir, reference)
@@ -232,7 +313,9 @@ def without_metrics(half: pathlib.Path, workdir: pathlib.Path, reference: pathli
     same(workdir, reference)
 
 
-def cut_rows(half: pathlib.Path, workdir: pathlib.Path, reference: pathlib.Path, seconds: float) -> None:
+def cut_rows(
+    half: pathlib.Path, workdir: pathlib.Path, reference: pathlib.Path, seconds: float
+) -> None:
     """A file of rows is cut short under a running process, and put back after `seconds` or, with 0, when the process has ended."""
     shutil.copytree(half, workdir)
     (path,) = workdir.glob("data/rows-*/train-00000.array_record")
@@ -259,12 +342,21 @@ def cut_rows(half: pathlib.Path, workdir: pathlib.Path, reference: pathlib.Path,
 def long_run(workdir: pathlib.Path) -> str:
     """A run of --long steps with checkpoints, validations and metrics; what it grew by."""
     steps = _LONG.value
-    every = [f"--config.logging.{name}_every={max(1, steps // n)}" for name, n in (("checkpoint", 20), ("validate", 20), ("metrics", 100))]
+    every = [
+        f"--config.logging.{name}_every={max(1, steps // n)}"
+        for name, n in (("checkpoint", 20), ("validate", 20), ("metrics", 100))
+    ]
     # One arena: what threads have freed in many looks like growth for thousands of steps.
-    process, seen, began = start(workdir, f"--config.mdlm.steps={steps}", *every, MALLOC_ARENA_MAX="1"), [], time.monotonic()
+    process, seen, began = (
+        start(workdir, f"--config.mdlm.steps={steps}", *every, MALLOC_ARENA_MAX="1"),
+        [],
+        time.monotonic(),
+    )
     while process.poll() is None and time.monotonic() - began < 3600:
         with contextlib.suppress(OSError, KeyError, IndexError, ValueError):
-            seen.append(resource_growth.look(process, workdir / "mdlm" / "metrics" / "metrics.jsonl"))
+            seen.append(
+                resource_growth.look(process, workdir / "mdlm" / "metrics" / "metrics.jsonl")
+            )
         time.sleep(0.1)
     ended(process, 0)
     try:
@@ -279,8 +371,18 @@ def long_run(workdir: pathlib.Path) -> str:
 
 def not_a_number(workdir: pathlib.Path) -> None:
     """Training that diverges at once."""
-    out = ended(start(workdir, "--config.mdlm.learning_rate=1e30", "--config.mdlm.clip=0.0", "--config.mdlm.warmup=0"), 1)
-    if "updates in a row were skipped" not in out or not list((workdir / "mdlm" / "skipped").iterdir()):
+    out = ended(
+        start(
+            workdir,
+            "--config.mdlm.learning_rate=1e30",
+            "--config.mdlm.clip=0.0",
+            "--config.mdlm.warmup=0",
+        ),
+        1,
+    )
+    if "updates in a row were skipped" not in out or not list(
+        (workdir / "mdlm" / "skipped").iterdir()
+    ):
         raise Lost(f"it was not said, or the batch is not there: {out[-600:]}")
 
 
@@ -290,8 +392,12 @@ def bad_inputs(table: Table, folder: pathlib.Path) -> None:
         import bad_input
         import fork_server
     except ImportError as missing:
-        raise cli.UsageError(f"the package {missing.name} is missing, which makes up bad input; pip install -r requirements.txt, or give --inputs=0") from None
-    with fork_server.Commands(bad_input.ENVIRONMENT | {"JAX_COMPILATION_CACHE_DIR": str(folder / "xla")}) as commands:
+        raise cli.UsageError(
+            f"the package {missing.name} is missing, which makes up bad input; pip install -r requirements.txt, or give --inputs=0"
+        ) from None
+    with fork_server.Commands(
+        bad_input.ENVIRONMENT | {"JAX_COMPILATION_CACHE_DIR": str(folder / "xla")}
+    ) as commands:
         try:
             base = bad_input.make_base(commands, folder)
         except RuntimeError as error:
@@ -304,7 +410,10 @@ def bad_inputs(table: Table, folder: pathlib.Path) -> None:
                 table.count(kind, fault is None, f"{case}: {fault}" if fault else "")
             if number:
                 table.rows[kind] |= {"succeeded": succeeded, "seconds": time.monotonic() - began}
-            print(f"{kind}: {number} cases in {time.monotonic() - began:.0f} s; {succeeded} of the commands succeeded", flush=True)
+            print(
+                f"{kind}: {number} cases in {time.monotonic() - began:.0f} s; {succeeded} of the commands succeeded",
+                flush=True,
+            )
 
 
 def undisturbed(*processes: subprocess.Popen[str]) -> None:
@@ -327,32 +436,71 @@ def main(argv: list[str]) -> None:
         started = time.monotonic()
         undisturbed(start(reference))
         seconds = time.monotonic() - started
-        moments = ["SIGKILL, saving" if i % 5 == 4 else "SIGKILL" for i in range(_KILLS.value)] + ["SIGTERM"] * _TERMS.value
+        moments = ["SIGKILL, saving" if i % 5 == 4 else "SIGKILL" for i in range(_KILLS.value)] + [
+            "SIGTERM"
+        ] * _TERMS.value
         rng.shuffle(moments)
         stopped_runs(table, rng, folder, reference, moments, seconds)
         if _SEVERAL.value:
             undisturbed(*pair(folder / "pair"))
         for i in range(_SEVERAL.value):
-            table.trial("one of two", lambda: one_of_two(rng, folder / f"pair_{i}", folder / "pair"))  # noqa: B023
+            table.trial(
+                "one of two", lambda: one_of_two(rng, folder / f"pair_{i}", folder / "pair")
+            )  # noqa: B023
         for how in ("a flipped bit", "a file cut short", "a file gone"):
             for i in range(_DAMAGES.value):
-                table.trial(f"damage: {how}", lambda: damaged(rng, half, folder / f"{how}_{i}", reference, how))  # noqa: B023
+                table.trial(
+                    f"damage: {how}",
+                    lambda: damaged(rng, half, folder / f"{how}_{i}", reference, how),
+                )  # noqa: B023
         if _DAMAGES.value:
-            second, half_of_second = shutil.copytree(reference, folder / "second"), shutil.copytree(reference, folder / "half_of_second")
-            undisturbed(start(half_of_second, f"--stop_at={_STEPS.value // 2}", stage="autoencoder"))
+            second, half_of_second = (
+                shutil.copytree(reference, folder / "second"),
+                shutil.copytree(reference, folder / "half_of_second"),
+            )
+            undisturbed(
+                start(half_of_second, f"--stop_at={_STEPS.value // 2}", stage="autoencoder")
+            )
             undisturbed(start(second, stage="autoencoder"))
         for i in range(_DAMAGES.value):
             table.trial("damage of all", lambda: all_damaged(rng, half, folder / f"all_{i}"))  # noqa: B023
-            table.trial("autoencoder: SIGKILL, saving", lambda: autoencoder_killed(rng, folder / f"second_killed_{i}", second))  # noqa: B023
-            table.trial("autoencoder: a flipped bit", lambda: damaged(rng, half_of_second, folder / f"second_flipped_{i}", second, "a flipped bit", "autoencoder", ("statistics",)))  # noqa: B023
-            table.trial("file size limit", lambda: limited(rng, half, folder / f"limit_{i}", reference))  # noqa: B023
-        table.trial("metrics on a full device", lambda: without_metrics(half, folder / "metrics", reference))
+            table.trial(
+                "autoencoder: SIGKILL, saving",
+                lambda: autoencoder_killed(rng, folder / f"second_killed_{i}", second),
+            )  # noqa: B023
+            table.trial(
+                "autoencoder: a flipped bit",
+                lambda: damaged(
+                    rng,
+                    half_of_second,
+                    folder / f"second_flipped_{i}",
+                    second,
+                    "a flipped bit",
+                    "autoencoder",
+                    ("statistics",),
+                ),
+            )  # noqa: B023
+            table.trial(
+                "file size limit", lambda: limited(rng, half, folder / f"limit_{i}", reference)
+            )  # noqa: B023
+        table.trial(
+            "metrics on a full device", lambda: without_metrics(half, folder / "metrics", reference)
+        )
         table.trial("not a number", lambda: not_a_number(folder / "nan"))
         for i in range(_DAMAGES.value):
-            table.trial("rows cut short for a second", lambda: cut_rows(half, folder / f"second_{i}", reference, 1.0))  # noqa: B023
-            table.trial("rows cut short for good", lambda: cut_rows(half, folder / f"good_{i}", reference, 0.0))  # noqa: B023
+            table.trial(
+                "rows cut short for a second",
+                lambda: cut_rows(half, folder / f"second_{i}", reference, 1.0),
+            )  # noqa: B023
+            table.trial(
+                "rows cut short for good",
+                lambda: cut_rows(half, folder / f"good_{i}", reference, 0.0),
+            )  # noqa: B023
         if _LONG.value and pathlib.Path("/proc/self/status").exists():
-            table.trial(f"{_LONG.value} steps: memory, files, threads", lambda: print(long_run(folder / "long"), flush=True))
+            table.trial(
+                f"{_LONG.value} steps: memory, files, threads",
+                lambda: print(long_run(folder / "long"), flush=True),
+            )
         if _INPUTS.value:
             bad_inputs(table, folder)
     rows = list(table.rows.values())

@@ -42,22 +42,35 @@ class Commands:
     def __enter__(self) -> Commands:
         self._folder = tempfile.TemporaryDirectory()
         words = [sys.executable, str(pathlib.Path(__file__).resolve())]
-        environment = self._environment | {"TMPDIR": self._folder.name}  # TFDS leaves an empty folder for every corpus that it opens
-        self._server = subprocess.Popen(words, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        environment = self._environment | {
+            "TMPDIR": self._folder.name
+        }  # TFDS leaves an empty folder for every corpus that it opens
+        self._server = subprocess.Popen(
+            words, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         return self
 
     def __exit__(self, *_: object) -> None:
         self._server.communicate()  # at the end of its input it ends
         self._folder.cleanup()
 
-    def run(self, script: pathlib.Path, words: Sequence[str], *, cwd: pathlib.Path, limit: float) -> Ended:
+    def run(
+        self, script: pathlib.Path, words: Sequence[str], *, cwd: pathlib.Path, limit: float
+    ) -> Ended:
         """Runs a script with these words in the folder `cwd`, for at most `limit` seconds.
 
         Raises:
           RuntimeError: the process that forks has ended.
         """
         out, err = (pathlib.Path(self._folder.name) / name for name in ("out", "err"))
-        request = {"script": str(script), "words": list(words), "cwd": str(cwd), "out": str(out), "err": str(err), "limit": limit}
+        request = {
+            "script": str(script),
+            "words": list(words),
+            "cwd": str(cwd),
+            "out": str(out),
+            "err": str(err),
+            "limit": limit,
+        }
         began = time.monotonic()
         assert self._server.stdin is not None and self._server.stdout is not None
         self._server.stdin.write(json.dumps(request) + "\n")
@@ -83,9 +96,9 @@ def _serve() -> None:
 
 def _import_what_commands_import() -> None:
     sys.path.insert(0, str(LAUNCH.parent))
-    libtpu = os.environ.pop("TPU_LIBRARY_PATH", None)  # jax would warn of one that leads nowhere; launch/compile.py looks at it
-    import diladiff_jax.evaluation.sweep
-    import diladiff_jax.training.loop  # noqa: F401
+    libtpu = os.environ.pop(
+        "TPU_LIBRARY_PATH", None
+    )  # jax would warn of one that leads nowhere; launch/compile.py looks at it
     import grain  # noqa: F401
     import matplotlib.pyplot  # noqa: F401
     import ml_collections.config_flags  # noqa: F401
@@ -95,16 +108,25 @@ def _import_what_commands_import() -> None:
     import tokenizers  # noqa: F401
     from jax._src import xla_bridge
 
+    import diladiff_jax.evaluation.sweep
+    import diladiff_jax.training.loop  # noqa: F401
+
     tfds.builder  # it imports itself when first looked at  # noqa: B018
     if xla_bridge.backends_are_initialized():
-        raise SystemExit("error: an import has started a JAX backend; nothing can be forked after that")
+        raise SystemExit(
+            "error: an import has started a JAX backend; nothing can be forked after that"
+        )
     if libtpu is not None:
         os.environ["TPU_LIBRARY_PATH"] = libtpu
 
 
 def _become(request: dict[str, Any]) -> NoReturn:
     os.setsid()
-    for number, path, mode in ((0, os.devnull, os.O_RDONLY), (1, request["out"], os.O_WRONLY), (2, request["err"], os.O_WRONLY)):
+    for number, path, mode in (
+        (0, os.devnull, os.O_RDONLY),
+        (1, request["out"], os.O_WRONLY),
+        (2, request["err"], os.O_WRONLY),
+    ):
         os.dup2(os.open(path, mode | os.O_CREAT | os.O_TRUNC), number)
     os.chdir(request["cwd"])
     sys.argv = [request["script"], *request["words"]]
@@ -114,7 +136,9 @@ def _become(request: dict[str, Any]) -> NoReturn:
             thread.join()
     atexit._run_exitfuncs()
     sys.stdout.flush()
-    os._exit(code)  # taking the interpreter apart would copy all that is shared, and takes ten times as long as a command that refuses
+    os._exit(
+        code
+    )  # taking the interpreter apart would copy all that is shared, and takes ten times as long as a command that refuses
 
 
 def _run(script: str) -> int:

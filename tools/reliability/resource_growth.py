@@ -27,8 +27,15 @@ def look(process: subprocess.Popen[str], metrics: pathlib.Path) -> Seen:
     """Raises OSError, KeyError, IndexError or ValueError where the process is just ending or has not written its metrics yet."""
     proc = pathlib.Path(f"/proc/{process.pid}")
     status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines())
-    memory = sum(int(status[name].split()[0]) for name in ("RssAnon", "VmSwap"))  # pages of files come and go as the machine likes
-    return Seen(json.loads(metrics.read_text().splitlines()[-1])["step"], memory, len(list((proc / "fd").iterdir())), int(status["Threads"]))
+    memory = sum(
+        int(status[name].split()[0]) for name in ("RssAnon", "VmSwap")
+    )  # pages of files come and go as the machine likes
+    return Seen(
+        json.loads(metrics.read_text().splitlines()[-1])["step"],
+        memory,
+        len(list((proc / "fd").iterdir())),
+        int(status["Threads"]),
+    )
 
 
 def grown(seen: Sequence[Seen], steps: int) -> tuple[float, int, int]:

@@ -14,7 +14,7 @@ import time
 from absl import flags
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[2] / "launch"))
-import cli  # noqa: E402
+import cli
 
 EVERY = 25  # steps from checkpoint to checkpoint
 SETTINGS = [
@@ -30,14 +30,36 @@ class Lost(Exception):
     """A fault that was not survived: what was wrong."""
 
 
-def start(workdir: pathlib.Path, *words: str, stage: str = "mdlm", limit: int | None = None, **variables: str) -> subprocess.Popen[str]:
+def start(
+    workdir: pathlib.Path,
+    *words: str,
+    stage: str = "mdlm",
+    limit: int | None = None,
+    **variables: str,
+) -> subprocess.Popen[str]:
     """One process of launch/train.py, on one device, with more environment variables; with `limit` no file of its grows past so many KiB."""
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"} | variables
-    command = [sys.executable, str(cli.ROOT / "launch" / "train.py"), f"--workdir={workdir}", *SETTINGS, f"--stage={stage}"]
-    command += [f"--config.mdlm.steps={flags.FLAGS.steps}", f"--config.autoencoder.steps={flags.FLAGS.steps}", *words]
+    environment = (
+        {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+        | {"JAX_PLATFORMS": "cpu"}
+        | variables
+    )
+    command = [
+        sys.executable,
+        str(cli.ROOT / "launch" / "train.py"),
+        f"--workdir={workdir}",
+        *SETTINGS,
+        f"--stage={stage}",
+    ]
+    command += [
+        f"--config.mdlm.steps={flags.FLAGS.steps}",
+        f"--config.autoencoder.steps={flags.FLAGS.steps}",
+        *words,
+    ]
     if limit is not None:
         command = ["bash", "-c", f'ulimit -f {limit}; exec "$@"', "-", *command]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def ended(process: subprocess.Popen[str], *allowed: int, stands: int | None = None) -> str:
@@ -50,11 +72,19 @@ def ended(process: subprocess.Popen[str], *allowed: int, stands: int | None = No
         raise Lost(f"it hangs: {process.communicate()[0][-600:]}") from None
     if process.returncode not in allowed or "Traceback" in out:
         raise Lost(f"exit code {process.returncode}: {out[-600:]}")
-    if process.returncode == 1 and len([line for line in out.splitlines() if line.startswith("error: ")]) != 1:
+    if (
+        process.returncode == 1
+        and len([line for line in out.splitlines() if line.startswith("error: ")]) != 1
+    ):
         raise Lost(f"not one line of error: {out[-600:]}")
     if stands is not None:
-        went_on, came = re.findall(r": goes on from step (\d+) of", out), process.returncode == 0 or "which is saved" in out
-        if went_on not in ([str(stands)], []) or (came and not went_on and 0 < stands and "trained already" not in out):
+        went_on, came = (
+            re.findall(r": goes on from step (\d+) of", out),
+            process.returncode == 0 or "which is saved" in out,
+        )
+        if went_on not in ([str(stands)], []) or (
+            came and not went_on and stands > 0 and "trained already" not in out
+        ):
             raise Lost(f"it did not go on from step {stands}: {out[-600:]}")
     return out
 
@@ -74,13 +104,18 @@ def arrays_of(workdir: pathlib.Path, stage: str = "mdlm") -> dict[str, bytes]:
     import orbax.checkpoint as ocp
 
     folder = (workdir / stage / "checkpoints").absolute() / str(steps_of(workdir, stage)[-1])
-    found = {"step": folder.name.encode(), "data": next((folder / "data").rglob("metadata")).read_bytes()}
+    found = {
+        "step": folder.name.encode(),
+        "data": next((folder / "data").rglob("metadata")).read_bytes(),
+    }
     anywhere = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     for item in ("params", "ema", "training", "statistics"):
         if not (folder / item).is_dir():  # which of them a stage has, its reference has too
             continue
         with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
-            tree = reader.restore(folder / item, args=ocp.args.StandardRestore(fallback_sharding=anywhere))
+            tree = reader.restore(
+                folder / item, args=ocp.args.StandardRestore(fallback_sharding=anywhere)
+            )
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
             found[item + jax.tree_util.keystr(path)] = np.asarray(leaf).tobytes()
     return found
@@ -91,7 +126,9 @@ def same(workdir: pathlib.Path, reference: pathlib.Path, stage: str = "mdlm") ->
     ours, theirs = arrays_of(workdir, stage), arrays_of(reference, stage)
     different = [name for name in theirs if ours.get(name) != theirs[name]]
     if different or ours.keys() != theirs.keys():
-        raise Lost(f"{len(different)} of {len(theirs)} arrays differ from the undisturbed run's, {different[:1]} first")
+        raise Lost(
+            f"{len(different)} of {len(theirs)} arrays differ from the undisturbed run's, {different[:1]} first"
+        )
 
 
 def there(workdir: pathlib.Path, before: int, stage: str = "mdlm") -> int:
@@ -115,7 +152,13 @@ def being_written(workdir: pathlib.Path, stage: str = "mdlm") -> set[tuple[str, 
     return found
 
 
-def until_saving(process: subprocess.Popen[str], workdir: pathlib.Path, skip: int, before: set[tuple[str, int]], stage: str = "mdlm") -> bool:
+def until_saving(
+    process: subprocess.Popen[str],
+    workdir: pathlib.Path,
+    skip: int,
+    before: set[tuple[str, int]],
+    stage: str = "mdlm",
+) -> bool:
     """Waits until a checkpoint is being written that was not `before`, the `skip`-th such; whether it still was, and the process there."""
     seen: set[tuple[str, int]] = set()
     while process.poll() is None:

@@ -18,7 +18,9 @@ from diladiff_jax.nn.transformer import TokenDenoiser
 from diladiff_jax.objectives.autoregressive import next_token_nll
 
 Array = jax.Array
-LogitsOf = Callable[[Any, Array, Array | None], Array]  # (params, x_t [B, L], condition [B, ...]) -> logits [B, L, V]
+LogitsOf = Callable[
+    [Any, Array, Array | None], Array
+]  # (params, x_t [B, L], condition [B, ...]) -> logits [B, L, V]
 
 
 def content_mask(tokens: Any, eot_id: int) -> Any:
@@ -57,7 +59,9 @@ def bound_and_recovery(
     allowed = jnp.asarray(sampleable)
 
     @jax.jit
-    def measure(params: Any, rows: Array, given: Array | None, key: Array) -> tuple[Array, Array, Array]:
+    def measure(
+        params: Any, rows: Array, given: Array | None, key: Array
+    ) -> tuple[Array, Array, Array]:
         length, text = rows.shape[1], content_mask(rows, eot_id)
 
         def draw(key: Array) -> tuple[Array, Array, Array]:
@@ -85,10 +89,16 @@ def bound_and_recovery(
     for first in range(0, n, batch):
         rows = np.arange(first, first + batch) % n
         given = None if condition is None else jnp.asarray(condition[rows])
-        parts = jax.device_get(measure(params, jnp.asarray(tokens[rows]), given, jax.random.fold_in(key, first)))
+        parts = jax.device_get(
+            measure(params, jnp.asarray(tokens[rows]), given, jax.random.fold_in(key, first))
+        )
         found.append([part[: min(batch, n - first)] for part in parts])
-    nll, right, masked = (np.concatenate(parts).astype(np.float64) for parts in zip(*found, strict=True))
-    recovery = intervals.bootstrap(lambda i: right[i].sum(axis=1) / np.maximum(masked[i].sum(axis=1), 1), n)
+    nll, right, masked = (
+        np.concatenate(parts).astype(np.float64) for parts in zip(*found, strict=True)
+    )
+    recovery = intervals.bootstrap(
+        lambda i: right[i].sum(axis=1) / np.maximum(masked[i].sum(axis=1), 1), n
+    )
     length = np.asarray(content_mask(tokens, eot_id)).sum(axis=1).astype(np.float64)
     return {"bound_ppl": intervals.ratio_exp(nll, length), "recovery": recovery}
 
@@ -103,7 +113,9 @@ def retokenize(tokens: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
     out = np.full_like(tokens, eot)
     for row, ids in zip(out, tokens, strict=True):
         pieces: list[int] = []
-        for run in np.split(ids, np.flatnonzero(ids == eot) + 1):  # each run ends in its end-of-text, the last may not
+        for run in np.split(
+            ids, np.flatnonzero(ids == eot) + 1
+        ):  # each run ends in its end-of-text, the last may not
             pieces += tokenizer.encode(tokenizer.decode(run[run != eot])).tolist()
             pieces += [eot] * int((run == eot).sum())
         row[: len(pieces)] = pieces[:length]
@@ -111,11 +123,23 @@ def retokenize(tokens: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def _row_nll(network: TokenDenoiser, params: Any, rows: Array, eot_id: int, allowed: Array) -> Array:
-    return (next_token_nll(network, params, rows, eot_id, allowed) * content_mask(rows, eot_id)).sum(axis=-1)
+def _row_nll(
+    network: TokenDenoiser, params: Any, rows: Array, eot_id: int, allowed: Array
+) -> Array:
+    return (
+        next_token_nll(network, params, rows, eot_id, allowed) * content_mask(rows, eot_id)
+    ).sum(axis=-1)
 
 
-def generative_perplexity(network: TokenDenoiser, params: object, tokens: np.ndarray, eot_id: int, sampleable: np.ndarray, *, batch: int) -> Estimate:
+def generative_perplexity(
+    network: TokenDenoiser,
+    params: object,
+    tokens: np.ndarray,
+    eot_id: int,
+    sampleable: np.ndarray,
+    *,
+    batch: int,
+) -> Estimate:
     """Perplexity of rows `[n, L]` under an autoregressive scorer with the same tokenizer.
 
     exp of the total negative log-likelihood over the total number of tokens, where a run of end-of-texts counts as its
@@ -125,5 +149,12 @@ def generative_perplexity(network: TokenDenoiser, params: object, tokens: np.nda
     batch = min(batch, n)
     for first in range(0, n, batch):
         rows = np.arange(first, first + batch) % n
-        nll.append(jax.device_get(_row_nll(network, params, jnp.asarray(tokens[rows]), eot_id, allowed))[: min(batch, n - first)])
-    return intervals.ratio_exp(np.concatenate(nll).astype(np.float64), np.asarray(content_mask(tokens, eot_id)).sum(axis=1).astype(np.float64))
+        nll.append(
+            jax.device_get(_row_nll(network, params, jnp.asarray(tokens[rows]), eot_id, allowed))[
+                : min(batch, n - first)
+            ]
+        )
+    return intervals.ratio_exp(
+        np.concatenate(nll).astype(np.float64),
+        np.asarray(content_mask(tokens, eot_id)).sum(axis=1).astype(np.float64),
+    )

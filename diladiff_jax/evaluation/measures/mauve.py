@@ -47,15 +47,21 @@ def mauve(data_features: np.ndarray, model_features: np.ndarray, **settings: Any
     """
     unknown = set(settings) - set(SETTINGS)
     if unknown:
-        raise ValueError(f"mauve has no setting {sorted(unknown)[0]!r}; it must be one of {', '.join(SETTINGS)}")
+        raise ValueError(
+            f"mauve has no setting {sorted(unknown)[0]!r}; it must be one of {', '.join(SETTINGS)}"
+        )
     for name, features in (("data", data_features), ("model", model_features)):
         if features.ndim != 2 or len(features) < 20 or features.shape[1] != data_features.shape[-1]:
-            raise ValueError(f"{name} features have shape {features.shape}; both must be [samples, D] with at least 20 samples and one D")
+            raise ValueError(
+                f"{name} features have shape {features.shape}; both must be [samples, D] with at least 20 samples and one D"
+            )
     try:
         import faiss
         from mauve import compute_mauve
     except ImportError as error:
-        raise MissingPackage(f"MAUVE needs the packages mauve-text and faiss-cpu ({error}); pip install 'diladiff-jax[mauve]'") from None
+        raise MissingPackage(
+            f"MAUVE needs the packages mauve-text and faiss-cpu ({error}); pip install 'diladiff-jax[mauve]'"
+        ) from None
     faiss.omp_set_num_threads(1)  # k-means sums in the order of its threads
     used = SETTINGS | settings
 
@@ -64,11 +70,19 @@ def mauve(data_features: np.ndarray, model_features: np.ndarray, **settings: Any
 
     p, q = (np.ascontiguousarray(x, np.float32) for x in (data_features, model_features))
     joint = len(p) + len(q)
-    estimate = intervals.jackknife(lambda kept: score(p[kept[kept < len(p)]], q[kept[kept >= len(p)] - len(p)]), joint, groups=JACKKNIFE_GROUPS, low=0.0, high=1.0)
+    estimate = intervals.jackknife(
+        lambda kept: score(p[kept[kept < len(p)]], q[kept[kept >= len(p)] - len(p)]),
+        joint,
+        groups=JACKKNIFE_GROUPS,
+        low=0.0,
+        high=1.0,
+    )
     return {**estimate, "data_samples": len(p), "samples": len(q), "settings": dict(used)}
 
 
-def mean_hidden(hidden: Callable[[Array], Array], tokens: np.ndarray, counted: np.ndarray, *, batch: int) -> np.ndarray:
+def mean_hidden(
+    hidden: Callable[[Array], Array], tokens: np.ndarray, counted: np.ndarray, *, batch: int
+) -> np.ndarray:
     """Features of rows `[n, L]`: the mean over the `counted [n, L]` positions of a scorer's last hidden states, float32 `[n, D]`.
 
     `hidden(rows [B, L]) -> [B, L, D]` is traced.
@@ -77,11 +91,17 @@ def mean_hidden(hidden: Callable[[Array], Array], tokens: np.ndarray, counted: n
     @jax.jit
     def features(rows: Array, counted: Array) -> Array:
         weight = counted.astype(jnp.float32)[..., None]
-        return (hidden(rows).astype(jnp.float32) * weight).sum(axis=1) / jnp.maximum(weight.sum(axis=1), 1.0)
+        return (hidden(rows).astype(jnp.float32) * weight).sum(axis=1) / jnp.maximum(
+            weight.sum(axis=1), 1.0
+        )
 
     n, parts = len(tokens), []
     batch = min(batch, n)
     for first in range(0, n, batch):
         rows = np.arange(first, first + batch) % n
-        parts.append(np.asarray(features(jnp.asarray(tokens[rows]), jnp.asarray(counted[rows])))[: min(batch, n - first)])
+        parts.append(
+            np.asarray(features(jnp.asarray(tokens[rows]), jnp.asarray(counted[rows])))[
+                : min(batch, n - first)
+            ]
+        )
     return np.concatenate(parts)

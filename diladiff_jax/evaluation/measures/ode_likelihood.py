@@ -36,7 +36,9 @@ class LogDensity(NamedTuple):
     steps: Array
 
 
-def clean_prediction(denoise: Callable[[Array, Array, Array], Array], self_conditioning: str = "current") -> CleanPrediction:
+def clean_prediction(
+    denoise: Callable[[Array, Array, Array], Array], self_conditioning: str = "current"
+) -> CleanPrediction:
     """A clean prediction that depends on (z_t, t) alone, as an ODE's vector field must.
 
     `denoise(z_t, t, self_condition)`. Self-conditioning "none" feeds zeros; "current" the prediction at the same point and
@@ -49,7 +51,9 @@ def clean_prediction(denoise: Callable[[Array, Array, Array], Array], self_condi
         return lambda z_t, t: denoise(z_t, t, jnp.zeros_like(z_t))
     if self_conditioning == "current":
         return lambda z_t, t: denoise(z_t, t, denoise(z_t, t, jnp.zeros_like(z_t)))
-    raise ValueError(f"self-conditioning is {self_conditioning!r}; a vector field needs 'current' or 'none'")
+    raise ValueError(
+        f"self-conditioning is {self_conditioning!r}; a vector field needs 'current' or 'none'"
+    )
 
 
 def log_density(
@@ -105,13 +109,22 @@ def log_density(
             return at(state[0]), diagonal.sum()
 
         solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(rates), diffrax.Tsit5(), start, jnp.float32(0.5 * jnp.pi), None, (z, jnp.zeros((), z.dtype)),
-            stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol), max_steps=MAX_STEPS, throw=False,
+            diffrax.ODETerm(rates),
+            diffrax.Tsit5(),
+            start,
+            jnp.float32(0.5 * jnp.pi),
+            None,
+            (z, jnp.zeros((), z.dtype)),
+            stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
+            max_steps=MAX_STEPS,
+            throw=False,
         )
         noise, integral = (value[-1] for value in solution.ys)
         normal = -0.5 * jnp.sum(jnp.square(noise)) - 0.5 * z.size * math.log(2 * math.pi)
         done = solution.result == diffrax.RESULTS.successful
-        return LogDensity(jnp.where(done, normal + integral, jnp.nan), noise, solution.stats["num_steps"])
+        return LogDensity(
+            jnp.where(done, normal + integral, jnp.nan), noise, solution.stats["num_steps"]
+        )
 
     with jax.numpy_rank_promotion("allow"):  # inside diffrax
         return jax.vmap(one)(z, keys)
@@ -119,7 +132,11 @@ def log_density(
 
 def entropy_of_noise(schedule: gaussian.Schedule, t: float, size: int) -> float:
     """Entropy in nats of `size` coordinates of noise of deviation sigma(t): size/2 log(2 pi e sigma^2)."""
-    return 0.5 * size * (math.log(2 * math.pi * math.e) + 2 * math.log(float(schedule.sigma(jnp.float32(t)))))
+    return (
+        0.5
+        * size
+        * (math.log(2 * math.pi * math.e) + 2 * math.log(float(schedule.sigma(jnp.float32(t)))))
+    )
 
 
 def likelihood_bound(
@@ -155,7 +172,9 @@ def likelihood_bound(
       ValueError: t_min is 0, or the integration of some row needs more than MAX_STEPS steps.
     """
     if not 0 < t_min < 1:
-        raise ValueError(f"t_min is {t_min}; it must be above 0 and below 1: without noise the encoder has no entropy")
+        raise ValueError(
+            f"t_min is {t_min}; it must be above 0 and below 1: without noise the encoder has no entropy"
+        )
     allowed = jnp.asarray(tokenizer.sampleable)
 
     @jax.jit
@@ -169,7 +188,9 @@ def likelihood_bound(
         def decoded(draw: Array) -> Array:
             pairs = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(k, draw)))(keys[:, 2])
             count = jax.vmap(lambda k: jax.random.randint(k, (), 1, length + 1))(pairs[:, 0])
-            x_t = jax.vmap(lambda k, row, c: masking.mask_exactly(k, row[None], c[None], tokenizer.mask_id)[0])(pairs[:, 1], rows, count)
+            x_t = jax.vmap(
+                lambda k, row, c: masking.mask_exactly(k, row[None], c[None], tokenizer.mask_id)[0]
+            )(pairs[:, 1], rows, count)
             nll, _ = masking.token_nll(decoder_logits(x_t, noisy), rows, allowed)
             return jnp.sum(nll * (x_t == tokenizer.mask_id), axis=-1) * length / count
 
@@ -180,13 +201,19 @@ def likelihood_bound(
     for first in range(0, n, batch):
         index = np.arange(first, first + batch)
         rows = index % n
-        found = jax.device_get(measure(jnp.asarray(latents[rows]), jnp.asarray(tokens[rows]), jnp.asarray(index)))
+        found = jax.device_get(
+            measure(jnp.asarray(latents[rows]), jnp.asarray(tokens[rows]), jnp.asarray(index))
+        )
         parts.append([part[: min(batch, n - first)] for part in found])
     decoder, prior = (np.concatenate(part).astype(np.float64) for part in zip(*parts, strict=True))
     if not np.isfinite(prior).all():
-        raise ValueError(f"the probability-flow ODE of {int((~np.isfinite(prior)).sum())} rows needs more than {MAX_STEPS} steps; raise rtol and atol (now {rtol}, {atol}) or t_min ({t_min})")
+        raise ValueError(
+            f"the probability-flow ODE of {int((~np.isfinite(prior)).sum())} rows needs more than {MAX_STEPS} steps; raise rtol and atol (now {rtol}, {atol}) or t_min ({t_min})"
+        )
     entropy = np.full(n, entropy_of_noise(schedule, t_min, int(np.prod(latents.shape[1:]))))
     length = np.asarray(content_mask(tokens, tokenizer.eot_id)).sum(axis=1).astype(np.float64)
     total = decoder + prior - entropy
     terms = {"nats": total, "decoder_nats": decoder, "prior_nats": prior, "entropy_nats": entropy}
-    return {"bound_ppl": intervals.ratio_exp(total, length)} | {name: intervals.ratio(value, length) for name, value in terms.items()}
+    return {"bound_ppl": intervals.ratio_exp(total, length)} | {
+        name: intervals.ratio(value, length) for name, value in terms.items()
+    }

@@ -30,7 +30,10 @@ def distinct_n(rows: Sequence[np.ndarray], n: int) -> Estimate | None:
     n-grams do not cross rows. The measure falls as the set grows, so values compare at equal sample counts alone; and a
     bootstrap, which repeats rows, would lie below it by construction: the interval is a jackknife over samples.
     """
-    grams = [np.lib.stride_tricks.sliding_window_view(row, n) if len(row) >= n else np.empty((0, n), int) for row in map(np.asarray, rows)]
+    grams = [
+        np.lib.stride_tricks.sliding_window_view(row, n) if len(row) >= n else np.empty((0, n), int)
+        for row in map(np.asarray, rows)
+    ]
     counts = np.array([len(g) for g in grams])
     if not counts.sum():
         return None
@@ -42,7 +45,9 @@ def distinct_n(rows: Sequence[np.ndarray], n: int) -> Estimate | None:
         return len(np.unique(ids[np.isin(owners, kept)])) / total if total else 1.0
 
     if len(rows) < 2:
-        return Estimate(value=share_kept(np.arange(1)), low=0.0, high=1.0)  # one sample tells nothing about others
+        return Estimate(
+            value=share_kept(np.arange(1)), low=0.0, high=1.0
+        )  # one sample tells nothing about others
     return intervals.jackknife(share_kept, len(rows), low=0.0, high=1.0)
 
 
@@ -69,7 +74,9 @@ def first_documents(tokens: np.ndarray, tokenizer: Tokenizer) -> list[str]:
     """The text of each row `[n, L]` up to its first end-of-text. What follows one must be end-of-text alone, or the whole row is the text."""
     texts = []
     for row in tokens:
-        end = int(np.argmax(row == tokenizer.eot_id)) if (row == tokenizer.eot_id).any() else len(row)
+        end = (
+            int(np.argmax(row == tokenizer.eot_id)) if (row == tokenizer.eot_id).any() else len(row)
+        )
         clean = (row[end:] == tokenizer.eot_id).all()
         texts.append(tokenizer.decode(row[:end] if clean else row))
     return texts
@@ -89,6 +96,10 @@ def oracle_measures(texts: Sequence[str]) -> dict[str, Estimate]:
         "agreement": intervals.mean(np.array([r.agreement for r in reports])),
     }
     if valid:
-        measures["exact_nll"] = intervals.mean(np.array([-stories.log_likelihood(text) for text in valid]))
-        measures["distinct"] = intervals.share(np.isin(np.arange(len(valid)), np.unique(valid, return_index=True)[1]))
+        measures["exact_nll"] = intervals.mean(
+            np.array([-stories.log_likelihood(text) for text in valid])
+        )
+        measures["distinct"] = intervals.share(
+            np.isin(np.arange(len(valid)), np.unique(valid, return_index=True)[1])
+        )
     return measures

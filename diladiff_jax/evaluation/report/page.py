@@ -12,8 +12,8 @@ import string
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from diladiff_jax.evaluation.figures import NAMES, Figure, Table
 from diladiff_jax.evaluation.report import plots
-from diladiff_jax.evaluation.figures import Figure, NAMES, Table
 
 MEASURES = {
     "valid": "share of documents that the grammar could have written",
@@ -31,7 +31,14 @@ _BEYOND = "out of reach"
 _MOST_POINTS = 40
 
 
-def render(results: Mapping[str, Any], found: Mapping[str, Any], draws: Sequence[Mapping[str, Any]], picture: str, drawn: Mapping[str, str], claims: Sequence[str]) -> str:
+def render(
+    results: Mapping[str, Any],
+    found: Mapping[str, Any],
+    draws: Sequence[Mapping[str, Any]],
+    picture: str,
+    drawn: Mapping[str, str],
+    claims: Sequence[str],
+) -> str:
     """The page.
 
     Args:
@@ -47,21 +54,43 @@ def render(results: Mapping[str, Any], found: Mapping[str, Any], draws: Sequence
     beside = [t for t in tables if t["id"].startswith(_COMPARISONS)]
     others = [t for t in tables if t not in main and t not in beside]
     sections = [
-        ("results", "What was measured", f'<figure class="picture scroll" tabindex="0" role="group" aria-label="The picture">{_labelled(plots.inline(picture, "picture"), "Quality against decoding steps and against time; the table below has the numbers")}</figure>' + "".join(map(table_html, main))),
+        (
+            "results",
+            "What was measured",
+            f'<figure class="picture scroll" tabindex="0" role="group" aria-label="The picture">{_labelled(plots.inline(picture, "picture"), "Quality against decoding steps and against time; the table below has the numbers")}</figure>'
+            + "".join(map(table_html, main)),
+        ),
         ("samples", "Samples side by side", samples_html(draws)),
-        ("decoding", "Decoding, step by step", _template("viewer.html") if draws else "<p>No model is trained here.</p>"),
+        (
+            "decoding",
+            "Decoding, step by step",
+            _template("viewer.html") if draws else "<p>No model is trained here.</p>",
+        ),
         ("paper", "Beside the paper's figures", _reach(beside) + "".join(map(table_html, beside))),
-        ("figures", "Figures", f'<div class="figures">{"".join(figure_html(form, drawn[form["id"]]) for form in found["figures"])}</div>'),
+        (
+            "figures",
+            "Figures",
+            f'<div class="figures">{"".join(figure_html(form, drawn[form["id"]]) for form in found["figures"])}</div>',
+        ),
         ("tables", "Further tables", "".join(map(table_html, others))),
     ]
     sections = [section for section in sections if section[2]]
     return string.Template(_template("page.html")).substitute(
         title=_text(f"DiLaDiff on {_corpus(results)}"),
         lede=_lede(results),
-        claims="".join(["<ul class='claims'>", *(f"<li>{_text(claim)}</li>" for claim in claims), "</ul>"]) if claims else "",
+        claims="".join(
+            ["<ul class='claims'>", *(f"<li>{_text(claim)}</li>" for claim in claims), "</ul>"]
+        )
+        if claims
+        else "",
         setting=_setting(results),
-        nav="<ul>" + "".join(f'<li><a href="#{id}">{_text(title)}</a></li>' for id, title, _ in sections) + "</ul>",
-        sections="\n".join(f'<section aria-labelledby="{id}"><h2 id="{id}">{_text(title)}</h2>\n{body}\n</section>' for id, title, body in sections),
+        nav="<ul>"
+        + "".join(f'<li><a href="#{id}">{_text(title)}</a></li>' for id, title, _ in sections)
+        + "</ul>",
+        sections="\n".join(
+            f'<section aria-labelledby="{id}"><h2 id="{id}">{_text(title)}</h2>\n{body}\n</section>'
+            for id, title, body in sections
+        ),
         decoding=embedded(list(draws)),
         style=_template("style.css"),
         script=_template("viewer.js"),
@@ -70,25 +99,44 @@ def render(results: Mapping[str, Any], found: Mapping[str, Any], draws: Sequence
 
 def embedded(value: Any) -> str:
     """JSON for a `<script type="application/json">` element: nothing in it can end the element, or begin a comment."""
-    return json.dumps(value, ensure_ascii=True, allow_nan=False).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    return (
+        json.dumps(value, ensure_ascii=True, allow_nan=False)
+        .replace("<", "\\u003c")
+        .replace(">", "\\u003e")
+        .replace("&", "\\u0026")
+    )
 
 
 def table_html(form: Table, heading: bool = True) -> str:
     """One table, under its title unless told not; three columns of a value, its low and its high end become one, `value [low, high]`."""
     groups = _grouped(form["columns"])
-    heads = "".join(f'<th scope="col"{_class("number" if _numeric(form, g) else "")}>{_text(_head(form["columns"][g[0]]))}</th>' for g in groups)
+    heads = "".join(
+        f'<th scope="col"{_class("number" if _numeric(form, g) else "")}>{_text(_head(form["columns"][g[0]]))}</th>'
+        for g in groups
+    )
     leads = [row[groups[0][0]] for row in form["rows"]]
     grouped = len(set(leads)) < len(leads)  # rows of one name stand together
     body, before = [], None
     for row in form["rows"]:
         lead, *rest = groups
         beyond = any(isinstance(cell, str) and cell.startswith(_BEYOND) for cell in row)
-        classes = " ".join(name for name, on in (("first", grouped and row[lead[0]] != before and before is not None), ("beyond", beyond)) if on)
+        classes = " ".join(
+            name
+            for name, on in (
+                ("first", grouped and row[lead[0]] != before and before is not None),
+                ("beyond", beyond),
+            )
+            if on
+        )
         before = row[lead[0]]
-        cells = [f'<th scope="row"{_class("number" if _numeric(form, lead) else "")}>{_cell(row, lead)}</th>']
+        cells = [
+            f'<th scope="row"{_class("number" if _numeric(form, lead) else "")}>{_cell(row, lead)}</th>'
+        ]
         for group in rest:
             long = isinstance(row[group[0]], str) and len(row[group[0]]) > 30
-            cells.append(f"<td{_class('number' if _numeric(form, group) else 'words' if long else '')}>{_cell(row, group)}</td>")
+            cells.append(
+                f"<td{_class('number' if _numeric(form, group) else 'words' if long else '')}>{_cell(row, group)}</td>"
+            )
         body.append(f"<tr{_class(classes)}>{''.join(cells)}</tr>")
     title = f"<h3>{_text(form['title'])}{_paper(form)}</h3>" if heading else ""
     return (
@@ -100,7 +148,9 @@ def table_html(form: Table, heading: bool = True) -> str:
 def figure_html(form: Figure, svg: str) -> str:
     """One figure, its SVG file in the page, and its numbers as a table to unfold; of a curve of many points, some."""
     lines = [line["name"] for line in form["series"]]
-    label = f'{form["title"]}: {form["y"]["label"]} against {form["x"]["label"]}, of {", ".join(lines)}'
+    label = (
+        f"{form['title']}: {form['y']['label']} against {form['x']['label']}, of {', '.join(lines)}"
+    )
     rows, thinned = [], False
     for line in form["series"]:
         every = -(-len(line["x"]) // _MOST_POINTS)
@@ -109,7 +159,11 @@ def figure_html(form: Figure, svg: str) -> str:
             ends = (None, None) if line["low"] is None else (line["low"][i], line["high"][i])
             rows.append([line["name"], line["x"][i], line["y"][i], *ends])
     numbers = {
-        "id": f'{form["id"]}_numbers', "paper": "", "title": form["title"], "columns": ["series", form["x"]["label"], form["y"]["label"], "low", "high"], "rows": rows,
+        "id": f"{form['id']}_numbers",
+        "paper": "",
+        "title": form["title"],
+        "columns": ["series", form["x"]["label"], form["y"]["label"], "low", "high"],
+        "rows": rows,
         "note": "Some of the points; all are in analyses.json." if thinned else "",
     }
     note = f"{_upper(form['note'].rstrip('.'))}. " if form["note"] else ""
@@ -124,9 +178,11 @@ def samples_html(draws: Sequence[Mapping[str, Any]]) -> str:
     """The samples of all models, a row a seed, each with its entropy and the oracle's verdict where there is one."""
     if not draws:
         return "<p>No model is trained here.</p>"
-    steps = ", ".join(f'{d["title"]} {d["latent_steps"]} latent steps' for d in draws if d["latent_steps"])
+    steps = ", ".join(
+        f"{d['title']} {d['latent_steps']} latent steps" for d in draws if d["latent_steps"]
+    )
     first = draws[0]
-    said = f'Seed {first["samples"][0]["seed"]}, not chosen: the first {len(first["samples"])} of each model, without a prompt; {first["decode_steps"]} decoding steps, temperature {_number(first["temperature"])}, nucleus {_number(first["top_p"])}'
+    said = f"Seed {first['samples'][0]['seed']}, not chosen: the first {len(first['samples'])} of each model, without a prompt; {first['decode_steps']} decoding steps, temperature {_number(first['temperature'])}, nucleus {_number(first['top_p'])}"
     parts = [f'<p class="note">{_text(said + ("; " + steps if steps else ""))}.</p>']
     for i, sample in enumerate(first["samples"]):
         cards = "".join(_card(drawn, drawn["samples"][i]) for drawn in draws)
@@ -136,7 +192,13 @@ def samples_html(draws: Sequence[Mapping[str, Any]]) -> str:
 
 def _card(drawn: Mapping[str, Any], sample: Mapping[str, Any]) -> str:
     valid = sample["valid"]
-    mark = "" if valid is None else '<span class="mark good">&#x2713; valid</span>, ' if valid else f'<span class="mark bad">&#x2717; not valid</span> ({_text(sample["fault"])}), '
+    mark = (
+        ""
+        if valid is None
+        else '<span class="mark good">&#x2713; valid</span>, '
+        if valid
+        else f'<span class="mark bad">&#x2717; not valid</span> ({_text(sample["fault"])}), '
+    )
     return (
         f'<article class="sample" style="--model: var(--{drawn["model"].replace("_", "-")})"><h4>{_text(drawn["title"])}</h4>'
         f'<p class="text">{_text(sample["text"])}</p><p class="note">{mark}entropy {sample["entropy"]:.2f} nats</p></article>'
@@ -146,17 +208,26 @@ def _card(drawn: Mapping[str, Any], sample: Mapping[str, Any]) -> str:
 def _lede(results: Mapping[str, Any]) -> str:
     rows = results["rows"]
     sampled = [r for r in rows if r["decode_steps"] is not None]
-    parts = [f'Texts of {results["setting"].get("length", "?")} tokens']
+    parts = [f"Texts of {results['setting'].get('length', '?')} tokens"]
     if sampled:
         models = "; ".join(dict.fromkeys(NAMES.get(r["model"], r["model"]) for r in sampled))
         steps = sorted({r["decode_steps"] for r in sampled})
-        parts = [f'{max(r["samples"] for r in sampled)} texts of {results["setting"].get("length", "?")} tokens a row at {", ".join(map(str, steps))} decoding steps, by: {models}']
+        parts = [
+            f"{max(r['samples'] for r in sampled)} texts of {results['setting'].get('length', '?')} tokens a row at {', '.join(map(str, steps))} decoding steps, by: {models}"
+        ]
     return _text(f"{parts[0]}. Brackets and bars are 95% intervals over samples.")
 
 
 def _setting(results: Mapping[str, Any]) -> str:
     def pairs(entries: Mapping[str, Any]) -> str:
-        return '<dl class="pairs">' + "".join(f"<dt>{_text(name.replace('_', ' '))}</dt><dd>{_text(value)}</dd>" for name, value in entries.items()) + "</dl>"
+        return (
+            '<dl class="pairs">'
+            + "".join(
+                f"<dt>{_text(name.replace('_', ' '))}</dt><dd>{_text(value)}</dd>"
+                for name, value in entries.items()
+            )
+            + "</dl>"
+        )
 
     def said(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -165,7 +236,9 @@ def _setting(results: Mapping[str, Any]) -> str:
 
     measured = {name for row in results["rows"] for name in row["metrics"]}
     meanings = {name: meaning for name, meaning in MEASURES.items() if name in measured}
-    return pairs({name: said(value) for name, value in results["setting"].items()}) + pairs(meanings)
+    return pairs({name: said(value) for name, value in results["setting"].items()}) + pairs(
+        meanings
+    )
 
 
 def _reach(tables: Iterable[Table]) -> str:
@@ -173,7 +246,9 @@ def _reach(tables: Iterable[Table]) -> str:
     rows = [row for form in tables for row in form["rows"]]
     if not rows:
         return ""
-    beyond = sum(any(isinstance(cell, str) and cell.startswith(_BEYOND) for cell in row) for row in rows)
+    beyond = sum(
+        any(isinstance(cell, str) and cell.startswith(_BEYOND) for cell in row) for row in rows
+    )
     said = f"Row by row, the paper's number and this run's. {beyond} of {len(rows)} rows are out of reach of this run and are set in grey: "
     why = "its corpus or length is another one, or the method is not part of this project. Such numbers stand side by side for orientation, and are no comparison."
     return f"<p>{_text(said + why if beyond else f'Row by row, the paper has {len(rows)} numbers; the last column says of each whether it compares.')}</p>"
@@ -192,7 +267,9 @@ def _grouped(columns: Sequence[str]) -> list[tuple[int, ...]]:
 
 
 def _numeric(form: Table, group: Sequence[int]) -> bool:
-    return all(row[group[0]] is None or isinstance(row[group[0]], int | float) for row in form["rows"])
+    return all(
+        row[group[0]] is None or isinstance(row[group[0]], int | float) for row in form["rows"]
+    )
 
 
 def _cell(row: Sequence[Any], group: Sequence[int]) -> str:
@@ -218,7 +295,11 @@ def _head(name: str) -> str:
 
 
 def _paper(form: Table) -> str:
-    return f' <span class="paper">({_text(form["paper"])} of the paper)</span>' if form["paper"] else ""
+    return (
+        f' <span class="paper">({_text(form["paper"])} of the paper)</span>'
+        if form["paper"]
+        else ""
+    )
 
 
 def _note(form: Table) -> str:
@@ -247,4 +328,8 @@ def _corpus(results: Mapping[str, Any]) -> str:
 
 
 def _template(name: str) -> str:
-    return importlib.resources.files("diladiff_jax.evaluation.report").joinpath("template", name).read_text(encoding="utf-8")
+    return (
+        importlib.resources.files("diladiff_jax.evaluation.report")
+        .joinpath("template", name)
+        .read_text(encoding="utf-8")
+    )

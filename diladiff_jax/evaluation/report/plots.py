@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from diladiff_jax.evaluation.figures import Figure, NAMES
+from diladiff_jax.evaluation.figures import NAMES, Figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,19 +18,47 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 COLORS = {
-    "mdlm": "#7b7b7b", "mdlm_long": "#404040", "ladiff": "#3b75af", "diladiff": "#c8442d",
-    "prior_ddim": "#b5761b", "prior_dpmpp_2m": "#7d7a12", "true_latent": "#3f8a57", "null_latent": "#9a5fb0",
+    "mdlm": "#7b7b7b",
+    "mdlm_long": "#404040",
+    "ladiff": "#3b75af",
+    "diladiff": "#c8442d",
+    "prior_ddim": "#b5761b",
+    "prior_dpmpp_2m": "#7d7a12",
+    "true_latent": "#3f8a57",
+    "null_latent": "#9a5fb0",
 }
 """One colour a model wherever it is drawn, dark enough to be told from white."""
 INK, GRID = "#1b1f24", "#d3d7dc"
 
-_OTHERS = [COLORS[name] for name in ("ladiff", "diladiff", "true_latent", "null_latent", "prior_ddim", "prior_dpmpp_2m", "mdlm", "mdlm_long")]
+_OTHERS = [
+    COLORS[name]
+    for name in (
+        "ladiff",
+        "diladiff",
+        "true_latent",
+        "null_latent",
+        "prior_ddim",
+        "prior_dpmpp_2m",
+        "mdlm",
+        "mdlm_long",
+    )
+]
 _MARKERS = "oD^svPXd"
 _DENSE = 40  # from so many points on, a line is a curve, and markers would hide it
 
 _STYLE = {
-    "font.size": 9.5, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK, "grid.color": GRID,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "axes.grid": True, "grid.linewidth": 0.7,
+    "font.size": 9.5,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": GRID,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.linewidth": 0.7,
     "svg.fonttype": "none",  # text stays text: it can be read aloud, searched and set in the page's own font
     "font.family": ["DejaVu Sans"],
 }
@@ -59,8 +87,12 @@ def draw(figure: Figure) -> Drawing:
                 axes.plot(line["x"], line["y"], **look)
             else:
                 below = [max(0.0, y - low) for y, low in zip(line["y"], line["low"], strict=True)]
-                above = [max(0.0, high - y) for y, high in zip(line["y"], line["high"], strict=True)]
-                axes.errorbar(line["x"], line["y"], yerr=[below, above], capsize=2, elinewidth=1, **look)
+                above = [
+                    max(0.0, high - y) for y, high in zip(line["y"], line["high"], strict=True)
+                ]
+                axes.errorbar(
+                    line["x"], line["y"], yerr=[below, above], capsize=2, elinewidth=1, **look
+                )
         for axis in ("x", "y"):
             if figure[axis]["scale"] == "log":
                 log_scale(axes, axis)
@@ -69,7 +101,13 @@ def draw(figure: Figure) -> Drawing:
         axes.set_ylabel("\n".join(_wrapped(figure["y"]["label"], 46)))
         axes.set_title("\n".join(_wrapped(figure["title"], 64)), fontsize=10.5)
         if len(figure["series"]) > 1:
-            drawing.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2 if len(figure["series"]) < 7 else 3, frameon=False, fontsize=8.5)
+            drawing.legend(
+                *axes.get_legend_handles_labels(),
+                loc="outside lower center",
+                ncols=2 if len(figure["series"]) < 7 else 3,
+                frameon=False,
+                fontsize=8.5,
+            )
     return drawing
 
 
@@ -140,7 +178,12 @@ def inline(text: str, id: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{id}-", text)
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1), count=1)
+    text = re.sub(
+        r'(<svg[^>]*?) width="[^"]*"',
+        r"\1",
+        re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1),
+        count=1,
+    )
     text = text.replace("fill: #ffffff", "fill: none")
     for name, color in ({"ink": INK, "grid": GRID} | COLORS).items():
         text = text.replace(color, f"var(--{name.replace('_', '-')})")

@@ -9,9 +9,9 @@ import numpy as np
 
 from diladiff_jax.data import stories
 from diladiff_jax.data.tokenizers import Tokenizer
-from diladiff_jax.evaluation.measures import text
-from diladiff_jax.evaluation.figures import NAMES
 from diladiff_jax.evaluation.analyses.generation import Analysed
+from diladiff_jax.evaluation.figures import NAMES
+from diladiff_jax.evaluation.measures import text
 
 _CONTEXT = 16  # tokens before one that may change how it is written
 
@@ -32,22 +32,33 @@ def draw(model: Analysed, num: int = 6, *, seed: int = 0) -> list[dict[str, Any]
         found = model.sample(seed, max(num, model.config.sampling.batch), model=name)
         controls = model.controls(name)
         rows = found.tokens[:num]
-        verdicts = [_verdict(t) if model.config.data.corpus == "stories" else (None, "") for t in text.first_documents(rows, model.tokenizer)]
-        drawn.append({
-            "model": name,
-            "title": NAMES[name],
-            "latent_steps": int(controls.latent_steps) if found.latents is not None else None,
-            "decode_steps": int(controls.decode_steps),
-            "temperature": float(controls.temperature),
-            "top_p": float(controls.top_p),
-            "samples": [
-                {
-                    "index": i, "seed": seed, "text": found.texts[i], "entropy": text.unigram_entropy(row), "valid": verdicts[i][0], "fault": verdicts[i][1],
-                    "tokens": surfaces(model.tokenizer, row), "unmasked_at": found.unmasked_at[i].tolist(),
-                }
-                for i, row in enumerate(rows)
-            ],
-        })
+        verdicts = [
+            _verdict(t) if model.config.data.corpus == "stories" else (None, "")
+            for t in text.first_documents(rows, model.tokenizer)
+        ]
+        drawn.append(
+            {
+                "model": name,
+                "title": NAMES[name],
+                "latent_steps": int(controls.latent_steps) if found.latents is not None else None,
+                "decode_steps": int(controls.decode_steps),
+                "temperature": float(controls.temperature),
+                "top_p": float(controls.top_p),
+                "samples": [
+                    {
+                        "index": i,
+                        "seed": seed,
+                        "text": found.texts[i],
+                        "entropy": text.unigram_entropy(row),
+                        "valid": verdicts[i][0],
+                        "fault": verdicts[i][1],
+                        "tokens": surfaces(model.tokenizer, row),
+                        "unmasked_at": found.unmasked_at[i].tolist(),
+                    }
+                    for i, row in enumerate(rows)
+                ],
+            }
+        )
     return drawn
 
 

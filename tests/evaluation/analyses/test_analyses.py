@@ -22,11 +22,29 @@ def estimate(value, half=0.1):
     return {"value": float(value), "low": value - half, "high": value + half}
 
 
-def row(model, value=0.5, *, decode=None, latent=None, temperature=1.0, seconds=2.0, metric="gen_ppl", **metrics):
+def row(
+    model,
+    value=0.5,
+    *,
+    decode=None,
+    latent=None,
+    temperature=1.0,
+    seconds=2.0,
+    metric="gen_ppl",
+    **metrics,
+):
     found = {metric: estimate(value)} | {name: estimate(v) for name, v in metrics.items()}
     return {
-        "corpus": "stories", "model": model, "latent_steps": latent, "decode_steps": decode, "temperature": temperature if decode else None, "top_p": 0.9 if decode else None,
-        "samples": 4, "seconds": seconds if decode else None, "tokens_per_second": 1.0 if decode else None, "metrics": found,
+        "corpus": "stories",
+        "model": model,
+        "latent_steps": latent,
+        "decode_steps": decode,
+        "temperature": temperature if decode else None,
+        "top_p": 0.9 if decode else None,
+        "samples": 4,
+        "seconds": seconds if decode else None,
+        "tokens_per_second": 1.0 if decode else None,
+        "metrics": found,
     }
 
 
@@ -36,7 +54,11 @@ def test_the_fit_recovers_planted_numbers(noise, tolerance):
     u = np.linspace(0, 1, 21)
     for planted in (decoder.Omega(0.05, 0.9, 6.0, 0.6), decoder.Omega(0.2, 0.7, 12.0, 0.3)):
         found = decoder.fit_omega(u, planted(u) + noise * np.random.default_rng(0).normal(size=21))
-        np.testing.assert_allclose([found.w0, found.w1, found.k / 10, found.t0], [planted.w0, planted.w1, planted.k / 10, planted.t0], atol=tolerance)
+        np.testing.assert_allclose(
+            [found.w0, found.w1, found.k / 10, found.t0],
+            [planted.w0, planted.w1, planted.k / 10, planted.t0],
+            atol=tolerance,
+        )
     with pytest.raises(ValueError, match="at least 5"):
         decoder.fit_omega(u[:4], u[:4])
 
@@ -53,17 +75,32 @@ def test_the_fitted_schedule_makes_the_error_linear():
 def test_loss_and_recovery_by_count_match_enumeration():
     """All subsets of each size under exact conditionals: 3,000 draws a row, within 5 standard errors."""
     rows = np.array([[0, 1, 2], [2, 2, 0], [1, 0, 0]], np.int32)
-    found = decoder.by_masked_count(posterior_logits, None, rows, jax.random.key(0), MASK, NO_EOT, np.arange(4) < MASK, (1, 2, 3), draws=3000, batch=2)
+    found = decoder.by_masked_count(
+        posterior_logits,
+        None,
+        rows,
+        jax.random.key(0),
+        MASK,
+        NO_EOT,
+        np.arange(4) < MASK,
+        (1, 2, 3),
+        draws=3000,
+        batch=2,
+    )
     for i, count in enumerate((1, 2, 3)):
         patterns = [p for p in itertools.product([0, 1], repeat=LENGTH) if sum(p) == count]
         nll, right = [], []
         for clean, pattern in itertools.product(rows, patterns):
-            logits = np.asarray(posterior_logits(None, jnp.asarray(np.where(pattern, MASK, clean)[None])))[0, :, :3]
+            logits = np.asarray(
+                posterior_logits(None, jnp.asarray(np.where(pattern, MASK, clean)[None]))
+            )[0, :, :3]
             nll.append(sum(-logits[p, clean[p]] for p in range(LENGTH) if pattern[p]))
             right.append(sum(logits[p].argmax() == clean[p] for p in range(LENGTH) if pattern[p]))
         assert (found.masked[i] == 3000 * count).all()
         for measured, exact in ((found.loss(i), nll), (found.recovery(i), right)):
-            assert measured["value"] == pytest.approx(np.mean(exact) / count, abs=5 * np.std(exact) / count / np.sqrt(9000) + 1e-5)
+            assert measured["value"] == pytest.approx(
+                np.mean(exact) / count, abs=5 * np.std(exact) / count / np.sqrt(9000) + 1e-5
+            )
     assert JOINT.shape == (3, 3, 3)
 
 
@@ -78,11 +115,23 @@ def test_similarity_by_hand_and_of_chance():
     a, b = rng.integers(1, 9, (2, 400, 20))
     for same in (generation.equal_positions(a, a, 0), generation.jaccard(a, a, 2, 0)):
         np.testing.assert_array_equal(same, 1)
-    assert generation.equal_positions(a, a + 10, 0).max() == generation.jaccard(a, a + 10, 1, 0).max() == 0
-    assert generation.equal_positions(a, b, 0).mean() == pytest.approx(1 / 8, abs=5 * np.sqrt(7 / 64 / 8000))
+    assert (
+        generation.equal_positions(a, a + 10, 0).max()
+        == generation.jaccard(a, a + 10, 1, 0).max()
+        == 0
+    )
+    assert generation.equal_positions(a, b, 0).mean() == pytest.approx(
+        1 / 8, abs=5 * np.sqrt(7 / 64 / 8000)
+    )
     x, y = np.array([[1, 2, 3, 0, 0, 0]]), np.array([[1, 2, 4, 0, 0, 0]])
-    assert generation.equal_positions(x, y, 0) == [3 / 4]  # three words and the end that closes them
-    assert generation.jaccard(x, y, 1, 0) == [2 / 4] and generation.jaccard(x, y, 2, 0) == [1 / 3] and generation.jaccard(x, y, 4, 0) == [1]
+    assert generation.equal_positions(x, y, 0) == [
+        3 / 4
+    ]  # three words and the end that closes them
+    assert (
+        generation.jaccard(x, y, 1, 0) == [2 / 4]
+        and generation.jaccard(x, y, 2, 0) == [1 / 3]
+        and generation.jaccard(x, y, 4, 0) == [1]
+    )
 
 
 def test_noise_preserves_variance():
@@ -100,13 +149,17 @@ def test_attention_share_is_that_of_the_layers_own_updates(networks, random_para
     tokens = np.random.default_rng(0).integers(0, 10, (5, 8)).astype(np.int32)
     z = np.random.default_rng(1).normal(size=(5, 4, 6)).astype(np.float32)
     params = random_parameters(networks.decoder, jnp.asarray(tokens), jnp.asarray(z))
-    share = lambda p: decoder.attention_share(networks.decoder, p, tokens, z, 10, -1, (8,))["series"][0]["y"][0]  # noqa: E731
+    share = lambda p: decoder.attention_share(networks.decoder, p, tokens, z, 10, -1, (8,))[
+        "series"
+    ][0]["y"][0]
     bound = networks.decoder.bind({"params": params})
     h = bound.backbone.embed(jnp.full((5, 8), 10))
     after = bound.cross["0"](h, jnp.asarray(z))
     block = params["backbone"]["block_0"]
-    own = SelfAttention(16, 2).apply({"params": block["attention"]}, Norm().apply({"params": block["attention_norm"]}, after))
-    norm = lambda x: np.linalg.norm(np.asarray(x).reshape(5, -1), axis=1)  # noqa: E731
+    own = SelfAttention(16, 2).apply(
+        {"params": block["attention"]}, Norm().apply({"params": block["attention_norm"]}, after)
+    )
+    norm = lambda x: np.linalg.norm(np.asarray(x).reshape(5, -1), axis=1)
     assert share(params) == pytest.approx((norm(after - h) / norm(own)).mean(), rel=1e-4)
     params["cross_0"]["zero_out"] = jax.tree.map(jnp.zeros_like, params["cross_0"]["zero_out"])
     assert share(params) == 0
@@ -119,38 +172,83 @@ def test_schedule_curves_are_figure_6():
     assert list(lines) == ["d = 2", "d = 5", "d = 10", "d = 15", "this experiment"]
     assert lines["d = 10"]["y"][20] == pytest.approx(0.294, abs=5e-4)
     first = snr["series"][0]
-    np.testing.assert_allclose(first["y"], -2 * np.log(2 * np.tan(np.pi * np.array(first["x"]) / 2)), atol=1e-4)
+    np.testing.assert_allclose(
+        first["y"], -2 * np.log(2 * np.tan(np.pi * np.array(first["x"]) / 2)), atol=1e-4
+    )
 
 
 def test_sweeps_from_rows():
     """Sorted series a model, intervals kept, rows without the measure left out; one point is no curve."""
-    rows = [row("mdlm", 30, decode=8), row("mdlm", 40, decode=2, seconds=1.0), row("ladiff", 20, decode=8, latent=50), row("data", 10)]
+    rows = [
+        row("mdlm", 30, decode=8),
+        row("mdlm", 40, decode=2, seconds=1.0),
+        row("ladiff", 20, decode=8, latent=50),
+        row("data", 10),
+    ]
     (figure,) = sweep_curves.speed_quality(rows)
-    assert figure["id"] == "speed_gen_ppl" and figure["series"][0]["x"] == [250, 500] and figure["series"][0]["y"] == [40, 30]
+    assert (
+        figure["id"] == "speed_gen_ppl"
+        and figure["series"][0]["x"] == [250, 500]
+        and figure["series"][0]["y"] == [40, 30]
+    )
     assert figure["series"][0]["low"] == [39.9, 29.9] and len(figure["series"]) == 2
     (figure,) = sweep_curves.against(rows, "decode_steps")
     assert [s["name"] for s in figure["series"]] == ["MDLM"] and figure["series"][0]["x"] == [2, 8]
     table = sweep_curves.main_table(rows)
-    assert [r[0] for r in table["rows"]] == ["MDLM", "MDLM", "LaDiff", "data"] and table["rows"][0][4] == 500
-    bound = sweep_curves.autoencoder_table([row("autoencoder bound", 3.0, metric="bound_ppl", recovery=0.7), rows[0]])
-    assert bound["rows"] == [["autoencoder", 3.0, 2.9, 3.1, 0.7, pytest.approx(0.6), pytest.approx(0.8)]]
+    assert [r[0] for r in table["rows"]] == ["MDLM", "MDLM", "LaDiff", "data"] and table["rows"][0][
+        4
+    ] == 500
+    bound = sweep_curves.autoencoder_table(
+        [row("autoencoder bound", 3.0, metric="bound_ppl", recovery=0.7), rows[0]]
+    )
+    assert bound["rows"] == [
+        ["autoencoder", 3.0, 2.9, 3.1, 0.7, pytest.approx(0.6), pytest.approx(0.8)]
+    ]
     with pytest.raises(ValueError, match="2 columns and a row of 1"):
         figures.table("x", "", "", ("a", "b"), [[1]])
 
 
 def test_compression_over_workdirs(tmp_path):
     """L / N on one axis, a series an augmentation, the best generated row of each workdir."""
-    for name, latents, p_lat, recovery in (("a", 16, 0.4, 0.7), ("b", 8, 0.4, 0.5), ("c", 16, 0.7, 0.6)):
+    for name, latents, p_lat, recovery in (
+        ("a", 16, 0.4, 0.7),
+        ("b", 8, 0.4, 0.5),
+        ("c", 16, 0.7, 0.6),
+    ):
         (tmp_path / name / "report").mkdir(parents=True)
-        config = {"data": {"length": 32}, "encoder": {"num_latents": latents}, "autoencoder": {"noise": 0.3, "p_feat": 0.3, "p_lat": p_lat, "p_drop": 0.5}}
+        config = {
+            "data": {"length": 32},
+            "encoder": {"num_latents": latents},
+            "autoencoder": {"noise": 0.3, "p_feat": 0.3, "p_lat": p_lat, "p_drop": 0.5},
+        }
         (tmp_path / name / "config.json").write_text(json.dumps(config))
-        rows = [row("autoencoder bound", 3.0, metric="bound_ppl", recovery=recovery), row("ladiff", 30, decode=8), row("diladiff", 20 + latents, decode=8), row("mdlm", 1, decode=8)]
-        (tmp_path / name / "report" / "results.json").write_text(json.dumps({"setting": {}, "rows": rows}))
-    figures = {f["id"]: f for f in sweep_curves.compression_tradeoff([sweep_curves.evaluated(tmp_path / n) for n in "abc"])}
-    assert set(figures) == {"compression_recovery", "compression_bound_ppl", "compression_gen_ppl", "tradeoff_gen_ppl"}
+        rows = [
+            row("autoencoder bound", 3.0, metric="bound_ppl", recovery=recovery),
+            row("ladiff", 30, decode=8),
+            row("diladiff", 20 + latents, decode=8),
+            row("mdlm", 1, decode=8),
+        ]
+        (tmp_path / name / "report" / "results.json").write_text(
+            json.dumps({"setting": {}, "rows": rows})
+        )
+    figures = {
+        f["id"]: f
+        for f in sweep_curves.compression_tradeoff(
+            [sweep_curves.evaluated(tmp_path / n) for n in "abc"]
+        )
+    }
+    assert set(figures) == {
+        "compression_recovery",
+        "compression_bound_ppl",
+        "compression_gen_ppl",
+        "tradeoff_gen_ppl",
+    }
     lines = figures["compression_recovery"]["series"]
     assert [(s["x"], s["y"]) for s in lines] == [([2, 4], [0.7, 0.5]), ([2], [0.6])]
-    assert [(s["x"], s["y"]) for s in figures["tradeoff_gen_ppl"]["series"]] == [([0.5, 0.7], [28, 30]), ([0.6], [30])]
+    assert [(s["x"], s["y"]) for s in figures["tradeoff_gen_ppl"]["series"]] == [
+        ([0.5, 0.7], [28, 30]),
+        ([0.6], [30]),
+    ]
     path = tmp_path / "c" / "report" / "results.json"
     for damage in ("{", "[]", '{"setting": {}, "rows": [{}]}'):
         path.write_text(damage)
@@ -166,21 +264,48 @@ def test_compression_over_workdirs(tmp_path):
 
 def test_published_rows_say_whether_they_compare():
     """Another corpus, another method, another number of steps, or the same setting: each row says which."""
-    rows = [row("data", 15), row("mdlm", 91, decode=1024), row("ladiff", 60, decode=32, latent=200), row("diladiff", 99, decode=32, latent=5, temperature=0.7)]
+    rows = [
+        row("data", 15),
+        row("mdlm", 91, decode=1024),
+        row("ladiff", 60, decode=32, latent=200),
+        row("diladiff", 99, decode=32, latent=5, temperature=0.7),
+    ]
     small = published.main_comparison({"setting": {"length": 32}, "rows": rows})["rows"]
     said = {r[0]: r for r in small if r[1] == "gen_ppl"}
-    assert said["MDLM"][2:4] == [90.5, 91.0] and "stories at L = 32, not OpenWebText" in said["MDLM"][7]
+    assert (
+        said["MDLM"][2:4] == [90.5, 91.0]
+        and "stories at L = 32, not OpenWebText" in said["MDLM"][7]
+    )
     assert "another method" in said["DUO"][7] and said["DUO"][3] is None
     assert "not measured here: diladiff" in said["DiLaDiff 5 + 64"][7]
     for r in rows:
         r["corpus"] = "openwebtext"
-    whole = {r[0]: r for r in published.main_comparison({"setting": {"length": 1024}, "rows": rows})["rows"] if r[1] == "gen_ppl"}
-    assert whole["MDLM"][7].startswith("same setting") and "32 decode steps here" in whole["LaDiff 200 + 64"][7]
+    whole = {
+        r[0]: r
+        for r in published.main_comparison({"setting": {"length": 1024}, "rows": rows})["rows"]
+        if r[1] == "gen_ppl"
+    }
+    assert (
+        whole["MDLM"][7].startswith("same setting")
+        and "32 decode steps here" in whole["LaDiff 200 + 64"][7]
+    )
     assert whole["DiLaDiff 5 + 32, temperature 0.7"][3] == 99
-    results = {"setting": {"length": 1024}, "rows": [*rows, row("autoencoder bound", 3.0, metric="bound_ppl", recovery=0.7), row("ladiff", 60, decode=64, latent=200, seconds=0.5)]}
+    results = {
+        "setting": {"length": 1024},
+        "rows": [
+            *rows,
+            row("autoencoder bound", 3.0, metric="bound_ppl", recovery=0.7),
+            row("ladiff", 60, decode=64, latent=200, seconds=0.5),
+        ],
+    }
     table = published.autoencoder_comparison(results, 2.0)["rows"]
     assert [r[3] for r in table] == [None, None, None, None, 0.7, None, 0.7]
-    assert [r[2] for r in published.schedule_comparison(results, "tangent", 10.0)["rows"]] == [None, None, 60.0, None]
+    assert [r[2] for r in published.schedule_comparison(results, "tangent", 10.0)["rows"]] == [
+        None,
+        None,
+        60.0,
+        None,
+    ]
     assert published.speed_comparison(results)["rows"][0][1:3] == [7.0, 4.0]
     assert published.speed_comparison({"setting": {}, "rows": []})["rows"][0][2] is None
 
@@ -192,29 +317,81 @@ def test_all_of_it_on_a_trained_workdir(trained):
     from diladiff_jax.data.prepare import load_prepared
 
     model, lines = dl.load(trained), []
-    results = {"setting": {"length": 32}, "rows": [row("mdlm", 30, decode=8), row("mdlm", 40, decode=2)]}
+    results = {
+        "setting": {"length": 32},
+        "rows": [row("mdlm", 30, decode=8), row("mdlm", 40, decode=2)],
+    }
     with jax.numpy_rank_promotion("allow"):
-        found = run.analyse(model, load_prepared(model.config.data, trained), results, lines.append, samples=24)
+        found = run.analyse(
+            model, load_prepared(model.config.data, trained), results, lines.append, samples=24
+        )
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert not [line for line in lines if "left out" in line and "MAUVE" not in line]
     figures.check_analyses(found)
-    assert {f["id"] for f in run.of_rows(model, results)["figures"]} < {f["id"] for f in found["figures"]}
+    assert {f["id"] for f in run.of_rows(model, results)["figures"]} < {
+        f["id"] for f in found["figures"]
+    }
     ids = [f["id"] for f in found["figures"] + found["tables"]]
     assert {
-        "speed_gen_ppl", "gen_ppl_by_decode_steps", "schedule_alpha", "loss_by_ratio", "recovery_by_ratio", "attention_share", "robustness", "decoding_error",
-        "reparameterization", "equal_positions", "ngram_overlap", "valid_by_latent_steps", "valid_by_temperature", "main", "published_main", "omega", "latent_overhead", "latent_samplers", "ladiff_likelihood",
+        "speed_gen_ppl",
+        "gen_ppl_by_decode_steps",
+        "schedule_alpha",
+        "loss_by_ratio",
+        "recovery_by_ratio",
+        "attention_share",
+        "robustness",
+        "decoding_error",
+        "reparameterization",
+        "equal_positions",
+        "ngram_overlap",
+        "valid_by_latent_steps",
+        "valid_by_temperature",
+        "main",
+        "published_main",
+        "omega",
+        "latent_overhead",
+        "latent_samplers",
+        "ladiff_likelihood",
     } <= set(ids)
-    section = (pathlib.Path(__file__).parents[3] / "README.md").read_text().split("## Every figure and table of the paper")[1].split("\n## ")[0]
-    named = {name for line in section.splitlines() if line.startswith("| ") for name in re.findall(r"`([\w*]+)`", line.split("|")[3])}
+    section = (
+        (pathlib.Path(__file__).parents[3] / "README.md")
+        .read_text()
+        .split("## Every figure and table of the paper")[1]
+        .split("\n## ")[0]
+    )
+    named = {
+        name
+        for line in section.splitlines()
+        if line.startswith("| ")
+        for name in re.findall(r"`([\w*]+)`", line.split("|")[3])
+    }
     assert {"speed_gen_ppl", "omega", "tradeoff_*"} <= named
-    for name in named - {"compression_*", "tradeoff_*", "mauve", "speed_valid"}:  # several workdirs, a package, and rows that this test does not have
-        assert fnmatch.filter(ids, name), f"the README names {name}, and no figure or table is called so"
+    for name in named - {
+        "compression_*",
+        "tradeoff_*",
+        "mauve",
+        "speed_valid",
+    }:  # several workdirs, a package, and rows that this test does not have
+        assert fnmatch.filter(ids, name), (
+            f"the README names {name}, and no figure or table is called so"
+        )
     for figure in found["figures"]:
         for s in figure["series"]:
             if s["low"] is not None:
-                assert all(low <= y + 1e-9 and y <= high + 1e-9 for low, y, high in zip(s["low"], s["y"], s["high"], strict=True)), figure["id"]
+                assert all(
+                    low <= y + 1e-9 and y <= high + 1e-9
+                    for low, y, high in zip(s["low"], s["y"], s["high"], strict=True)
+                ), figure["id"]
     samplers = next(t for t in found["tables"] if t["id"] == "latent_samplers")
-    assert {(r[0], r[1], r[2]) for r in samplers["rows"]} >= {("Euler", 200, 200), ("Heun", 3, 5), ("Heun", 10, 19), ("DPM-Solver++(2M)", 20, 20), ("student", 4, 8)}
+    assert {(r[0], r[1], r[2]) for r in samplers["rows"]} >= {
+        ("Euler", 200, 200),
+        ("Heun", 3, 5),
+        ("Heun", 10, 19),
+        ("DPM-Solver++(2M)", 20, 20),
+        ("student", 4, 8),
+    }
     likelihood = next(t for t in found["tables"] if t["id"] == "ladiff_likelihood")
     for r in likelihood["rows"]:
-        assert r[4] == pytest.approx(r[7] + r[8] - r[9], rel=1e-6) and r[1] == pytest.approx(np.exp(r[4]), rel=1e-6)
+        assert r[4] == pytest.approx(r[7] + r[8] - r[9], rel=1e-6) and r[1] == pytest.approx(
+            np.exp(r[4]), rel=1e-6
+        )

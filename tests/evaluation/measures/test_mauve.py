@@ -16,12 +16,18 @@ def cloud(seed, shift=0.0, n=200):
 def test_limits_and_order():
     """Alike: near 1; disjoint: near 0; between, in the order of the distance. All settings and counts are told."""
     pytest.importorskip("mauve")
-    values = [mauve.mauve(cloud(0), cloud(1, shift), kmeans_num_redo=1) for shift in (0.0, 2.0, 20.0)]
+    values = [
+        mauve.mauve(cloud(0), cloud(1, shift), kmeans_num_redo=1) for shift in (0.0, 2.0, 20.0)
+    ]
     alike, near, far = (v["value"] for v in values)
     assert alike > 0.9 and far < 0.05 and far < near < alike
     for v in values:
         assert 0 <= v["low"] <= v["value"] <= v["high"] <= 1
-        assert (v["samples"], v["data_samples"]) == (200, 200) and set(v["settings"]) == set(mauve.SETTINGS) and v["settings"]["kmeans_num_redo"] == 1
+        assert (
+            (v["samples"], v["data_samples"]) == (200, 200)
+            and set(v["settings"]) == set(mauve.SETTINGS)
+            and v["settings"]["kmeans_num_redo"] == 1
+        )
 
 
 def test_what_is_refused(monkeypatch):
@@ -48,5 +54,7 @@ def test_mean_hidden_counts_what_it_is_told():
     """The mean over counted positions alone, whatever the batch."""
     tokens = np.array([[1, 2, 3], [4, 5, 6], [7, 8, 9]], np.int32)
     counted = np.array([[1, 1, 0], [1, 1, 1], [0, 0, 1]], bool)
-    found = mauve.mean_hidden(lambda rows: jnp.stack([rows, -rows], axis=-1), tokens, counted, batch=2)
+    found = mauve.mean_hidden(
+        lambda rows: jnp.stack([rows, -rows], axis=-1), tokens, counted, batch=2
+    )
     np.testing.assert_allclose(found, [[1.5, -1.5], [5, -5], [9, -9]])

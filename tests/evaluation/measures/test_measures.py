@@ -18,7 +18,9 @@ def test_wilson_interval():
         assert e["value"] == k / n and 0 <= e["low"] <= e["value"] <= e["high"] <= 1
         for p in (e["low"], e["high"]):
             if 0 < p < 1:
-                assert abs(k / n - p) == pytest.approx(1.959964 * np.sqrt(p * (1 - p) / n), rel=1e-5)
+                assert abs(k / n - p) == pytest.approx(
+                    1.959964 * np.sqrt(p * (1 - p) / n), rel=1e-5
+                )
     assert intervals.share(np.zeros(50))["high"] > 0.05
 
 
@@ -27,14 +29,18 @@ def test_bootstrap_covers():
     rng = np.random.default_rng(0)
     hits = 0
     for i in range(300):
-        e = intervals.bootstrap(lambda index, x=rng.normal(3.0, 2.0, 100): x[index].mean(axis=1), 100, draws=300, seed=i)
+        e = intervals.bootstrap(
+            lambda index, x=rng.normal(3.0, 2.0, 100): x[index].mean(axis=1), 100, draws=300, seed=i
+        )
         hits += e["low"] <= 3.0 <= e["high"]
     assert 0.90 <= hits / 300 <= 0.99
 
 
 def test_ratio_exp_weights_by_tokens():
     """exp of the total over the total, not a mean of perplexities."""
-    assert intervals.ratio_exp(np.array([1.0, 9.0]), np.array([1.0, 3.0]))["value"] == pytest.approx(np.exp(10 / 4))
+    assert intervals.ratio_exp(np.array([1.0, 9.0]), np.array([1.0, 3.0]))[
+        "value"
+    ] == pytest.approx(np.exp(10 / 4))
 
 
 def test_entropy_and_repetition():
@@ -52,7 +58,10 @@ def test_distinct_n_by_hand():
     found = text.distinct_measures(rows, eot_id=0)
     assert [found[f"distinct_{n}"]["value"] for n in (1, 2, 3, 4)] == [3 / 7, 3 / 5, 1.0, 1.0]
     assert set(text.token_measures(rows, 0)) == {"entropy", "repetition", *found}
-    assert text.distinct_n([np.array([1])], 2) is None and text.distinct_measures(np.zeros((2, 3), int), 0) == {}
+    assert (
+        text.distinct_n([np.array([1])], 2) is None
+        and text.distinct_measures(np.zeros((2, 3), int), 0) == {}
+    )
 
 
 def test_jackknife_of_a_mean():
@@ -75,7 +84,12 @@ def test_oracle_on_its_own_language():
     """True stories: all valid, exact NLL near the entropy; broken ones: none valid and no exact_nll."""
     good = list(stories.documents(400, 3))
     measures = text.oracle_measures(good)
-    assert measures["valid"]["value"] == measures["agreement"]["value"] == measures["distinct"]["value"] == 1
+    assert (
+        measures["valid"]["value"]
+        == measures["agreement"]["value"]
+        == measures["distinct"]["value"]
+        == 1
+    )
     # The mean of 400 documents: 5 standard errors, false alarm below 1e-6.
     spread = np.std([-stories.log_likelihood(d) for d in good]) / 20
     assert measures["exact_nll"]["value"] == pytest.approx(stories.entropy(), abs=5 * spread)
@@ -97,7 +111,9 @@ def posterior_logits(_, x_t, condition=None):
             shape = tuple(3 if a == axis else 1 for a in range(LENGTH))
             keep = (jnp.arange(3) == row[axis]) | (row[axis] == MASK)
             weight = weight * keep.reshape(shape)
-        marginals = [weight.sum(axis=tuple(a for a in range(LENGTH) if a != axis)) for axis in range(LENGTH)]
+        marginals = [
+            weight.sum(axis=tuple(a for a in range(LENGTH) if a != axis)) for axis in range(LENGTH)
+        ]
         logits = jnp.log(jnp.stack(marginals) / weight.sum() + 1e-30)
         return jnp.concatenate([logits, jnp.zeros((LENGTH, 1))], axis=1)
 
@@ -112,7 +128,16 @@ def test_bound_is_tight_for_exact_conditionals(estimator):
     tokens = np.stack(np.unravel_index(flat, (3, 3, 3)), axis=1).astype(np.int32)
     exact = np.exp(-np.log(JOINT.ravel()[flat]).mean() / LENGTH)
     found = likelihood.bound_and_recovery(
-        posterior_logits, None, tokens, jax.random.key(0), MASK, NO_EOT, np.arange(4) < MASK, draws=2000, batch=40, estimator=estimator
+        posterior_logits,
+        None,
+        tokens,
+        jax.random.key(0),
+        MASK,
+        NO_EOT,
+        np.arange(4) < MASK,
+        draws=2000,
+        batch=40,
+        estimator=estimator,
     )
     assert found["bound_ppl"]["value"] == pytest.approx(exact, rel=0.01)
 
@@ -127,10 +152,22 @@ def test_recovery_matches_enumeration():
         k = sum(pattern)
         weight = factorial(k) * factorial(3 - k) / factorial(4)
         masked = np.where(pattern, MASK, row)[None]
-        guess = np.argmax(np.asarray(posterior_logits(None, jnp.asarray(masked)))[0, :, :3], axis=-1)
+        guess = np.argmax(
+            np.asarray(posterior_logits(None, jnp.asarray(masked)))[0, :, :3], axis=-1
+        )
         hits += weight * np.sum((guess == row) * np.array(pattern))
         total += weight * k
-    found = likelihood.bound_and_recovery(posterior_logits, None, tokens, jax.random.key(1), MASK, NO_EOT, np.arange(4) < MASK, draws=6000, batch=2)
+    found = likelihood.bound_and_recovery(
+        posterior_logits,
+        None,
+        tokens,
+        jax.random.key(1),
+        MASK,
+        NO_EOT,
+        np.arange(4) < MASK,
+        draws=6000,
+        batch=2,
+    )
     assert found["recovery"]["value"] == pytest.approx(hits / total, abs=0.015)
 
 
@@ -151,12 +188,16 @@ def test_fill_counts_once():
     """Rows closed by end-of-text and filled up with it: tokens are counted up to the first one, the likelihood over all."""
     rows = np.array([[1, 2, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1], [0, 0, 2, 0, 1, 0]], np.int32)
     counted = np.asarray(likelihood.content_mask(rows, 0))
-    np.testing.assert_array_equal(counted, [[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1], [1, 0, 1, 1, 1, 1]])
+    np.testing.assert_array_equal(
+        counted, [[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1], [1, 0, 1, 1, 1, 1]]
+    )
 
     def uniform(params, x_t, condition):
         return jnp.zeros((*x_t.shape, 4))
 
-    found = likelihood.bound_and_recovery(uniform, None, rows, jax.random.key(0), 3, 0, np.arange(4) < 3, draws=4, batch=3)
+    found = likelihood.bound_and_recovery(
+        uniform, None, rows, jax.random.key(0), 3, 0, np.arange(4) < 3, draws=4, batch=3
+    )
     # Every token costs log 3 whatever is masked, so the estimate has no variance: 18 tokens' cost over 14 counted ones.
     assert found["bound_ppl"]["value"] == pytest.approx(3.0 ** (18 / counted.sum()), rel=1e-5)
     assert found["recovery"]["value"] == pytest.approx(1 / 3, rel=1e-5)
@@ -166,7 +207,9 @@ def test_scorer_reads_text_not_pieces():
     """A word spelled byte by byte is scored as the word; documents keep their ends; rows are cut at L."""
     from diladiff_jax.data import tokenizers
 
-    tokenizer = tokenizers.train(["the red boat sails to the mill", "a rare word at the end"] * 50, "unigram", 288)
+    tokenizer = tokenizers.train(
+        ["the red boat sails to the mill", "a rare word at the end"] * 50, "unigram", 288
+    )
     whole, eot = tokenizer.encode("the red boat").tolist(), tokenizer.eot_id
     ids = {piece: i for i, piece in enumerate(tokenizer.pieces(np.arange(tokenizer.vocab_size)))}
     letters = [ids[f"<0x{byte:02X}>"] for byte in b"the red boat"]

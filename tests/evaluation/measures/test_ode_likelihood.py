@@ -12,7 +12,9 @@ from diladiff_jax.evaluation.measures import ode_likelihood
 SHAPE = (3, 2)
 MEAN = np.random.default_rng(0).normal(size=SHAPE)
 STD = np.exp(0.5 * np.random.default_rng(1).normal(size=SHAPE))
-SCHEDULES = [gaussian.TangentSchedule(d) for d in (1.0, 3.0, 10.0)] + [gaussian.LinearVarianceSchedule()]
+SCHEDULES = [gaussian.TangentSchedule(d) for d in (1.0, 3.0, 10.0)] + [
+    gaussian.LinearVarianceSchedule()
+]
 
 
 def optimal(schedule):
@@ -21,7 +23,9 @@ def optimal(schedule):
 
     def predict(z_t, t):
         alpha, sigma = schedule.alpha(t)[:, None, None], schedule.sigma(t)[:, None, None]
-        return mean[None] + alpha * variance[None] / (alpha**2 * variance[None] + sigma**2) * (z_t - alpha * mean[None])
+        return mean[None] + alpha * variance[None] / (alpha**2 * variance[None] + sigma**2) * (
+            z_t - alpha * mean[None]
+        )
 
     return predict
 
@@ -31,17 +35,30 @@ def points(schedule, t, n=6):
     alpha, sigma = (float(f(jnp.float32(t))) for f in (schedule.alpha, schedule.sigma))
     std = np.sqrt(alpha**2 * STD**2 + sigma**2)
     z = alpha * MEAN + std * np.random.default_rng(2).normal(size=(n, *SHAPE))
-    return jnp.asarray(z, jnp.float32), scipy.stats.norm.logpdf(z, alpha * MEAN, std).sum(axis=(1, 2))
+    return jnp.asarray(z, jnp.float32), scipy.stats.norm.logpdf(z, alpha * MEAN, std).sum(
+        axis=(1, 2)
+    )
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
-@pytest.mark.parametrize(("t_min", "divergence"), [(0.0, "hutchinson"), (0.05, "hutchinson"), (0.05, "exact")])
+@pytest.mark.parametrize(
+    ("t_min", "divergence"), [(0.0, "hutchinson"), (0.05, "hutchinson"), (0.05, "exact")]
+)
 def test_log_density_of_a_gaussian(schedule, t_min, divergence):
     """Exact to the solver's tolerance; Hutchinson's estimate is exact too, the field's Jacobian being diagonal."""
     z, exact = points(schedule, t_min)
-    found = jax.jit(lambda z, keys: ode_likelihood.log_density(optimal(schedule), schedule, z, keys, t_min=t_min, rtol=1e-5, atol=1e-6, divergence=divergence))(
-        z, jax.random.split(jax.random.key(0), len(z))
-    )
+    found = jax.jit(
+        lambda z, keys: ode_likelihood.log_density(
+            optimal(schedule),
+            schedule,
+            z,
+            keys,
+            t_min=t_min,
+            rtol=1e-5,
+            atol=1e-6,
+            divergence=divergence,
+        )
+    )(z, jax.random.split(jax.random.key(0), len(z)))
     np.testing.assert_allclose(found.log_p, exact, atol=4e-3)
     assert (found.steps < ode_likelihood.MAX_STEPS).all()
 
@@ -50,7 +67,14 @@ def test_the_end_of_the_trajectory_is_the_noise_it_came_from():
     """For a Gaussian the flow is affine: z_1 = (z_0 - m) / s."""
     schedule = gaussian.TangentSchedule(2.0)
     z, _ = points(schedule, 0.0)
-    found = ode_likelihood.log_density(optimal(schedule), schedule, z, jax.random.split(jax.random.key(0), len(z)), rtol=1e-5, atol=1e-6)
+    found = ode_likelihood.log_density(
+        optimal(schedule),
+        schedule,
+        z,
+        jax.random.split(jax.random.key(0), len(z)),
+        rtol=1e-5,
+        atol=1e-6,
+    )
     np.testing.assert_allclose(found.noise, (np.asarray(z) - MEAN) / STD, atol=2e-3)
 
 
@@ -61,12 +85,23 @@ def test_hutchinson_is_unbiased_where_it_is_not_exact():
 
     def predict(z_t, t):
         flat = z_t.reshape(len(z_t), -1)
-        return optimal(schedule)(z_t, t) + jnp.sin(t)[:, None, None] * jnp.tanh(flat @ mix).reshape(z_t.shape)
+        return optimal(schedule)(z_t, t) + jnp.sin(t)[:, None, None] * jnp.tanh(flat @ mix).reshape(
+            z_t.shape
+        )
 
     z = jnp.repeat(points(schedule, 0.1, 1)[0], 400, axis=0)
-    run = jax.jit(lambda z, keys: ode_likelihood.log_density(predict, schedule, z, keys, t_min=0.1).log_p)
+    run = jax.jit(
+        lambda z, keys: ode_likelihood.log_density(predict, schedule, z, keys, t_min=0.1).log_p
+    )
     found = np.asarray(run(z, jax.random.split(jax.random.key(0), 400)))
-    exact = ode_likelihood.log_density(predict, schedule, z[:1], jax.random.split(jax.random.key(0), 1), t_min=0.1, divergence="exact").log_p[0]
+    exact = ode_likelihood.log_density(
+        predict,
+        schedule,
+        z[:1],
+        jax.random.split(jax.random.key(0), 1),
+        t_min=0.1,
+        divergence="exact",
+    ).log_p[0]
     assert found.std() > 0.01
     assert abs(found.mean() - exact) < 5 * found.std() / 20 + 1e-3
 
@@ -76,7 +111,9 @@ def test_a_sample_does_not_depend_on_its_batch():
     schedule = gaussian.TangentSchedule(1.0)
     z, _ = points(schedule, 0.1)
     keys = jax.random.split(jax.random.key(0), len(z))
-    run = lambda rows: ode_likelihood.log_density(optimal(schedule), schedule, z[rows], keys[rows], t_min=0.1)  # noqa: E731
+    run = lambda rows: ode_likelihood.log_density(
+        optimal(schedule), schedule, z[rows], keys[rows], t_min=0.1
+    )
     many, alone = run(jnp.arange(6)), run(jnp.array([4]))
     np.testing.assert_allclose(many.log_p[4], alone.log_p[0], atol=1e-4)
     assert many.steps[4] == alone.steps[0]
@@ -96,7 +133,18 @@ def test_the_bound_of_independent_latents_and_tokens(t_min):
     tokens = rng.integers(0, 4, (n, length)).astype(np.int32)
     latents = (MEAN + STD * rng.normal(size=(n, *SHAPE))).astype(np.float32)
     found = ode_likelihood.likelihood_bound(
-        optimal(schedule), lambda x_t, z: jnp.zeros((*x_t.shape, 5)), schedule, latents, tokens, jax.random.key(0), Vocabulary, t_min=t_min, draws=3, batch=40, rtol=1e-4, atol=1e-5
+        optimal(schedule),
+        lambda x_t, z: jnp.zeros((*x_t.shape, 5)),
+        schedule,
+        latents,
+        tokens,
+        jax.random.key(0),
+        Vocabulary,
+        t_min=t_min,
+        draws=3,
+        batch=40,
+        rtol=1e-4,
+        atol=1e-5,
     )
     assert found["decoder_nats"]["value"] == pytest.approx(np.log(4), rel=1e-5)
     alpha, sigma = (float(f(jnp.float32(t_min))) for f in (schedule.alpha, schedule.sigma))
@@ -122,4 +170,15 @@ def test_what_is_refused():
         ode_likelihood.clean_prediction(lambda z, t, c: z, "previous")
     tokens = np.zeros((1, 3), np.int32)
     with pytest.raises(ValueError, match="t_min is 0.0"):
-        ode_likelihood.likelihood_bound(optimal(schedule), lambda x, z: z, schedule, np.asarray(z), tokens, keys[0], Vocabulary, t_min=0.0, draws=1, batch=1)
+        ode_likelihood.likelihood_bound(
+            optimal(schedule),
+            lambda x, z: z,
+            schedule,
+            np.asarray(z),
+            tokens,
+            keys[0],
+            Vocabulary,
+            t_min=0.0,
+            draws=1,
+            batch=1,
+        )

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from diladiff_jax.storage import pretrained
 from diladiff_jax.data import tokenizers
 from diladiff_jax.evaluation import sweep
 from diladiff_jax.evaluation.measures import scorer
 from diladiff_jax.nn import gpt2
 from diladiff_jax.parallel import sharding
+from diladiff_jax.storage import pretrained
 
 TEXTS = ["the theory", "", "a", "the cat, the hat and the bat", "naïve 🦊", "the " * 40]
 POSITIONS = 80
@@ -29,15 +29,30 @@ def folder(tmp_path_factory):
     words = sorted(pre_tokenizers.ByteLevel.alphabet()) + ["Ġt", "he", "Ġthe", "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(words)}))
     (folder / "merges.txt").write_text("#version: 0.2\nĠ t\nh e\nĠt he\n")
-    config = dict(model_type="gpt2", vocab_size=len(words), n_positions=POSITIONS, n_embd=16, n_layer=1, n_head=2)
+    config = dict(
+        model_type="gpt2",
+        vocab_size=len(words),
+        n_positions=POSITIONS,
+        n_embd=16,
+        n_layer=1,
+        n_head=2,
+    )
     (folder / "config.json").write_text(json.dumps(config))
     rng = np.random.default_rng(0)
     shapes = {"wte.weight": (len(words), 16), "wpe.weight": (POSITIONS, 16)}
-    for name, shape in {"attn.c_attn": (16, 48), "attn.c_proj": (16, 16), "mlp.c_fc": (16, 64), "mlp.c_proj": (64, 16)}.items():
+    for name, shape in {
+        "attn.c_attn": (16, 48),
+        "attn.c_proj": (16, 16),
+        "mlp.c_fc": (16, 64),
+        "mlp.c_proj": (64, 16),
+    }.items():
         shapes |= {f"h.0.{name}.weight": shape, f"h.0.{name}.bias": shape[1:]}
     for name in ("h.0.ln_1", "h.0.ln_2", "ln_f"):
         shapes |= {f"{name}.weight": (16,), f"{name}.bias": (16,)}
-    safetensors.numpy.save_file({n: rng.normal(size=s).astype(np.float32) / 2 for n, s in shapes.items()}, folder / "model.safetensors")
+    safetensors.numpy.save_file(
+        {n: rng.normal(size=s).astype(np.float32) / 2 for n, s in shapes.items()},
+        folder / "model.safetensors",
+    )
     return folder
 
 
@@ -45,9 +60,17 @@ def make(folder, batch=4, mesh=None):
     network, params = pretrained.load_scorer(folder)
     rows = None
     if mesh is not None:
-        params = sharding.place(params, sharding.parameter_shardings(gpt2.abstract_parameters(network), mesh))
+        params = sharding.place(
+            params, sharding.parameter_shardings(gpt2.abstract_parameters(network), mesh)
+        )
         rows = sharding.batch_sharding(mesh)
-    return scorer.Scorer(network, params, scorer.load_tokenizer(folder), batch=batch, batch_sharding=rows), network, params
+    return (
+        scorer.Scorer(
+            network, params, scorer.load_tokenizer(folder), batch=batch, batch_sharding=rows
+        ),
+        network,
+        params,
+    )
 
 
 def test_against_a_loop(folder):
@@ -57,11 +80,17 @@ def test_against_a_loop(folder):
     logits_of = jax.jit(network.apply)
     nll, counts = judge.nll(TEXTS)
     np.testing.assert_array_equal(counts, [len(ids) for ids in judge.encode(TEXTS)])
-    assert counts[1] == 0 and counts[5] == 42 and judge.encode(["the" * 40])[0] == judge.encode(["the" * 60])[0]  # 2 ids each, 80 at most
+    assert (
+        counts[1] == 0
+        and counts[5] == 42
+        and judge.encode(["the" * 40])[0] == judge.encode(["the" * 60])[0]
+    )  # 2 ids each, 80 at most
     for text, total in zip(TEXTS, nll, strict=True):
         ids, expected = judge.encode([text])[0], 0.0
         if ids:
-            logits = np.asarray(logits_of({"params": params}, jnp.asarray([[259, *ids[:-1]]])))[0].astype(np.float64)
+            logits = np.asarray(logits_of({"params": params}, jnp.asarray([[259, *ids[:-1]]])))[
+                0
+            ].astype(np.float64)
             log_p = logits - logits.max(axis=-1, keepdims=True)
             log_p -= np.log(np.exp(log_p).sum(axis=-1, keepdims=True))
             expected = -sum(log_p[i, ids[i]] for i in range(len(ids)))
@@ -76,8 +105,12 @@ def test_against_a_loop(folder):
 def test_neither_padding_nor_mesh_changes_the_result(folder):
     """A text alone, beside one that makes its row longer, in another batch, and on 2 x 2 x 2 devices with split parameters."""
     alone = [make(folder, batch=1)[0].nll([text])[0][0] for text in TEXTS]
-    np.testing.assert_allclose(make(folder, batch=6)[0].nll(TEXTS + ["the" * 60])[0][:6], alone, rtol=1e-5, atol=1e-4)
-    judge, _, params = make(folder, batch=4, mesh=sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2}))
+    np.testing.assert_allclose(
+        make(folder, batch=6)[0].nll(TEXTS + ["the" * 60])[0][:6], alone, rtol=1e-5, atol=1e-4
+    )
+    judge, _, params = make(
+        folder, batch=4, mesh=sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    )
     assert any(x.addressable_shards[0].data.size * 4 == x.size for x in jax.tree.leaves(params))
     np.testing.assert_allclose(judge.nll(TEXTS)[0], alone, rtol=1e-4, atol=1e-4)
 
@@ -89,23 +122,37 @@ def test_tokenizer_json_gives_the_same_ids(folder, tmp_path):
     engine.enable_padding()
     engine.save(str(tmp_path / "tokenizer.json"))
     again = scorer.load_tokenizer(tmp_path)
-    assert [again.encode(t).ids for t in TEXTS] == [scorer.load_tokenizer(folder).encode(t).ids for t in TEXTS]
+    assert [again.encode(t).ids for t in TEXTS] == [
+        scorer.load_tokenizer(folder).encode(t).ids for t in TEXTS
+    ]
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(pretrained.PretrainedError, match="cannot be read"):
         scorer.load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
-    with pytest.raises(pretrained.PretrainedError, match="has no tokenizer; it must hold tokenizer.json, or vocab.json"):
+    with pytest.raises(
+        pretrained.PretrainedError,
+        match="has no tokenizer; it must hold tokenizer.json, or vocab.json",
+    ):
         scorer.load_tokenizer(tmp_path)
 
 
 def test_the_sweep_asks_it(folder):
     """A published scorer judges the text of the rows, in place of the trained one, and the setting names it."""
-    judge, tokenizer = make(folder)[0], tokenizers.from_vocabulary(folder / "vocab.json", "byte_bpe")
+    judge, tokenizer = (
+        make(folder)[0],
+        tokenizers.from_vocabulary(folder / "vocab.json", "byte_bpe"),
+    )
     rows = np.full((2, 12), tokenizer.eot_id, np.int32)
     for row, text in zip(rows, TEXTS, strict=False):
         row[: len(tokenizer.encode(text))] = tokenizer.encode(text)
     config = SimpleNamespace(evaluation=SimpleNamespace(scorer="gpt2"))
-    model = SimpleNamespace(tokenizer=tokenizer, published_scorer=judge, config=config, has=lambda stage: True)
+    model = SimpleNamespace(
+        tokenizer=tokenizer, published_scorer=judge, config=config, has=lambda stage: True
+    )
     measures = sweep.measures_of(model, "pydocs")(rows)
-    assert measures["gen_ppl"] == judge.measures(TEXTS[:2])["gen_ppl"] and measures["empty"]["value"] == 0.5 and "entropy" in measures
+    assert (
+        measures["gen_ppl"] == judge.measures(TEXTS[:2])["gen_ppl"]
+        and measures["empty"]["value"] == 0.5
+        and "entropy" in measures
+    )
     assert sweep._scorer(model) == {"name": "gpt2", "length": POSITIONS}

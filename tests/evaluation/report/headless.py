@@ -10,15 +10,26 @@ import urllib.error
 import urllib.request
 
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    "--disable-dev-shm-usage", "--hide-scrollbars",
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
 )
-_ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the protocol's name for a reference to an element
+_ELEMENT = (
+    "element-6066-11e4-a52e-4f735466cecf"  # the protocol's name for a reference to an element
+)
 
 
 def programs():
     """Paths of Chromium and its driver, or None where either is missing."""
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    browser = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     driver = shutil.which("chromedriver")
     return (browser, driver) if browser and driver else None
 
@@ -31,13 +42,27 @@ class Browser:
 
     def __enter__(self):
         browser, driver = programs()
-        self._driver = subprocess.Popen([driver, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        self._driver = subprocess.Popen(
+            [driver, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
         try:
-            port = next(found[1] for line in self._driver.stdout if (found := re.search(r"successfully on port (\d+)", line)))
+            port = next(
+                found[1]
+                for line in self._driver.stdout
+                if (found := re.search(r"successfully on port (\d+)", line))
+            )
             self._root = f"http://127.0.0.1:{port}"
             options = {"binary": browser, "args": [*FLAGS, f"--user-data-dir={self._profile}"]}
             logs = {"browser": "ALL"}
-            made = self._call("POST", "/session", {"capabilities": {"alwaysMatch": {"goog:chromeOptions": options, "goog:loggingPrefs": logs}}})
+            made = self._call(
+                "POST",
+                "/session",
+                {
+                    "capabilities": {
+                        "alwaysMatch": {"goog:chromeOptions": options, "goog:loggingPrefs": logs}
+                    }
+                },
+            )
         except BaseException:
             self.__exit__()
             raise
@@ -53,7 +78,9 @@ class Browser:
 
     def _call(self, method, path, body=None):
         data = None if method in ("GET", "DELETE") else json.dumps(body or {}).encode()
-        request = urllib.request.Request(self._root + path, data, {"Content-Type": "application/json"}, method=method)
+        request = urllib.request.Request(
+            self._root + path, data, {"Content-Type": "application/json"}, method=method
+        )
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
                 return json.load(answer)["value"]

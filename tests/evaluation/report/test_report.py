@@ -61,19 +61,46 @@ def test_schema_refuses(results):
 
 def rows(model, values, seconds):
     return [
-        dict(corpus="stories", model=model, latent_steps=None, decode_steps=s, temperature=1.0, top_p=0.9, samples=100, seconds=t,
-             tokens_per_second=1.0, metrics={"valid": {"value": v, "low": v, "high": v}})
+        dict(
+            corpus="stories",
+            model=model,
+            latent_steps=None,
+            decode_steps=s,
+            temperature=1.0,
+            top_p=0.9,
+            samples=100,
+            seconds=t,
+            tokens_per_second=1.0,
+            metrics={"valid": {"value": v, "low": v, "high": v}},
+        )
         for s, v, t in zip((2, 8, 32), values, seconds, strict=True)
     ]
 
 
 def test_the_summary_tells_either_way():
     """Speed is at equal quality: the fastest row that reaches MDLM's best; and it says when none does."""
-    good = {"setting": {}, "rows": rows("mdlm", (0.0, 0.1, 0.3), (1.0, 2.0, 8.0)) + rows("diladiff", (0.2, 0.4, 0.5), (1.0, 2.0, 8.0))}
-    said = report.summary(good | {"setting": good["setting"] | {"order": "random", "refresh_every": 4, "skip_layers": [], "skip_from": 0.5}})
+    good = {
+        "setting": {},
+        "rows": rows("mdlm", (0.0, 0.1, 0.3), (1.0, 2.0, 8.0))
+        + rows("diladiff", (0.2, 0.4, 0.5), (1.0, 2.0, 8.0)),
+    }
+    said = report.summary(
+        good
+        | {
+            "setting": good["setting"]
+            | {"order": "random", "refresh_every": 4, "skip_layers": [], "skip_from": 0.5}
+        }
+    )
     assert said == ["sampled with sampling.refresh_every=4", *report.summary(good)]
-    assert "DiLaDiff passes it at 8 steps (0.400), 4.0 times as fast as that" in report.summary(good)[-1]
-    bad = {"setting": {}, "rows": rows("mdlm", (0.0, 0.1, 0.6), (1.0, 2.0, 8.0)) + rows("diladiff", (0.2, 0.4, 0.5), (1.0, 2.0, 8.0))}
+    assert (
+        "DiLaDiff passes it at 8 steps (0.400), 4.0 times as fast as that"
+        in report.summary(good)[-1]
+    )
+    bad = {
+        "setting": {},
+        "rows": rows("mdlm", (0.0, 0.1, 0.6), (1.0, 2.0, 8.0))
+        + rows("diladiff", (0.2, 0.4, 0.5), (1.0, 2.0, 8.0)),
+    }
     assert "does not clearly pass it (best 0.500)" in report.summary(bad)[-1]
 
 
@@ -84,7 +111,11 @@ def test_the_summary_counts_intervals_and_lengths():
     ours = rows("diladiff", (0.2, 0.4, 0.5), (1.0, 2.0, 8.0))
     assert "not clearly worse at 8" in report.summary({"setting": {}, "rows": control + ours})[-1]
     assert "1.0 times as fast" in report.summary({"setting": {}, "rows": control + ours})[-1]
-    assert "best at 8 steps" in report.summary({"setting": {"length": 16}, "rows": control + ours})[-1]
+    assert (
+        "best at 8 steps" in report.summary({"setting": {"length": 16}, "rows": control + ours})[-1]
+    )
     for row in control + ours:
         row["metrics"] = {"entropy": row["metrics"]["valid"]}
-    assert report.summary({"setting": {}, "rows": control + ours}) == ["no oracle and no scorer: nothing here measures quality (entropy alone does not)"]
+    assert report.summary({"setting": {}, "rows": control + ours}) == [
+        "no oracle and no scorer: nothing here measures quality (entropy alone does not)"
+    ]
