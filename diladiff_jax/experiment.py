@@ -224,7 +224,7 @@ def remember_source(workdir: str | pathlib.Path, source: str | pathlib.Path) -> 
         )
     if _has_features(source):  # the encoder that its stages were trained on
         pretrained.adopt(str(source / "features"), workdir / "features")
-    files.write(workdir / _SOURCE, json.dumps({"workdir": str(source)}) + "\n")
+    files.atomic_write_text(workdir / _SOURCE, json.dumps({"workdir": str(source)}) + "\n")
 
 
 def _has_features(source: pathlib.Path) -> bool:

@@ -241,7 +241,7 @@ def write_json(flag: str, path: pathlib.Path, document: dict[str, Any]) -> None:
     from diladiff_jax import files
 
     try:
-        files.write(path, json.dumps(document, indent=2) + "\n")
+        files.atomic_write_text(path, json.dumps(document, indent=2) + "\n")
     except OSError as error:
         raise UsageError(
             f"--{flag}={path} cannot be written ({error.strerror}); give a file in a folder that can be"

@@ -180,7 +180,7 @@ def _write(
             done, size = _left(partial, about, origin)
             out.truncate(size)
             if not done:
-                files.write(
+                files.atomic_write_text(
                     about, json.dumps(origin)
                 )  # only now: what another run had left must not be taken for this one's
             else:

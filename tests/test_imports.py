@@ -13,6 +13,7 @@ PACKAGE = "diladiff_jax"
 
 ALLOWED = {
     "files": set(),
+    "options": set(),
     "nn": set(),
     "diffusion": set(),
     "data": {"files"},

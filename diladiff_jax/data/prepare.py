@@ -175,7 +175,7 @@ def prepare(
     if not (rows / "rows.json").is_file():
         _write_rows(text, made, settings, rows)
     record = {"data": _recorded(settings), "text": text.name, "rows": rows.name}
-    files.write(workdir / "prepared.json", json.dumps(record, indent=2) + "\n")
+    files.atomic_write_text(workdir / "prepared.json", json.dumps(record, indent=2) + "\n")
     return load_prepared(settings, workdir)
 
 

@@ -60,7 +60,7 @@ def write_checksums(step_folder: pathlib.Path) -> None:
         files.sync(folder)
     target = sums_of(step_folder)
     target.parent.mkdir(parents=True, exist_ok=True)
-    files.write(target, json.dumps({"files": found, "crc32": _total(found)}))
+    files.atomic_write_text(target, json.dumps({"files": found, "crc32": _total(found)}))
 
 
 def _total(found: dict[str, list[int]]) -> int:

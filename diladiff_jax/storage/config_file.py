@@ -119,7 +119,7 @@ def save(config: ConfigDict, workdir: str | pathlib.Path, *, first: bool = False
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        files.write(path, json.dumps(config.to_dict(), indent=2) + "\n")
+        files.atomic_write_text(path, json.dumps(config.to_dict(), indent=2) + "\n")
     except OSError as error:
         raise ConfigError(
             f"workdir {workdir} cannot be written ({error.strerror}); give a folder that can be"
