@@ -21,14 +21,15 @@ from diladiff_jax import config as config_lib
 from diladiff_jax.data import tokenizers
 from diladiff_jax.evaluation.measures.likelihood import content_mask
 from diladiff_jax.evaluation.measures.scorer import Scorer, load_tokenizer
-from diladiff_jax.experiment import Experiment, require_source
+from diladiff_jax.experiment import Experiment
 from diladiff_jax.nn import gpt2
 from diladiff_jax.objectives.autoregressive import next_token_nll
 from diladiff_jax.objectives.build import features_source, text_encoder
 from diladiff_jax.parallel import sharding
 from diladiff_jax.sampling.pipeline import MODELS, Controls, Sample, Sampler
 from diladiff_jax.storage import bundles, config_file, pretrained
-from diladiff_jax.storage.checkpoints import CheckpointError
+from diladiff_jax.storage.errors import CheckpointError
+from diladiff_jax.storage.lineage import require_source
 
 Array = jax.Array
 

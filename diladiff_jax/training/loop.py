@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import gc
 import math
 import pathlib
@@ -20,21 +19,23 @@ from diladiff_jax import config as config_lib
 from diladiff_jax.data.pipeline import Batches
 from diladiff_jax.data.prepare import Prepared, load_prepared, prepare
 from diladiff_jax.data.tokenizers import printable
-from diladiff_jax.experiment import (
-    Experiment,
-    check_source,
-    last_checkpoint,
-    not_trained,
-    remember_source,
-    require_source,
-    trained_steps,
-)
+from diladiff_jax.experiment import Experiment
 from diladiff_jax.objectives.base import Context, Objective
 from diladiff_jax.objectives.diladiff import student_from_teacher
 from diladiff_jax.parallel import sharding
 from diladiff_jax.parallel.processes import Preempted, StopSignal, run_on_process_zero
 from diladiff_jax.storage import config_file, pretrained
-from diladiff_jax.storage.checkpoints import Checkpoints, quarantine_corrupt, require_intact
+from diladiff_jax.storage.checkpoints import Checkpoints
+from diladiff_jax.storage.lineage import (
+    check_source,
+    last_checkpoint,
+    not_trained_error,
+    remember_source,
+    require_source,
+    trained_steps,
+)
+from diladiff_jax.storage.quarantine import quarantine_corrupt, require_intact
+from diladiff_jax.storage.workdir import workdir_lock
 from diladiff_jax.training.anomalies import TrainingError, Watch
 from diladiff_jax.training.flops import model_flops
 from diladiff_jax.training.metrics import MetricsWriter, Progress
@@ -42,9 +43,11 @@ from diladiff_jax.training.optimizer import make_optimizer
 from diladiff_jax.training.preview import make_preview
 from diladiff_jax.training.state import (
     TrainState,
+    checkpoint_items,
     compile_steps,
     init_state,
     is_finite,
+    state_of_items,
     state_shardings,
 )
 from diladiff_jax.training.throughput import Throughput, local_peak
@@ -98,14 +101,14 @@ def train(
             if len(stages) == 1 or trained_steps(workdir, stage, init_from) < config[stage].steps
         ]
         if init_from is not None:
-            config_file.require_taken(config, init_from, own[0] if own else stages[-1])
+            config_file.require_inherited(config, init_from, own[0] if own else stages[-1])
         else:
             require_source(workdir)
         for stage in own:
             _require_divisible(config, mesh, stage)
         first = config_lib.PREDECESSOR[stages[0]] if stages else None
         if first is not None and not trained_steps(workdir, first, init_from):
-            raise not_trained(workdir, first)
+            raise not_trained_error(workdir, first)
         config_file.save(config, workdir, first=True)
         if not there:
             locked = held.enter_context(workdir_lock(pathlib.Path(workdir)))
@@ -161,29 +164,6 @@ def train(
                 config_file.save(config, workdir)
 
 
-@contextlib.contextmanager
-def workdir_lock(workdir: pathlib.Path) -> Iterator[bool]:
-    """Holds the workdir's lock, which ends with the process, however that ends; gives False on file systems without locks, which go without.
-
-    Raises:
-      TrainingError: another training or preparation has it.
-    """
-    locked = True
-    with contextlib.ExitStack() as opened:
-        try:
-            fcntl.flock(
-                opened.enter_context((workdir / "training.lock").open("a")),
-                fcntl.LOCK_EX | fcntl.LOCK_NB,
-            )
-        except BlockingIOError:
-            raise TrainingError(
-                f"another training or preparation runs in {workdir} (training.lock is held); wait for it or end it, or give another workdir"
-            ) from None
-        except OSError:  # no locks, or no writing, of which training itself has more to say
-            locked = False
-        yield locked
-
-
 def make_mesh(config: ConfigDict) -> jax.sharding.Mesh:
     """The config's mesh over all devices.
 
@@ -237,9 +217,10 @@ def train_stage(
         0,
     )
     if checkpoints.latest_step() is not None:
-        state, position = checkpoints.restore(
-            abstract, shardings, verify=False
+        items, position = checkpoints.restore(
+            checkpoint_items(abstract), checkpoint_items(shardings), verify=False
         )  # `quarantine_corrupt` has looked
+        state = state_of_items(items)
         batches.set_state(position)
         skipped = position.get("skipped", 0)
     else:
@@ -338,7 +319,7 @@ def train_stage(
                     )
                     if last and not math.isfinite(values["loss"]):
                         raise TrainingError(
-                            f"the validation loss of stage {stage} is {values['loss']} after step {done}; that is not saved ({checkpoints.last()}), and a lower learning rate may help"
+                            f"the validation loss of stage {stage} is {values['loss']} after step {done}; that is not saved ({checkpoints.describe_last()}), and a lower learning rate may help"
                         )
                     if preview is not None:
                         for text in preview(state, preview_key):
@@ -349,15 +330,19 @@ def train_stage(
                 with throughput.paused():
                     if not sound(state):
                         raise TrainingError(
-                            f"parameters of stage {stage} are not finite after step {done}; that is not saved ({checkpoints.last()}), and a lower learning rate may help"
+                            f"parameters of stage {stage} are not finite after step {done}; that is not saved ({checkpoints.describe_last()}), and a lower learning rate may help"
                         )
-                    checkpoints.save(state, batches.get_state() | {"skipped": watch.skipped})
+                    checkpoints.save(
+                        int(state.step),
+                        checkpoint_items(state),
+                        batches.get_state() | {"skipped": watch.skipped},
+                    )
                 due = False
             if told or (last and not save):
                 saved = (
                     "which is saved"
                     if save
-                    else f"which was skipped and is not saved ({checkpoints.last()})"
+                    else f"which was skipped and is not saved ({checkpoints.describe_last()})"
                 )
                 if not last:
                     raise Preempted(

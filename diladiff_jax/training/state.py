@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -38,6 +38,32 @@ class TrainState(flax.struct.PyTreeNode):
     def averaged(self) -> Any:
         """The parameters that samplers, validation and later stages use."""
         return self.params if self.ema is None else self.ema
+
+
+def checkpoint_items(state: TrainState) -> dict[str, Any]:
+    """The state, or its shapes or shardings, as the named items of a checkpoint."""
+    items = {
+        "params": state.params,
+        "training": {"optimizer": state.optimizer, "step": state.step, "key": state.key},
+    }
+    if state.ema is not None:
+        items["ema"] = state.ema
+    if state.statistics:
+        items["statistics"] = state.statistics
+    return items
+
+
+def state_of_items(items: Mapping[str, Any]) -> TrainState:
+    """The inverse of `checkpoint_items`."""
+    training = items["training"]
+    return TrainState(
+        step=training["step"],
+        params=items["params"],
+        ema=items.get("ema"),
+        optimizer=training["optimizer"],
+        statistics=items.get("statistics", {}),
+        key=training["key"],
+    )
 
 
 def stored(params: Any, dtype: Any) -> Any:
