@@ -18,7 +18,7 @@ _CONFIG = cli.experiment_flags()
 def main(argv: list[str]) -> None:
     from diladiff_jax.data.prepare import prepare
     from diladiff_jax.storage import config_file, pretrained
-    from diladiff_jax.training.loop import workdir_lock
+    from diladiff_jax.storage.workdir import workdir_lock
 
     config, workdir = cli.experiment(_CONFIG), pathlib.Path(flags.FLAGS.workdir)
     config_file.require_own(config, workdir)

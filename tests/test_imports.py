@@ -20,7 +20,7 @@ ALLOWED = {
     "objectives": {"nn", "diffusion"},
     "sampling": {"nn", "diffusion"},
     "config": set(),
-    "storage": {"config", "data", "files", "nn", "experiment", "parallel", "training"},
+    "storage": {"config", "stages", "data", "files", "nn", "parallel"},
     "parallel": {"nn"},
     "experiment": {
         "config",
