@@ -17,9 +17,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diladiff_jax import config as config_lib
-from diladiff_jax.data.pipeline import Batches
-from diladiff_jax.data.prepare import Prepared, load_prepared, prepare
-from diladiff_jax.data.tokenizers import printable
+from diladiff_jax.data import (
+    Batches,
+    DataOptions,
+    Prepared,
+    TokenizerOptions,
+    load_prepared,
+    prepare,
+    printable,
+)
 from diladiff_jax.experiment import (
     Experiment,
     check_source,
@@ -126,11 +132,12 @@ def train(
                     require_intact(folder, ("params", "ema", "statistics"))
         if config.features.source == "bert":
             pretrained.adopt(config.features.path, pathlib.Path(workdir) / "features")
-        prepare(config.data, config.tokenizer, workdir, alone=locked)
+        data, tokenizer = DataOptions.of(config.data), TokenizerOptions.of(config.tokenizer)
+        prepare(data, tokenizer, workdir, locked=locked)
 
     with contextlib.ExitStack() as held:
         run_on_process_zero("prepare", prepare_all)
-        prepared = load_prepared(config.data, workdir)
+        prepared = load_prepared(DataOptions.of(config.data), workdir)
         experiment = Experiment(config, workdir, prepared.tokenizer, mesh)
         with StopSignal() as stop_signal:
             for stage in stages:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diladiff_jax.data.prepare import Prepared
+from diladiff_jax.data import Prepared
 from diladiff_jax.experiment import Experiment
 from diladiff_jax.objectives.build import text_encoder
 from diladiff_jax.parallel import sharding
