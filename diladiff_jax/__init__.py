@@ -12,7 +12,6 @@ from diladiff_jax import diffusion, nn, objectives, sampling
 from diladiff_jax.config import ConfigError
 from diladiff_jax.data.errors import DataError
 from diladiff_jax.model import Model, Samples, load
-<<<<<<< HEAD
 from diladiff_jax.stages import (
     MODELS,
     STAGES,
@@ -21,8 +20,6 @@ from diladiff_jax.stages import (
     register_model,
     register_stage,
 )
-=======
->>>>>>> storage
 from diladiff_jax.storage.errors import CheckpointError, PretrainedError
 
 __version__ = "0.1.0"

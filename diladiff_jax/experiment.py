@@ -15,17 +15,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-<<<<<<< HEAD
 from diladiff_jax import stages
-=======
->>>>>>> storage
 from diladiff_jax.data.tokenizers import Tokenizer
 from diladiff_jax.diffusion.masking import AbsorbingProcess
 from diladiff_jax.nn import bert
 from diladiff_jax.nn.networks import NetworkOptions, Networks, build_networks
 from diladiff_jax.objectives.base import Context, Objective
 from diladiff_jax.parallel import sharding
-<<<<<<< HEAD
 from diladiff_jax.sampling.options import SamplingOptions
 from diladiff_jax.sampling.sampler import Sampler
 from diladiff_jax.storage import bundles, lineage, pretrained
@@ -34,12 +30,6 @@ from diladiff_jax.storage.errors import PretrainedError
 
 BERT = "bert"
 """The published encoder, where it stands in for a stage as a source of parameters."""
-=======
-from diladiff_jax.sampling.pipeline import Sampler
-from diladiff_jax.storage import bundles, lineage, pretrained
-from diladiff_jax.storage.checkpoints import Checkpoints
-from diladiff_jax.storage.quarantine import last_step
->>>>>>> storage
 
 
 class Experiment:
@@ -95,15 +85,8 @@ class Experiment:
         """`WORKDIR/STAGE/checkpoints`, where this workdir's own training of the stage is saved."""
         return self.workdir / stage / "checkpoints"
 
-<<<<<<< HEAD
     def trained_steps(self, stage: str) -> int:
         """The step of the stage's last checkpoint, here or where it is inherited from; 0 if none."""
-=======
-    def trained_steps(self, stage: str, *, own: bool = False) -> int:
-        """The step of the stage's last checkpoint; 0 if there is none. With `own`, in this workdir alone."""
-        if own:
-            return last_step(self.own_directory(stage))
->>>>>>> storage
         return lineage.trained_steps(self.workdir, stage)
 
     def restore(self, stage: str) -> Any:
@@ -115,17 +98,10 @@ class Experiment:
         """
         if stage == BERT:
             network = self.networks.bert
-<<<<<<< HEAD
             assert network is not None
             boxed = bert.abstract_parameters(network)
             params = pretrained.encoder_parameters(self.features_directory, network)
             return sharding.place(params, sharding.parameter_shardings(boxed, self.mesh))
-=======
-            shardings = sharding.parameter_shardings(bert.abstract_parameters(network), self.mesh)
-            return sharding.place(
-                pretrained.encoder_parameters(self.features_directory, network), shardings
-            )
->>>>>>> storage
         home = lineage.home_of_trained_stage(self.workdir, stage)
         boxed = jax.eval_shape(self.objective(stage).init, jax.random.key(0))
         abstract, shardings = nn.unbox(boxed), sharding.parameter_shardings(boxed, self.mesh)
@@ -133,17 +109,12 @@ class Experiment:
             return bundles.Bundle(home).read(stage, abstract, shardings)
         item = "ema" if self.config[stage].ema > 0 else "params"
         with Checkpoints(home / stage / "checkpoints") as checkpoints:
-<<<<<<< HEAD
             return checkpoints.restore_item(item, abstract, shardings)
 
     def restore_source(self, source: stages.Source) -> Any:
         """The trained parameters at a `stages.Source`. Raises as `restore`."""
         stage, *path = stages.resolve_source(source, self.settings)
         return stages.take(self.restore(stage), tuple(path))
-=======
-            item = "ema" if self.config[stage].ema > 0 else "params"
-            return checkpoints.restore_item(item, abstract, shardings)
->>>>>>> storage
 
     def restore_statistics(self) -> dict[str, Any]:
         """The statistics frozen at the end of the autoencoder stage.
@@ -152,12 +123,8 @@ class Experiment:
           CheckpointError: that stage has no checkpoint, or one that cannot be read.
         """
         home = lineage.home_of_trained_stage(self.workdir, "autoencoder")
-<<<<<<< HEAD
         objective: Any = self.objective("autoencoder")
         abstract = jax.eval_shape(objective.init_statistics)
-=======
-        abstract = jax.eval_shape(self.objective("autoencoder").init_statistics)  # type: ignore[attr-defined]
->>>>>>> storage
         shardings = jax.tree.map(lambda _: sharding.replicated(self.mesh), abstract)
         if bundles.is_bundle(home):
             return bundles.Bundle(home).read_statistics(abstract, shardings)
@@ -208,16 +175,5 @@ class Experiment:
                 f"{len(theirs)} pieces of {self.features_directory / 'vocab.txt'}. Use the "
                 f"vocab.txt of the encoder in features.path."
             )
-<<<<<<< HEAD
         dtype = jnp.dtype(self.config.features.compute_dtype)
         return pretrained.load_encoder(self.features_directory, dtype)
-=======
-        return pretrained.load_encoder(
-            self.features_directory, jnp.dtype(self.config.features.compute_dtype)
-        )
-
-
-def take(tree: Any, path: tuple[str, ...] | list[str]) -> Any:
-    """The subtree at `path`."""
-    return functools.reduce(lambda node, name: node[name], path, tree)
->>>>>>> storage

@@ -17,7 +17,6 @@ from ml_collections import ConfigDict
 from diladiff_jax import arguments, stages
 from diladiff_jax import config as config_lib
 from diladiff_jax.data import tokenizers
-<<<<<<< HEAD
 from diladiff_jax.experiment import Experiment
 from diladiff_jax.objectives.autoregressive import content_mask, next_token_nll
 from diladiff_jax.parallel import sharding
@@ -25,19 +24,6 @@ from diladiff_jax.sampling.sampler import Controls, Sample, Sampler
 from diladiff_jax.stages import MODELS, SampledModel
 from diladiff_jax.storage import bundles, config_file, lineage
 from diladiff_jax.storage.errors import CheckpointError
-=======
-from diladiff_jax.evaluation.measures.likelihood import content_mask
-from diladiff_jax.evaluation.measures.scorer import Scorer, load_tokenizer
-from diladiff_jax.experiment import Experiment
-from diladiff_jax.nn import gpt2
-from diladiff_jax.objectives.autoregressive import next_token_nll
-from diladiff_jax.objectives.build import features_source, text_encoder
-from diladiff_jax.parallel import sharding
-from diladiff_jax.sampling.pipeline import MODELS, Controls, Sample, Sampler
-from diladiff_jax.storage import bundles, config_file, pretrained
-from diladiff_jax.storage.errors import CheckpointError
-from diladiff_jax.storage.lineage import require_source
->>>>>>> storage
 
 Array = jax.Array
 

@@ -16,7 +16,7 @@ _CONFIG = cli.experiment_flags()
 
 
 def main(argv: list[str]) -> None:
-    from diladiff_jax.data.prepare import prepare
+    from diladiff_jax.data import DataOptions, TokenizerOptions, prepare
     from diladiff_jax.storage import config_file, pretrained
     from diladiff_jax.storage.workdir import workdir_lock
 
@@ -25,7 +25,8 @@ def main(argv: list[str]) -> None:
     cli.writable_folder("workdir", str(workdir))
     with workdir_lock(workdir) as locked:
         config_file.save(config, workdir, first=True)
-        prepared = prepare(config.data, config.tokenizer, workdir, alone=locked)
+        data, tokenizer = DataOptions.of(config.data), TokenizerOptions.of(config.tokenizer)
+        prepared = prepare(data, tokenizer, workdir, locked=locked)
         if config.features.source == "bert":
             pretrained.adopt(config.features.path, workdir / "features")
         config_file.save(config, workdir)

@@ -16,7 +16,7 @@ ALLOWED = {
     "options": set(),
     "nn": set(),
     "diffusion": set(),
-    "data": {"files"},
+    "data": {"files", "options"},
     "objectives": {"nn", "diffusion"},
     "sampling": {"nn", "diffusion"},
     "config": set(),
