@@ -152,7 +152,7 @@ def train(
                 if stop_signal.agreed:  # restoring and compiling the next stage may take longer than the scheduler waits
                     raise Preempted(
                         f"stopped by {stop_signal.name} before stage {stage}; the same command goes on",
-                        by_hand=stop_signal.by_hand,
+                        interrupted_by_user=stop_signal.interrupted_by_user,
                     )
                 state = train_stage(experiment, prepared, stage, stop_signal, stop_at=stop_at)
                 if int(state.step) < steps:  # stop_at: what would follow needs a finished stage
@@ -230,7 +230,7 @@ def train_stage(
         rows,
         settings.batch,
         config.seed + _stage_number(stage),
-        sharding.local_places(mesh, settings.batch),
+        sharding.local_rows(mesh, settings.batch),
     )
     checkpoints, skipped = (
         Checkpoints(experiment.own_directory(stage), keep=config.logging.keep_checkpoints),
@@ -362,7 +362,7 @@ def train_stage(
                 if not last:
                     raise Preempted(
                         f"stage {stage} was stopped by {stop_signal.name} after step {done}, {saved}; the same command goes on",
-                        by_hand=stop_signal.by_hand,
+                        interrupted_by_user=stop_signal.interrupted_by_user,
                     )
                 progress.say(f"stage {stage} ends at step {done}, {saved}")
         return state
@@ -469,7 +469,7 @@ def _validation_batches(
             f"{len(rows)} validation rows do not fill one batch on {devices} devices; hold out more (data.validation_fraction)"
         )
     fixed = Batches.fixed(
-        rows, size, size * config.logging.validation_batches, sharding.local_places(mesh, size)
+        rows, size, size * config.logging.validation_batches, sharding.local_rows(mesh, size)
     )
     return lambda: (sharding.batch_array(mesh, fixed[i], size) for i in range(len(fixed)))
 
