@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -28,7 +28,7 @@ RULES: dict[str, str | tuple[str, ...]] = {
 """Logical axis -> mesh axis or axes. Axes with other names are replicated."""
 
 
-def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
     """Makes the mesh (data, fsdp, tensor).
 
     Args:
@@ -52,7 +52,7 @@ def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None)
     return Mesh(_arrange(devices, shape), names, axis_types=(AxisType.Auto,) * 3)
 
 
-def _arrange(devices: list[jax.Device], shape: list[int]) -> np.ndarray:
+def _arrange(devices: Sequence[Any], shape: list[int]) -> np.ndarray:
     """Arranges devices in the mesh's shape, with `tensor` over the nearest neighbours.
 
     TPU slices are joined by a slower network, so only `data` extends over several slices.
@@ -128,7 +128,7 @@ def local_rows(mesh: Mesh, batch: int) -> list[int]:
 
     Several processes hold the same rows if `tensor` extends over them.
     """
-    parts = batch_sharding(mesh).addressable_devices_indices_map((batch,)).values()
+    parts: Any = batch_sharding(mesh).addressable_devices_indices_map((batch,)).values()
     return sorted({row for (part,) in parts for row in range(*part.indices(batch))})
 
 
