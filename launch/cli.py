@@ -110,7 +110,7 @@ def join_processes() -> None:
 
     given = flags.FLAGS
     if given.distributed:
-        processes.start(
+        processes.initialize_distributed(
             given.distributed,
             given.num_processes,
             given.process_id,
@@ -158,7 +158,7 @@ def run(main: Callable[[Sequence[str]], None], usage: str) -> None:
             )
         except Preempted as stopped:
             print(stopped, file=sys.stderr)
-            return 130 if stopped.by_hand else PREEMPTED
+            return 130 if stopped.interrupted_by_user else PREEMPTED
         except Exception as error:
             if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
                 raise

@@ -55,7 +55,6 @@ ALLOWED = {
         "storage",
         "parallel",
         "experiment",
-        "preflight",
     },
     "evaluation": {
         "objectives",

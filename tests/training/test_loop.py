@@ -154,7 +154,7 @@ def test_finished_stages_are_passed_over_and_longer_ones_continue(tmp_path):
         (["--stage=mdlm", "--config.mdlm.batch=0"], "mdlm.batch is 0; it must be between 1 and"),
         (["--stage=mdlm", "--config.backbone.heads=5"], "backbone.heads is 5"),
         (["--stage=mdlm", "--config.mdlm.optimiser=x"], "optimizer"),
-        (["--stage=mdlm", "--config.mesh.data=3"], "do not multiply to the 1 devices"),
+        (["--stage=mdlm", "--config.mesh.data=3"], "the number of devices, 1"),
         (["--stage=mdlm", "--init_from=/nowhere"], "/nowhere has no tokenizer"),
     ],
 )
