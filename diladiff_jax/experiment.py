@@ -17,9 +17,9 @@ from ml_collections import ConfigDict
 from diladiff_jax import config, files
 from diladiff_jax.data import tokenizers
 from diladiff_jax.data.tokenizers import Tokenizer
-from diladiff_jax.diffusion.gaussian import make_schedule
+from diladiff_jax.diffusion.schedules import ScheduleOptions, make_schedule
 from diladiff_jax.nn import bert
-from diladiff_jax.nn.networks import build_networks
+from diladiff_jax.nn.networks import NetworkOptions, build_networks
 from diladiff_jax.objectives.base import Context, Objective
 from diladiff_jax.objectives.build import FROZEN, build_objective, features_source, frozen_sources
 from diladiff_jax.parallel import sharding
@@ -40,7 +40,10 @@ class Experiment:
         self.mesh = mesh
         self.settings = config.to_dict()
         self.networks = build_networks(
-            self.settings, config.data.length, tokenizer.vocab_size, self._published_encoder()
+            NetworkOptions.of(self.settings),
+            config.data.length,
+            tokenizer.vocab_size,
+            self._published_encoder(),
         )
 
     def objective(self, stage: str) -> Objective:
@@ -60,7 +63,7 @@ class Experiment:
         s = self.config.sampling
         return Sampler(
             self.networks,
-            make_schedule(*(self.config.diffusion[name] for name in ("schedule", "d", "k", "t0"))),
+            make_schedule(ScheduleOptions.of(self.config.diffusion)),
             self.tokenizer.mask_id,
             self.tokenizer.sampleable,
             step_form=self.config.diladiff.step_form,

@@ -268,18 +268,16 @@ def sampling_rows(batch: int, steps: int, timed: int) -> dict[str, Any]:
     import jax.numpy as jnp
     import numpy as np
 
-    from diladiff_jax.diffusion.gaussian import make_schedule
-    from diladiff_jax.nn.networks import build_networks
+    from diladiff_jax.diffusion.schedules import ScheduleOptions, make_schedule
+    from diladiff_jax.nn.networks import NetworkOptions, build_networks
     from diladiff_jax.sampling.pipeline import Controls, Sampler
 
     top_p, refresh = _TOP_P.value, _REFRESH.value
     c = settings(_SIZE.value)
     length, vocab = c.data.length, c.tokenizer.vocab_size
     mask_id, sampleable = vocab - 1, np.arange(vocab) < vocab - 1
-    networks = build_networks(c.to_dict(), length, vocab)
-    sampler = Sampler(
-        networks, make_schedule(c.diffusion.schedule, c.diffusion.d), mask_id, sampleable
-    )
+    networks = build_networks(NetworkOptions.of(c), length, vocab)
+    sampler = Sampler(networks, make_schedule(ScheduleOptions.of(c.diffusion)), mask_id, sampleable)
 
     given = np.random.default_rng(0).random((batch, length)) >= timed / steps
     prompt = jnp.asarray(

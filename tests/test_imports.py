@@ -14,9 +14,9 @@ PACKAGE = "diladiff_jax"
 ALLOWED = {
     "files": set(),
     "options": set(),
-    "nn": set(),
-    "diffusion": set(),
-    "data": {"files"},
+    "nn": {"options"},
+    "diffusion": {"options"},
+    "data": {"files", "options"},
     "objectives": {"nn", "diffusion"},
     "sampling": {"nn", "diffusion"},
     "config": set(),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from diladiff_jax.diffusion.gaussian import make_schedule
+from diladiff_jax.diffusion.schedules import ScheduleOptions, make_schedule
 from diladiff_jax.nn.networks import Networks
 from diladiff_jax.objectives.autoencoder import Autoencoder
 from diladiff_jax.objectives.autoregressive import Autoregressive
@@ -78,9 +78,7 @@ def build_objective(
     loss_positions = settings["memory"]["loss_positions"]
     vocabulary = dict(mask_id=mask_id, sampleable=sampleable, loss_positions=loss_positions)
     block = settings[stage]
-    schedule = make_schedule(
-        *(settings["diffusion"][name] for name in ("schedule", "d", "k", "t0"))
-    )
+    schedule = make_schedule(ScheduleOptions.of(settings["diffusion"]))
     encoder = text_encoder(settings, networks)
 
     def options(*names: str) -> dict[str, Any]:
