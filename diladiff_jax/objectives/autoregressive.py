@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from diladiff_jax.diffusion.masking import token_nll_by_position
+from diladiff_jax.nn.call import apply
 from diladiff_jax.nn.transformer import TokenDenoiser
 from diladiff_jax.objectives.base import WHOLE, Context, LossOutput, Params, Part
 from diladiff_jax.options import Options
