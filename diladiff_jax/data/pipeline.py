@@ -104,7 +104,7 @@ class Batches:
         import grain
 
         places = _valid_places(rows, batch_size, places)
-        order = grain.MapDataset.range(len(rows))
+        order: Any = grain.MapDataset.range(len(rows))
         if shuffle:
             # Grain shuffles epoch e with seed + e. Hashing keeps neighbouring seeds from giving
             # the same epochs, shifted by one.
