@@ -5,7 +5,7 @@
 #     -- --config=configs/large.py --workdir=/shared/run1 --stage=all
 #   bash launch/pod/kubernetes.sh --name=run1 --image=IMAGE --claim=CLAIM --gpus=8 --hosts=4 -- ...
 #
-#   --image       holds the checkout as its working folder, and its packages (the README shows how to build it).
+#   --image       holds the checkout as its working folder, and its packages (docs/pods.md shows how to build it).
 #   --claim       a persistent volume claim that all hosts may write (ReadWriteMany), mounted at --mount, by default /shared;
 #                 workdirs belong there.
 #   --tpu, --topology   GKE's names of the accelerator and of the slice; --chips of one host, default 4. The number of hosts follows.

@@ -50,7 +50,7 @@ need grace '[1-9][0-9]*' "a number of seconds"
 [[ -z "$time" ]] || need time '[0-9]+(-[0-9]+)?(:[0-9]+){0,2}' "a time such as 24:00:00 or 2-12"
 check_arguments /shared
 "$dry_run" || [[ -n "$(type -P sbatch)" ]] || refuse "sbatch is not here; this is for a login node of a SLURM cluster"
-"$dry_run" || [[ -x "$ROOT/.venv/bin/python" ]] || refuse "$ROOT/.venv is not set up; see the README's section on pods"
+"$dry_run" || [[ -x "$ROOT/.venv/bin/python" ]] || refuse "$ROOT/.venv is not set up; see docs/pods.md"
 
 # --open-mode=append: the log of a job that was queued again goes on. --signal without B: reaches the processes, not this script.
 flags=(--job-name="$name" --nodes="$nodes" --ntasks-per-node="$((gpus ? gpus : 1))" --chdir="$ROOT" --output="$log")
