@@ -6,7 +6,7 @@
 #   bash launch/pod/kubernetes.sh --name=run1 --image=IMAGE --claim=CLAIM --gpus=8 --hosts=4 -- ...
 #
 #   --name        name of the JobSet.
-#   --image       image with the packages and, as its working folder, the checkout.
+#   --image       image with the packages and, as its working folder, the checkout (see docs/pods.md).
 #   --claim       persistent volume claim that all hosts can write (ReadWriteMany). Workdirs belong there.
 #   --mount       where the claim is mounted; default /shared.
 #   --tpu, --topology   GKE's names of the accelerator and the slice. The number of hosts follows from them.
