@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from diladiff_jax.benchmark import decoding_flops
 from diladiff_jax.training.flops import model_flops
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / "launch"))
-import decoding_flops
 
 
 def test_sampling_rows_name_their_case_and_its_cost(tmp_path):
@@ -118,7 +117,7 @@ def test_decoding_products_are_those_of_the_networks(networks, network_settings,
     )
     whole, late = (
         count("before_last", x, memory),
-        count("before_last", x, memory, skip=decoding_flops.skipped(3)),
+        count("before_last", x, memory, skip=decoding_flops.skipped_layers(3)),
     )
     assert late < whole
     counted = {
@@ -139,8 +138,8 @@ def test_steps_with_something_to_do_are_those_that_are_drawn():
     """The expected number of busy steps, and of busy groups of four, against 4,000 draws (z < 5, false alarm 1e-6)."""
     steps = np.random.default_rng(0).integers(0, 64, (4_000, 40))
     for expected, groups in (
-        (decoding_flops.busy(40, 64), steps),
-        (decoding_flops.busy(40, 64, 4), steps // 4),
+        (decoding_flops.expected_busy_steps(40, 64), steps),
+        (decoding_flops.expected_busy_steps(40, 64, 4), steps // 4),
     ):
         counts = np.array([len(np.unique(row)) for row in groups])
         assert abs(counts.mean() - expected) < 5 * counts.std() / np.sqrt(len(counts))

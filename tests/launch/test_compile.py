@@ -231,7 +231,7 @@ def test_the_published_setting_fits_sixteen_small_chips(stage):
         (["--config=configs/tiny.py", "--topology=v9:4x4", "--stage=mdlm"], "must be one of v4"),
         (
             ["--config=configs/tiny.py", "--topology=v5e:4x4", "--stage=nothing"],
-            "--stage is 'nothing'",
+            "--stage: got 'nothing'",
         ),
         (
             [
@@ -244,11 +244,11 @@ def test_the_published_setting_fits_sixteen_small_chips(stage):
         ),
         (
             ["--config=configs/tiny.py", "--topology=v5e", "--scaling=16,x", "--stage=mdlm"],
-            "--scaling holds 'x'",
+            "--scaling: got 'x'",
         ),
         pytest.param(
             ["--config=configs/tiny.py", "--topology=v5e:3x5", "--stage=mdlm"],
-            "refused by the TPU compiler",
+            "rejected by the TPU compiler",
             marks=needs_libtpu,
         ),
         pytest.param(
@@ -296,7 +296,7 @@ def test_a_missing_compiler_is_one_line():
     )
     assert (
         done.returncode == 1
-        and "TPU_LIBRARY_PATH is /nowhere/libtpu.so" in done.stderr
+        and "TPU_LIBRARY_PATH: got /nowhere/libtpu.so" in done.stderr
         and len(done.stderr.strip().splitlines()) == 1
     )
 
