@@ -162,7 +162,7 @@ def join_processes() -> None:
 
     values = flags.FLAGS
     if values.distributed:
-        processes.start(
+        processes.initialize_distributed(
             values.distributed,
             values.num_processes,
             values.process_id,
@@ -193,11 +193,12 @@ def run(main: Callable[[Sequence[str]], None], usage: str | None) -> None:
 
 def _run_guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     """Runs `main` and maps its exceptions to an exit code and one line."""
-    from diladiff_jax import CheckpointError, ConfigError, DataError, PretrainedError
-    from diladiff_jax.parallel.processes import DistributedError, Preempted
-    from diladiff_jax.training.loop import TrainingError
+    from diladiff_jax import ConfigError, DataError
+    from diladiff_jax.parallel import DistributedError, Preempted
+    from diladiff_jax.storage import StorageError
+    from diladiff_jax.training import TrainingError
 
-    bad_input = (ConfigError, DataError, PretrainedError, CheckpointError, UsageError)
+    bad_input = (ConfigError, DataError, StorageError, UsageError)
     configure_logs()
     if len(argv) > 1:
         return print_error(
@@ -219,7 +220,7 @@ def _run_guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> 
         )
     except Preempted as stopped:
         print(stopped, file=sys.stderr)
-        return 130 if stopped.by_hand else PREEMPTED
+        return 130 if stopped.interrupted_by_user else PREEMPTED
     except KeyboardInterrupt:
         return print_error(
             "interrupted. What was saved is kept; run the same command to resume.", 130

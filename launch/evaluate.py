@@ -51,7 +51,7 @@ _REPORT_FILES = ("table.txt", "report.html", "analyses.json", "picture.png", "fi
 
 def main(argv: list[str]) -> None:
     import diladiff_jax as dl
-    from diladiff_jax.data.prepare import load_prepared
+    from diladiff_jax.data import DataOptions, load_prepared
     from diladiff_jax.evaluation import schema, sweep
     from diladiff_jax.evaluation.analyses import run, sweep_curves
     from diladiff_jax.evaluation.report import report, samples
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
         )
     out = _OUT.value or f"{workdir}/report"
     model = dl.load(workdir, config=cli.load_config(_CONFIG))
-    prepared = load_prepared(model.config.data, workdir)
+    prepared = load_prepared(DataOptions.of(model.config.data), workdir)
     try:
         others = [sweep_curves.evaluated(other) for other in _COMPARE.value]
     except ValueError as error:

@@ -125,7 +125,7 @@ def _batches(model: Any, name: str | None, done: int = 0) -> Iterator[Any]:
 
 
 def _print_samples(batches: Iterator[Any]) -> None:
-    from diladiff_jax.data.tokenizers import printable
+    from diladiff_jax.data import printable
 
     for batch in batches:
         lines = [printable(text).replace("\n", "\n    ") for text in batch.texts]

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diladiff_jax.data.prepare import Prepared
+from diladiff_jax.data import Prepared
 from diladiff_jax.data.tokenizers import Tokenizer
 from diladiff_jax.evaluation.measures import likelihood, text
 from diladiff_jax.evaluation.measures.intervals import Estimate

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diladiff_jax.nn.layers import Linear, Norm, SelfAttention
-from diladiff_jax.nn.published import (
+from diladiff_jax.nn.weights_import import (
     ACTIVATIONS,
     Source,
     as_it_is,

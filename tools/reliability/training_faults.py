@@ -125,7 +125,7 @@ def damage_all(rng: random.Random, half: TrainingRun, workdir: pathlib.Path) -> 
         damage_checkpoint(rng, run.checkpoints / str(step), rng.choice(DAMAGES[:2]))
     before = _file_contents(run.checkpoints)
     out = wait_for_end(run.start(), 1)
-    if "is whole" not in out or _file_contents(run.checkpoints) != before:
+    if "no intact checkpoint" not in out or _file_contents(run.checkpoints) != before:
         raise FaultNotSurvived(f"files were changed, or nothing was reported: {out[-600:]}")
 
 

@@ -107,7 +107,7 @@ class TrainingRun:
 
     def saved_steps(self) -> list[int]:
         """Steps of the committed checkpoints, in order."""
-        from diladiff_jax.storage.checkpoints import checkpoint_steps
+        from diladiff_jax.storage.quarantine import checkpoint_steps
 
         return sorted(checkpoint_steps(self.checkpoints))
 

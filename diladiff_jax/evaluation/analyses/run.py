@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from diladiff_jax.data.prepare import Prepared
+from diladiff_jax.data import Prepared
 from diladiff_jax.evaluation.analyses import decoder as decoder
 from diladiff_jax.evaluation.analyses import generation as generation
 from diladiff_jax.evaluation.analyses import published, sweep_curves
