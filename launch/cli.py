@@ -7,7 +7,7 @@ import os
 import pathlib
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 _IS_SCRIPT = (
     sys.argv[0].endswith(".py")
@@ -49,6 +49,7 @@ __all__ = [
     "flag_value",
     "join_processes",
     "load_config",
+    "require_one_of",
     "run",
     "write_json",
 ]
@@ -149,6 +150,17 @@ def distributed_flags() -> None:
         "Seconds to wait at startup for the other processes.",
         lower_bound=1,
     )
+
+
+def require_one_of(flag: str, value: str, valid: Iterable[str]) -> None:
+    """Checks a name that a flag gives.
+
+    Raises:
+      UsageError: it is not one of the valid names.
+    """
+    names = list(valid)
+    if value not in names:
+        raise UsageError(f"--{flag}: got {value!r}, expected one of {', '.join(names)}.")
 
 
 def join_processes() -> None:
@@ -252,6 +264,8 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
         # As the first flag, because the overrides change what it loads.
         loader = pathlib.Path(__file__).with_name("workdir_config.py")
         argv.insert(1, f"--config={loader}:{source}")
+    if asks_for_help(argv):
+        _list_names_in_help()
     try:
         rest = flags.FLAGS(argv)
     except SystemExit as end:
@@ -265,6 +279,17 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
     if source is not None and source != workdir:
         _check_inherited_corpus(argv, source)
     return rest
+
+
+def _list_names_in_help() -> None:
+    """Fills in {stages} and {models} in help texts; not at definition, to keep start-up fast."""
+    from diladiff_jax import stages
+
+    names = {"{stages}": ", ".join(stages.STAGES), "{models}": ", ".join(stages.sampled_models())}
+    for name in flags.FLAGS:
+        for placeholder, listed in names.items():
+            help_text = flags.FLAGS[name].help or ""
+            flags.FLAGS[name].help = help_text.replace(placeholder, listed)
 
 
 def _check_inherited_corpus(argv: Sequence[str], source: str) -> None:

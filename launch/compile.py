@@ -49,12 +49,9 @@ _CONFIG = cli.config_flag(
 _STAGE = flags.DEFINE_string(
     "stage",
     None,
-    "Stage whose training update is compiled: mdlm, autoencoder, ladiff, diladiff, mdlm_long or"
-    " scorer. Give either --stage or --sampler.",
+    "Stage whose training update is compiled: one of {stages}. Give either --stage or --sampler.",
 )
-_SAMPLER = flags.DEFINE_string(
-    "sampler", None, "Model whose sampler is compiled: mdlm, mdlm_long, ladiff or diladiff."
-)
+_SAMPLER = flags.DEFINE_string("sampler", None, "Model whose sampler is compiled: one of {models}.")
 _TOPOLOGY = flags.DEFINE_string(
     "topology",
     None,
@@ -117,15 +114,16 @@ def compiled(
     config: Any, where: Any, first: Any, *, stage: str | None, sampler: str | None, source: Any
 ) -> dict[str, Any]:
     """`compile_for_slice`, with a rejection by the TPU compiler as a UsageError."""
-    from diladiff_jax.preflight import aot, document, roofline
+    from diladiff_jax import preflight
+    from diladiff_jax.preflight import document
 
     try:
         return document.compile_for_slice(
             config, where, first, stage=stage, sampler=sampler, source=source
         )
-    except roofline.TopologyError as error:
+    except preflight.TopologyError as error:
         raise cli.UsageError(f"--topology: {error}") from None
-    except aot.CompileError as error:
+    except preflight.CompileError as error:
         raise cli.UsageError(
             f"--topology={where.name}: the TPU compiler rejects this program: {error}"
         ) from None
@@ -159,7 +157,7 @@ def find_libtpu() -> None:
 
 def _checked_config() -> Any:
     """The config, after the flags that say what to compile are checked."""
-    from diladiff_jax import config as config_lib
+    from diladiff_jax import stages
 
     if cli.flag_value(sys.argv, "config") is None:
         raise cli.UsageError("--config is missing. Give an experiment file such as configs/owt.py.")
@@ -169,9 +167,10 @@ def _checked_config() -> Any:
             "give one of --stage=STAGE, to compile its training update, and"
             " --sampler=MODEL, but not both."
         )
-    known = config_lib.STAGES + config_lib.BASELINES
-    if _STAGE.value is not None and _STAGE.value not in known:
-        raise cli.UsageError(f"--stage: got {_STAGE.value!r}, expected one of {', '.join(known)}.")
+    if _STAGE.value is not None:
+        cli.require_one_of("stage", _STAGE.value, stages.STAGES)
+    if _SAMPLER.value is not None:
+        cli.require_one_of("sampler", _SAMPLER.value, stages.sampled_models())
     if _TOPOLOGY.value is None:
         raise cli.UsageError("--topology is missing. Give a slice such as v5e:4x4.")
     return config
@@ -179,14 +178,14 @@ def _checked_config() -> Any:
 
 def _slices() -> list[Any]:
     """The slices to compile for, the smallest first."""
-    from diladiff_jax.preflight import roofline
+    from diladiff_jax import preflight
 
     try:
         if _SCALING.value is None:
-            return [roofline.parse_topology(_TOPOLOGY.value)]
+            return [preflight.parse_topology(_TOPOLOGY.value)]
         generation = _TOPOLOGY.value.partition(":")[0]
-        return [roofline.slice_of(generation, _chips(text)) for text in _SCALING.value]
-    except roofline.TopologyError as error:
+        return [preflight.slice_of(generation, _chips(text)) for text in _SCALING.value]
+    except preflight.TopologyError as error:
         raise cli.UsageError(f"--topology: {error}") from None
 
 

@@ -16,8 +16,8 @@ _OUT = flags.DEFINE_string("out", None, "Folder to create; it must not exist yet
 _MODEL = flags.DEFINE_string(
     "model",
     None,
-    "Export only the stages that this model samples and encodes with: diladiff, ladiff, mdlm or"
-    " mdlm_long; default: all stages that are trained.",
+    "Export only the stages that this model samples and encodes with: one of {models}; default: all"
+    " stages that are trained.",
 )
 _DTYPE = flags.DEFINE_enum(
     "dtype",
@@ -31,21 +31,20 @@ def main(argv: list[str]) -> None:
     import jax.numpy as jnp
 
     import diladiff_jax as dl
-    from diladiff_jax.model import NEEDED
-    from diladiff_jax.objectives.build import features_source
-    from diladiff_jax.parallel import sharding
+    from diladiff_jax.parallel import make_mesh
+    from diladiff_jax.stages import MODELS, features_source, sampled_models
     from diladiff_jax.storage import bundles
 
     if not _OUT.value:
         raise cli.UsageError("--out is missing. Give the folder of the bundle, --out=DIR.")
-    if _MODEL.value is not None and _MODEL.value not in NEEDED:
-        raise cli.UsageError(f"--model: got {_MODEL.value!r}, expected one of {', '.join(NEEDED)}.")
+    if _MODEL.value is not None:
+        cli.require_one_of("model", _MODEL.value, sampled_models())
     # Parameters are sharded over all devices of this machine.
-    mesh = sharding.make_mesh({"data": 1, "fsdp": -1, "tensor": 1})
+    mesh = make_mesh({"data": 1, "fsdp": -1, "tensor": 1})
     model = dl.load(flags.FLAGS.workdir, config=cli.load_config(_CONFIG), mesh=mesh)
     stages = None
     if _MODEL.value is not None:
-        stages = NEEDED[_MODEL.value]
+        stages = MODELS[_MODEL.value].stages
         # The encoder reads the MDLM's features.
         if "autoencoder" in stages and features_source(model.experiment.settings) == "mdlm":
             stages = ("mdlm", *stages)

@@ -23,7 +23,7 @@ _CONFIG = cli.experiment_flags()
 _MODEL = flags.DEFINE_string(
     "model",
     None,
-    "Model to sample: diladiff, ladiff, mdlm or mdlm_long; default: the best one that is trained.",
+    "Model to sample: one of {models}; default: the best one that is trained.",
 )
 _NUM = flags.DEFINE_integer("num", 8, "Number of samples.", lower_bound=1)
 _START = flags.DEFINE_integer("start", 0, "Index of the first sample.", lower_bound=0)
@@ -80,13 +80,13 @@ _OUT = flags.DEFINE_string(
 
 def main(argv: list[str]) -> None:
     import diladiff_jax as dl
-    from diladiff_jax.sampling.pipeline import MODELS
+    from diladiff_jax.stages import MODELS, sampled_models
 
     model = dl.load(flags.FLAGS.workdir, config=cli.load_config(_CONFIG))
     name = _MODEL.value or (model.models[-1] if model.models else None)
-    if name is not None and name not in MODELS:
-        raise cli.UsageError(f"--model: got {name!r}, expected one of {', '.join(MODELS)}.")
-    if name in ("mdlm", "mdlm_long") and _LATENT_STEPS.value is not None:
+    if name is not None:
+        cli.require_one_of("model", name, sampled_models())
+    if name and MODELS[name].latent_steps is None and _LATENT_STEPS.value is not None:
         raise cli.UsageError(
             f"--latent_steps: got {_LATENT_STEPS.value}, but --model={name} has no latent. Remove"
             " the flag."
@@ -160,9 +160,11 @@ def _write_samples(model: Any, name: str | None, path: pathlib.Path) -> None:
 
 def _settings(model: Any, name: str | None) -> dict[str, Any]:
     """The settings of the sampler, with the config's defaults; those of a latent if it has one."""
+    from diladiff_jax.stages import MODELS
+
     controls = model.controls(name, **_overrides())._asdict()
     names = ["decode_steps", "temperature", "top_p"]
-    if name in ("ladiff", "diladiff"):
+    if name and MODELS[name].latent_steps is not None:
         names += ["latent_steps", "gamma"]
     sampling = model.config.sampling
     settings = {key: controls[key].item() for key in names}
@@ -179,15 +181,14 @@ def _settings(model: Any, name: str | None) -> dict[str, Any]:
 
 def _origin(model: Any) -> dict[str, Any]:
     """What else determines the samples: only a run with the same origin is continued."""
-    from diladiff_jax import config as config_lib
+    from diladiff_jax.stages import STAGES
 
-    stages = config_lib.STAGES + config_lib.BASELINES
     origin = {
         "workdir": str(pathlib.Path(flags.FLAGS.workdir).absolute()),
         "start": _START.value,
         "prompt": _PROMPT.value,
         "score": _SCORE.value,
-        "trained_steps": {stage: model.trained_steps(stage) for stage in stages},
+        "trained_steps": {stage: model.trained_steps(stage) for stage in STAGES},
         "sampling": model.config.sampling.to_dict() | {"batch": None},
     }
     return json.loads(json.dumps(origin))  # as it will be read back: tuples become lists

@@ -24,7 +24,7 @@ _CONFIG = cli.experiment_flags()
 _STAGE = flags.DEFINE_string(
     "stage",
     "all",
-    "Stage to train: mdlm, autoencoder, ladiff, diladiff, mdlm_long, scorer, or all.",
+    "Stage to train: one of {stages}, or all.",
 )
 _INIT_FROM = flags.DEFINE_string(
     "init_from",
@@ -43,16 +43,13 @@ _STOP_AT = flags.DEFINE_integer(
 
 def main(argv: list[str]) -> None:
     from diladiff_jax import config as config_lib
-    from diladiff_jax.training.loop import train
+    from diladiff_jax.stages import STAGES
+    from diladiff_jax.training import train
 
     _exit_on_sigterm_before_training()
     cli.join_processes()
     config = cli.load_config(_CONFIG)
-    known = config_lib.STAGES + config_lib.BASELINES
-    if _STAGE.value != "all" and _STAGE.value not in known:
-        raise cli.UsageError(
-            f"--stage: got {_STAGE.value!r}, expected one of {', '.join(known)}, all."
-        )
+    cli.require_one_of("stage", _STAGE.value, [*STAGES, "all"])
     stages = config_lib.stages_of(config) if _STAGE.value == "all" else (_STAGE.value,)
     train(config, flags.FLAGS.workdir, stages, init_from=_INIT_FROM.value, stop_at=_STOP_AT.value)
     # Everything is saved, so a SIGTERM while the interpreter shuts down must not look like a

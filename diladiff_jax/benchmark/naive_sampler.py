@@ -7,9 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diladiff_jax.diffusion.masking import restrict
+from diladiff_jax.diffusion.masking import DiscreteProcess, restrict
 from diladiff_jax.nn.networks import Networks
-from diladiff_jax.sampling import tokens
+from diladiff_jax.sampling.categorical import (
+    sample_categorical,
+    split_per_sample,
+    token_distribution,
+    uniform_per_sample,
+)
 
 Array = jax.Array
 
@@ -22,35 +27,34 @@ def naive_decode(
     latents: Array,
     controls: Any,
     *,
-    mask_id: int,
-    sampleable: Array,
+    process: DiscreteProcess,
     sort: bool,
 ) -> Array:
     """Decodes as the equations are written: all logits in every step, then a draw everywhere.
 
-    The random draws are those of `diladiff_jax.sampling.tokens.ancestral`, so that the tokens of
-    both can be compared. The temperature is 1.
+    The random draws are those of the order "random" of `diladiff_jax.sampling.orders`, so that the
+    tokens of both can be compared. The temperature is 1.
 
     Args:
       networks: provides the decoder.
       params: the decoder's parameters under "decoder".
       keys: `[B]`, one for each sample.
-      prompt: int32 `[B, L]`, with `mask_id` at the positions to fill.
+      prompt: int32 `[B, L]`, masked at the positions to fill.
       latents: f32 `[B, N, D_lat]`.
       controls: provides `decode_steps` and `top_p`.
-      mask_id: id of the mask token.
-      sampleable: bool `[V]`, which ids may be drawn.
+      process: the diffusion process of the tokens.
       sort: whether the nucleus is found by a full sort of the vocabulary instead of the
         library's bisection.
 
     Returns:
       Tokens `[B, L]`.
     """
-    time_key, token_key = jax.vmap(lambda key: jax.random.split(key))(keys).T
+    time_keys, token_keys = split_per_sample(keys)
+    masked, sampleable = process.is_open(prompt), jnp.asarray(process.sampleable)
     steps, shape = controls.decode_steps, prompt.shape[1:]
-    time = tokens.uniform_per_sample(time_key, shape)
+    time = uniform_per_sample(time_keys, shape)
     unmasked_at = jnp.minimum(jnp.floor(time * steps).astype(jnp.int32), steps - 1)
-    uniform = tokens.uniform_per_sample(token_key, shape)
+    uniform = uniform_per_sample(token_keys, shape)
 
     def step(k: Any, x: Array) -> Array:
         logits: Any = networks.decoder.apply({"params": params["decoder"]}, x, latents)
@@ -58,8 +62,8 @@ def naive_decode(
         if sort:
             p = _sorted_nucleus(logits, controls.top_p)
         else:
-            p = tokens.token_distribution(logits, 1.0, controls.top_p)
-        return jnp.where((prompt == mask_id) & (unmasked_at == k), tokens.draw(p, uniform), x)
+            p = token_distribution(logits, 1.0, controls.top_p)
+        return jnp.where(masked & (unmasked_at == k), sample_categorical(p, uniform), x)
 
     return jax.lax.fori_loop(0, steps, step, prompt)
 

@@ -14,9 +14,11 @@ import numpy as np
 from diladiff_jax.benchmark import decoding_flops, naive_sampler
 from diladiff_jax.benchmark.sizes import experiment_config
 from diladiff_jax.benchmark.timing import Program, compile_program, random_parameters, time_run
-from diladiff_jax.diffusion.gaussian import make_schedule
-from diladiff_jax.nn.networks import build_networks
-from diladiff_jax.sampling.pipeline import Controls, Sampler
+from diladiff_jax.diffusion.gaussian import ScheduleOptions, make_schedule
+from diladiff_jax.diffusion.masking import AbsorbingProcess
+from diladiff_jax.nn.networks import NetworkOptions, build_networks
+from diladiff_jax.sampling.options import SamplingOptions
+from diladiff_jax.sampling.sampler import Controls, PriorLatents, Sampler, StudentLatents
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Workload:
     @property
     def masked(self) -> np.ndarray:
         """Which positions are to be filled, bool `[B, L]`."""
-        return np.asarray(self.prompt) == self.sampler.mask_id
+        return np.asarray(self.sampler.process.is_open(self.prompt))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,9 +104,10 @@ def build_workload(benchmark: SamplingBenchmark, batch: int) -> Workload:
     config = experiment_config(benchmark.size)
     length, vocab = config.data.length, config.tokenizer.vocab_size
     mask_id = vocab - 1
-    networks = build_networks(config.to_dict(), length, vocab)
-    schedule = make_schedule(config.diffusion.schedule, config.diffusion.d)
-    sampler = Sampler(networks, schedule, mask_id, np.arange(vocab) < mask_id)
+    networks = build_networks(NetworkOptions.of(config.to_dict()), length, vocab)
+    schedule = make_schedule(ScheduleOptions.of(config.diffusion))
+    process = AbsorbingProcess(mask_id, np.arange(vocab) < mask_id)
+    sampler = Sampler(networks, schedule, process)
 
     masked_fraction = benchmark.timed_steps / benchmark.decode_steps
     fixed = np.random.default_rng(0).random((batch, length)) >= masked_fraction
@@ -138,20 +141,23 @@ def _decoders(benchmark: SamplingBenchmark, workload: Workload) -> dict[str, Cal
     naive = functools.partial(
         naive_sampler.naive_decode,
         sampler.networks,
-        mask_id=sampler.mask_id,
-        sampleable=jnp.asarray(sampler.sampleable),
+        process=sampler.process,
     )
 
     def decode(sampler: Sampler, *arguments: Any) -> jax.Array:
         return sampler.decode(*arguments).tokens
 
-    refreshing = dataclasses.replace(sampler, refresh_every=benchmark.refresh_every)
+    def with_options(**changes: Any) -> Callable[..., Any]:
+        options = dataclasses.replace(SamplingOptions(), **changes)
+        return functools.partial(decode, dataclasses.replace(sampler, options=options))
+
+    refresh_every = benchmark.refresh_every
     return {
         "naive": functools.partial(naive, sort=True),
         "bisection": functools.partial(naive, sort=False),
         "ours": functools.partial(decode, sampler),
-        "approx_skip": functools.partial(decode, dataclasses.replace(sampler, skip_layers=skip)),
-        f"approx_refresh_{benchmark.refresh_every}": functools.partial(decode, refreshing),
+        "approx_skip": with_options(skip_layers=skip),
+        f"approx_refresh_{refresh_every}": with_options(refresh_every=refresh_every),
     }
 
 
@@ -160,9 +166,15 @@ def compile_programs(benchmark: SamplingBenchmark, workload: Workload) -> Progra
     w, backbone = workload, workload.config.backbone
     (batch, length), decoder_params = w.prompt.shape, w.params["decoder"]["backbone"]
     latents = {
-        "student": compile_program(w.sampler.student_latents, w.params, w.keys, w.controls),
+        "student": compile_program(
+            functools.partial(StudentLatents(), w.sampler), w.params, w.keys, w.controls
+        ),
         "prior": compile_program(
-            w.sampler.prior_latents, w.params, w.keys, w.prior_controls, with_cached=False
+            functools.partial(PriorLatents(), w.sampler),
+            w.params,
+            w.keys,
+            w.prior_controls,
+            with_cached=False,
         ),
     }
     h = jnp.ones((batch * length, backbone.width))

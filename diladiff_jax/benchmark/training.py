@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from diladiff_jax import config as config_lib
+from diladiff_jax import preflight, stages
 from diladiff_jax.benchmark.sizes import experiment_config
 from diladiff_jax.benchmark.timing import Program, compile_program, matmul_rate, time_run
 from diladiff_jax.parallel import sharding
-from diladiff_jax.preflight import aot
 from diladiff_jax.training.optimizer import make_optimizer
 from diladiff_jax.training.state import TrainState, init_state, make_train_step
 
@@ -52,9 +52,9 @@ def run(benchmark: TrainingBenchmark) -> dict[str, Any]:
       The machine, and a row for each stage.
     """
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
-    experiment = aot.AbstractExperiment(_config(benchmark), mesh)
+    experiment = preflight.AbstractExperiment(_config(benchmark), mesh)
     rates, rows = [matmul_rate()], []
-    for stage in config_lib.STAGES:
+    for stage in _stages():
         rows.append(_stage_row(benchmark, experiment, stage))
         rates.append(matmul_rate())
     for row in rows:
@@ -67,22 +67,27 @@ def run(benchmark: TrainingBenchmark) -> dict[str, Any]:
     return {"machine": machine, "rows": rows}
 
 
+def _stages() -> list[str]:
+    """The stages of the method, without the baselines."""
+    return [name for name, stage in stages.STAGES.items() if not stage.baseline]
+
+
 def _config(benchmark: TrainingBenchmark) -> Any:
     settings = experiment_config(benchmark.size).to_dict()
-    for stage in config_lib.STAGES:
+    for stage in _stages():
         settings[stage]["batch"] = benchmark.batch
     # Whether an update self-conditions is random, which would make its time random too.
     settings["ladiff"]["self_conditioning"] = 1.0
     return config_lib.resolve(settings)
 
 
-def _options(experiment: aot.AbstractExperiment) -> Any:
+def _options(experiment: preflight.AbstractExperiment) -> Any:
     """The config, whose settings have types that only the schema knows."""
     return experiment.config
 
 
 def _programs(
-    experiment: aot.AbstractExperiment, stage: str
+    experiment: preflight.AbstractExperiment, stage: str
 ) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
     """By part, the function to compile and its arguments."""
     objective, options = experiment.objective(stage), _options(experiment)[stage]
@@ -118,9 +123,9 @@ def _random_like(x: Any) -> jax.Array:
 
 
 def _stage_row(
-    benchmark: TrainingBenchmark, experiment: aot.AbstractExperiment, stage: str
+    benchmark: TrainingBenchmark, experiment: preflight.AbstractExperiment, stage: str
 ) -> dict[str, Any]:
-    flops = aot.train_step(experiment, stage).flops
+    flops = preflight.train_step_program(experiment, stage).flops
     functions = _programs(experiment, stage)
     compiled: dict[str, Program] = {
         piece: compile_program(function, *arguments, with_cached=piece == "update")

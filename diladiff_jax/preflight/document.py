@@ -8,8 +8,10 @@ import jax
 from jax.experimental import topologies
 
 from diladiff_jax import config as config_lib
-from diladiff_jax.preflight import aot
-from diladiff_jax.preflight.roofline import Slice, TopologyError
+from diladiff_jax.preflight.abstract import AbstractExperiment, device_mesh
+from diladiff_jax.preflight.measurement import measure
+from diladiff_jax.preflight.programs import sampler_program, train_step_program
+from diladiff_jax.preflight.topology import Slice, TopologyError
 
 
 def compile_for_slice(
@@ -47,14 +49,14 @@ def compile_for_slice(
     batch = config[block].batch * where.chips // first.chips
     changed = {block: config[block].to_dict() | {"batch": batch}}
     config = config_lib.resolve(config.to_dict() | changed)
-    mesh = aot.device_mesh(config, devices)
-    experiment = aot.AbstractExperiment(config, mesh)
+    mesh = device_mesh(config, devices)
+    experiment = AbstractExperiment(config, mesh)
     if stage is not None:
-        program = aot.train_step(experiment, stage)
+        program = train_step_program(experiment, stage)
     else:
         assert sampler is not None
-        program = aot.sampler(experiment, sampler)
-    found = aot.measure(program, where, mesh)
+        program = sampler_program(experiment, sampler)
+    found = measure(program, where, mesh)
     jax.clear_caches()  # the programs are large, and each is compiled only once
     return {
         "config": source,

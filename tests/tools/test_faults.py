@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / "tools" / "reliability"))
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[2] / "tools" / "reliability"))
 
 import resource_growth
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 SHORT = {"SIGKILL": 2, "metrics on a full device": 1, "not a number": 1}
 LONGER = {
     "SIGKILL": 4,

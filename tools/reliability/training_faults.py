@@ -206,7 +206,7 @@ def cut_rows(
     if seconds is not None:
         time.sleep(seconds)
         path.write_bytes(intact)
-        out, message = wait_for_end(process, 0), "read again"
+        out, message = wait_for_end(process, 0), "retrying in"
     else:
         out, message = wait_for_end(process, 1), "train-00000.array_record cannot be read"
     if message not in out:
@@ -224,7 +224,7 @@ def diverge(run: TrainingRun) -> None:
     )
     out = wait_for_end(process, 1)
     kept = list((run.workdir / "mdlm" / "skipped").iterdir())
-    if "updates in a row were skipped" not in out or not kept:
+    if "consecutive updates were skipped" not in out or not kept:
         raise FaultNotSurvived(f"it was not reported, or the batch is missing: {out[-600:]}")
 
 

@@ -210,7 +210,7 @@ def wait_for_end(
 
 def resumed(out: str) -> list[int]:
     """The steps that a process reported to resume from."""
-    return [int(step) for step in re.findall(r": goes on from step (\d+) of", out)]
+    return [int(step) for step in re.findall(r": resumes from step (\d+) of", out)]
 
 
 def _resumed_from(step: int, code: int, out: str) -> bool:
@@ -219,7 +219,7 @@ def _resumed_from(step: int, code: int, out: str) -> bool:
         return steps == [step]
     # A process that was killed may not have come so far.
     reached_training = code == 0 or "which is saved" in out
-    return not reached_training or step == 0 or "trained already" in out
+    return not reached_training or step == 0 or "already trained" in out
 
 
 @functools.cache
