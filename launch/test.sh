@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up and runs the tests; arguments go to pytest (for example: -m slow, or tests/diffusion -x).
+# Sets up the environment and runs the tests. Arguments go to pytest, such as -m slow or tests/nn -x.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 case "${1:-}" in -h | --help)
