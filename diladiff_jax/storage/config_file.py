@@ -9,9 +9,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from diladiff_jax import stages
 from diladiff_jax import files
 from diladiff_jax.config import ConfigError, resolve
-from diladiff_jax.storage._stages import settings_inherited, stage_names, with_predecessors
 
 Path = str | pathlib.Path
 
@@ -115,8 +115,8 @@ def require_inherited(config: ConfigDict, source: Path, stage: str) -> None:
     Raises:
       ConfigError: a setting differs that the inherited stages depend on.
     """
-    inherited = with_predecessors(stage)[1:]
-    names = [name for earlier in inherited for name in settings_inherited(earlier)]
+    inherited = stages.predecessors(stage)
+    names = [name for earlier in inherited for name in stages.STAGES[earlier].meaning]
     changed = [
         key
         for key in _differences(load(source).to_dict(), config.to_dict())
@@ -156,7 +156,7 @@ def _in_use(workdir: pathlib.Path) -> bool:
     try:
         trained = any(
             path.name.isdecimal()
-            for stage in stage_names()
+            for stage in stages.STAGES
             for path in (workdir / stage / "checkpoints").glob("*")
         )
         if (workdir / _FILE).exists():
