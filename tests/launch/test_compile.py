@@ -236,7 +236,7 @@ def test_the_published_setting_fits_sixteen_v5e_chips(stage):
         (["--config=configs/tiny.py", "--topology=v9:4x4", "--stage=mdlm"], "expected one of v4"),
         (
             ["--config=configs/tiny.py", "--topology=v5e:4x4", "--stage=nothing"],
-            "--stage is 'nothing'",
+            "--stage: got 'nothing'",
         ),
         (
             [
@@ -249,11 +249,11 @@ def test_the_published_setting_fits_sixteen_v5e_chips(stage):
         ),
         (
             ["--config=configs/tiny.py", "--topology=v5e", "--scaling=16,x", "--stage=mdlm"],
-            "--scaling holds 'x'",
+            "--scaling: got 'x'",
         ),
         pytest.param(
             ["--config=configs/tiny.py", "--topology=v5e:3x5", "--stage=mdlm"],
-            "refused by the TPU compiler",
+            "rejected by the TPU compiler",
             marks=needs_libtpu,
         ),
         pytest.param(
@@ -299,7 +299,7 @@ def test_a_missing_compiler_is_an_error_of_one_line():
     )
     assert (
         done.returncode == 1
-        and "TPU_LIBRARY_PATH is /nowhere/libtpu.so" in done.stderr
+        and "TPU_LIBRARY_PATH: got /nowhere/libtpu.so" in done.stderr
         and len(done.stderr.strip().splitlines()) == 1
     )
 
