@@ -441,8 +441,8 @@ def training_suite() -> dict[str, Any]:
     import numpy as np
 
     from diladiff_jax import config as config_lib
+    from diladiff_jax import preflight
     from diladiff_jax.parallel import sharding
-    from diladiff_jax.preflight import aot
     from diladiff_jax.training.optimizer import make_optimizer
     from diladiff_jax.training.state import init_state, make_train_step
 
@@ -458,10 +458,11 @@ def training_suite() -> dict[str, Any]:
         1.0  # by batches, and a timed one should not depend on its coin
     )
     c = config_lib.resolve(given)
-    experiment = aot.AbstractExperiment(c, mesh)
+    experiment = preflight.AbstractExperiment(c, mesh)
     rates, rows = [matmul_rate()], []
     for stage in stages:
-        objective, flops = experiment.objective(stage), aot.train_step(experiment, stage).flops
+        objective = experiment.objective(stage)
+        flops = preflight.train_step_program(experiment, stage).flops
         tx, average = make_optimizer(c[stage], objective.group), c[stage].ema
         state = jax.jit(lambda key: nn.unbox(init_state(objective, tx, key, ema=average > 0)))(
             jax.random.key(0)

@@ -110,7 +110,7 @@ def join_processes() -> None:
 
     given = flags.FLAGS
     if given.distributed:
-        processes.start(
+        processes.initialize_distributed(
             given.distributed,
             given.num_processes,
             given.process_id,
@@ -126,8 +126,9 @@ def run(main: Callable[[Sequence[str]], None], usage: str) -> None:
     """Runs a command: bad input ends in one line on standard error and exit code 1; a traceback means a bug."""
 
     def guarded(argv: Sequence[str]) -> int:
-        from diladiff_jax import CheckpointError, ConfigError, DataError, PretrainedError
+        from diladiff_jax import ConfigError, DataError
         from diladiff_jax.parallel.processes import DistributedError, Preempted
+        from diladiff_jax.storage import StorageError
         from diladiff_jax.training.loop import TrainingError
 
         _quiet_logs()
@@ -143,8 +144,7 @@ def run(main: Callable[[Sequence[str]], None], usage: str) -> None:
         except (
             ConfigError,
             DataError,
-            PretrainedError,
-            CheckpointError,
+            StorageError,
             TrainingError,
             DistributedError,
             UsageError,
@@ -158,7 +158,7 @@ def run(main: Callable[[Sequence[str]], None], usage: str) -> None:
             )
         except Preempted as stopped:
             print(stopped, file=sys.stderr)
-            return 130 if stopped.by_hand else PREEMPTED
+            return 130 if stopped.interrupted_by_user else PREEMPTED
         except Exception as error:
             if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
                 raise

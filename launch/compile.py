@@ -64,7 +64,7 @@ KNEE = 1.1  # times the time on the first slice
 
 def main(argv: list[str]) -> None:
     from diladiff_jax import config as config_lib
-    from diladiff_jax.preflight import roofline
+    from diladiff_jax import preflight
 
     if cli.given(sys.argv, "config") is None:
         raise cli.UsageError("--config is missing; give an experiment file such as configs/owt.py")
@@ -82,11 +82,11 @@ def main(argv: list[str]) -> None:
         cli.replaceable("out", pathlib.Path(_OUT.value), {"config", "stage"}, "such result")
     try:
         if _SCALING.value is None:
-            slices = [roofline.parse_topology(_TOPOLOGY.value)]
+            slices = [preflight.parse_topology(_TOPOLOGY.value)]
         else:
             generation = _TOPOLOGY.value.partition(":")[0]
-            slices = [roofline.slice_of(generation, _chips(text)) for text in _SCALING.value]
-    except roofline.TopologyError as error:
+            slices = [preflight.slice_of(generation, _chips(text)) for text in _SCALING.value]
+    except preflight.TopologyError as error:
         raise cli.UsageError(str(error)) from None
     find_libtpu()
 
@@ -134,7 +134,7 @@ def compiled(
     from jax.experimental import topologies
 
     from diladiff_jax import config as config_lib
-    from diladiff_jax.preflight import aot
+    from diladiff_jax import preflight
 
     try:
         options = (
@@ -158,12 +158,15 @@ def compiled(
     config = config_lib.resolve(
         config.to_dict() | {block: config[block].to_dict() | {"batch": batch}}
     )
-    mesh = aot.device_mesh(config, devices)
-    experiment = aot.AbstractExperiment(config, mesh)
-    program = aot.train_step(experiment, stage) if stage else aot.sampler(experiment, sampler)
+    mesh = preflight.device_mesh(config, devices)
+    experiment = preflight.AbstractExperiment(config, mesh)
+    if stage:
+        program = preflight.train_step_program(experiment, stage)
+    else:
+        program = preflight.sampler_program(experiment, sampler)
     try:
-        found = aot.measure(program, where, mesh)
-    except aot.CompileError as error:
+        found = preflight.measure(program, where, mesh)
+    except preflight.CompileError as error:
         raise cli.UsageError(
             f"{where.name}: the TPU compiler refuses this program: {error}"
         ) from None

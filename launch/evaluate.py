@@ -42,10 +42,9 @@ _COMPARE = flags.DEFINE_list(
 def main(argv: list[str]) -> None:
     import diladiff_jax as dl
     from diladiff_jax import config as config_lib
-    from diladiff_jax.data.prepare import load_prepared
-    from diladiff_jax.evaluation import schema, sweep
-    from diladiff_jax.evaluation.analyses import run, sweep_curves
-    from diladiff_jax.evaluation.report import report, samples
+    from diladiff_jax.data import DataOptions, load_prepared
+    from diladiff_jax import evaluation
+    from diladiff_jax.evaluation import analyses, report
     from diladiff_jax.storage import bundles
 
     workdir = flags.FLAGS.workdir
@@ -55,9 +54,9 @@ def main(argv: list[str]) -> None:
         )
     out = _OUT.value or f"{workdir}/report"
     model = dl.load(workdir, config=cli.experiment(_CONFIG))
-    prepared = load_prepared(model.config.data, workdir)
+    prepared = load_prepared(DataOptions.of(model.config.data), workdir)
     try:
-        others = [sweep_curves.evaluated(other) for other in _COMPARE.value]
+        others = [analyses.evaluated(other) for other in _COMPARE.value]
     except ValueError as error:
         raise cli.UsageError(f"--compare: {error}") from None
     if bundles.is_bundle(out):
@@ -83,23 +82,21 @@ def main(argv: list[str]) -> None:
                 flush=True,
             )
 
-    results = sweep.evaluate(model, prepared)
+    results = evaluation.evaluate(model, prepared)
     try:
         picture = report.write(results, out)  # at once: the sweep is not lost if an analysis fails
-    except schema.NotFiniteError as error:
+    except evaluation.NotFiniteError as error:
         raise cli.UsageError(
             f"a measure is no finite number ({error}), and nothing was written; what was measured has diverged: train it anew, or leave it out"
         ) from None
     if _ANALYSES.value:
-        found = run.analyse(model, prepared, results, samples=_ANALYSIS_SAMPLES.value)
+        found = analyses.analyse(model, prepared, results, samples=_ANALYSIS_SAMPLES.value)
     else:
-        found = run.of_rows(model, results)
+        found = analyses.analyse_rows(model, results)
     if others:
-        found["figures"] += sweep_curves.compression_tradeoff(
-            [(model.config.to_dict(), results), *others]
-        )
+        found.figures += analyses.compression_tradeoff([(model.config.to_dict(), results), *others])
     page = report.write_page(
-        results, found, samples.draw(model, seed=model.config.evaluation.seed), out
+        results, found, report.sample_models(model, seed=model.config.evaluation.seed), out
     )
     print("\n" + report.table(results) + "\n")
     for line in report.summary(results):

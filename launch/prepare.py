@@ -16,16 +16,17 @@ _CONFIG = cli.experiment_flags()
 
 
 def main(argv: list[str]) -> None:
-    from diladiff_jax.data.prepare import prepare
+    from diladiff_jax.data import DataOptions, TokenizerOptions, prepare
     from diladiff_jax.storage import config_file, pretrained
-    from diladiff_jax.training.loop import workdir_lock
+    from diladiff_jax.storage.workdir import workdir_lock
 
     config, workdir = cli.experiment(_CONFIG), pathlib.Path(flags.FLAGS.workdir)
     config_file.require_own(config, workdir)
     cli.writable_folder("workdir", str(workdir))
     with workdir_lock(workdir) as locked:
         config_file.save(config, workdir, first=True)
-        prepared = prepare(config.data, config.tokenizer, workdir, alone=locked)
+        data, tokenizer = DataOptions.of(config.data), TokenizerOptions.of(config.tokenizer)
+        prepared = prepare(data, tokenizer, workdir, locked=locked)
         if config.features.source == "bert":
             pretrained.adopt(config.features.path, workdir / "features")
         config_file.save(config, workdir)

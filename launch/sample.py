@@ -58,7 +58,7 @@ _OUT = flags.DEFINE_string(
 def main(argv: list[str]) -> None:
     import diladiff_jax as dl
     from diladiff_jax import config as config_lib
-    from diladiff_jax.data.tokenizers import printable
+    from diladiff_jax.data import printable
     from diladiff_jax.sampling.pipeline import MODELS
     from diladiff_jax.storage import bundles
 

@@ -16,11 +16,11 @@ ALLOWED = {
     "options": set(),
     "nn": set(),
     "diffusion": set(),
-    "data": {"files"},
+    "data": {"files", "options"},
     "objectives": {"nn", "diffusion"},
     "sampling": {"nn", "diffusion"},
     "config": set(),
-    "storage": {"config", "data", "files", "nn", "experiment", "parallel", "training"},
+    "storage": {"config", "stages", "data", "files", "nn", "parallel"},
     "parallel": {"nn"},
     "experiment": {
         "config",
@@ -55,7 +55,6 @@ ALLOWED = {
         "storage",
         "parallel",
         "experiment",
-        "preflight",
     },
     "evaluation": {
         "objectives",

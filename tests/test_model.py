@@ -105,10 +105,12 @@ def test_infill_holds_what_is_given(model):
 
 def test_encode_is_standardized_and_decode_takes_it(model, trained):
     """Latents of training text have the frozen statistics' mean 0 and deviation 1, roughly, after few steps; decode reads them."""
-    from diladiff_jax.data.prepare import load_prepared
+    from diladiff_jax.data import DataOptions, load_prepared
 
     rows = np.stack(
-        load_prepared(model.config.data, trained).rows("train").__getitems__(range(256))
+        load_prepared(DataOptions.of(model.config.data), trained)
+        .rows("train")
+        .__getitems__(range(256))
     )
     z = np.asarray(model.encode(rows))
     assert z.shape == (256, 4, 8) and abs(z.mean()) < 0.5 and 0.3 < z.std() < 3.0

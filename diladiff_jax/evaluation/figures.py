@@ -3,7 +3,8 @@
     figure = {"id", "paper", "title", "x": axis, "y": axis, "series": [series], "note"}
     axis   = {"label": str, "scale": "linear" | "log"}
     series = {"name", "x": [float], "y": [float], "low": [float] | None, "high": [float] | None}
-    table  = {"id", "paper", "title", "columns": [str], "rows": [[str | float | int | None]], "note"}
+    table  = {"id", "paper", "title", "columns": [str], "rows": [[cell]], "note"}
+    cell   = str | float | int | None
 
 `paper` names the figure or table of arXiv 2605.23605 that corresponds, or is "". `low` and `high`
 are 95% intervals over samples. `analyses.json` is `{"figures": [figure], "tables": [table]}`; ids

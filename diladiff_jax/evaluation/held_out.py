@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from diladiff_jax.data.prepare import Prepared
+from diladiff_jax.data import Prepared
 from diladiff_jax.evaluation.measures import likelihood
 from diladiff_jax.evaluation.measures.intervals import Estimate
-from diladiff_jax.evaluation.measures.likelihood import LogitsOf
+from diladiff_jax.evaluation.measures.likelihood import Denoiser
 from diladiff_jax.stages import MODELS
 
 if TYPE_CHECKING:
@@ -23,16 +23,20 @@ def validation_rows(prepared: Prepared, samples: int) -> np.ndarray:
     return np.stack(rows.__getitems__(range(min(samples, len(rows)))))
 
 
-def denoiser_logits(model: Model) -> LogitsOf:
-    """The plain denoiser as a function of parameters and masked tokens."""
-    denoiser = model.networks.denoiser
-    return lambda params, x_t, _: denoiser.apply({"params": params}, x_t)
+def plain_denoiser(model: Model, name: str) -> Denoiser:
+    """The trained network of a model without a latent."""
+    network: Any = model.networks.denoiser
+    params = model.parameters(name)["denoiser"]
+    return Denoiser(lambda params, x_t, _: network.apply({"params": params}, x_t), params)
 
 
-def decoder_logits(model: Model) -> LogitsOf:
-    """The autoencoder's decoder as a function of parameters, masked tokens and latents."""
-    decoder = model.networks.decoder
-    return lambda params, x_t, z: decoder.apply({"params": params}, x_t, z)
+def decoder(model: Model, latents: np.ndarray | None = None) -> Denoiser:
+    """The autoencoder's trained decoder, given a latent `[n, N, D_lat]` for each row."""
+    network: Any = model.networks.decoder
+    params = model.trained("autoencoder")["decoder"]
+    return Denoiser(
+        lambda params, x_t, z: network.apply({"params": params}, x_t, z), params, latents
+    )
 
 
 def network_bounds(model: Model, rows: np.ndarray) -> dict[str, dict[str, Estimate]]:
@@ -43,33 +47,24 @@ def network_bounds(model: Model, rows: np.ndarray) -> dict[str, dict[str, Estima
     Returns:
       Measures by the name of the row in `results.json`, as "mdlm bound".
     """
-    found = {}
-    for name in model.models:
-        if not MODELS[name].has_latent:
-            params = model.parameters(name)["denoiser"]
-            found[f"{name} bound"] = _bound(model, denoiser_logits(model), params, rows, None)
+    found = {
+        f"{name} bound": _bound(model, plain_denoiser(model, name), rows)
+        for name in model.models
+        if not MODELS[name].has_latent
+    }
     if model.has("autoencoder"):
-        found["autoencoder bound"] = _bound(
-            model,
-            decoder_logits(model),
-            model.trained("autoencoder")["decoder"],
-            rows,
-            np.asarray(model.encode(rows)),
-        )
+        latents = np.asarray(model.encode(rows))
+        found["autoencoder bound"] = _bound(model, decoder(model, latents), rows)
     return found
 
 
-def _bound(
-    model: Model, logits_of: LogitsOf, params: Any, rows: np.ndarray, latents: np.ndarray | None
-) -> dict[str, Estimate]:
+def _bound(model: Model, denoiser: Denoiser, rows: np.ndarray) -> dict[str, Estimate]:
     settings = model.config.evaluation
     return likelihood.bound_and_recovery(
-        logits_of,
-        params,
+        denoiser,
         rows,
         jax.random.key(settings.seed),
         model.tokenizer,
-        condition=latents,
         draws=settings.bound_draws,
         batch=model.config.sampling.batch,
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from diladiff_jax.data.prepare import Prepared
+from diladiff_jax.data import Prepared
 from diladiff_jax.evaluation.held_out import network_bounds, validation_rows
 from diladiff_jax.evaluation.measures.intervals import Estimate
 from diladiff_jax.evaluation.measures.samples import sample_measures, scorer_setting
@@ -84,9 +84,7 @@ def _plan(model: Model) -> list[tuple[str, int]]:
     return plan
 
 
-def _sample(
-    points: list[SweepPoint], samples: int, batch: int, say: Callable[[str], None]
-) -> None:
+def _sample(points: list[SweepPoint], samples: int, batch: int, say: Callable[[str], None]) -> None:
     """Takes turns batch by batch, so that other load on the machine affects all points alike."""
     for first in range(0, samples, batch):
         for point in points:

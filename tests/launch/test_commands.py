@@ -142,8 +142,7 @@ def test_export_writes_what_sample_reads(trained, tmp_path):
 def test_evaluate_writes_one_folder(trained, tmp_path):
     """The files, the figures of the rows, and the page with samples of every model; and another workdir's compression beside it."""
     import diladiff_jax as dl
-    from diladiff_jax.evaluation import figures
-    from diladiff_jax.evaluation.report import report
+    from diladiff_jax import evaluation
 
     other = tmp_path / "other"
     (other / "report").mkdir(parents=True)
@@ -187,9 +186,9 @@ def test_evaluate_writes_one_folder(trained, tmp_path):
         "report.html",
         "figures",
     }
-    report.check_results(json.loads((out / "results.json").read_text()))
+    evaluation.check_results(json.loads((out / "results.json").read_text()))
     found = json.loads((out / "analyses.json").read_text())
-    figures.check_analyses(found)
+    evaluation.check_analyses(found)
     figures = {f["id"]: f for f in found["figures"]}
     assert {
         "speed_valid",

@@ -303,11 +303,12 @@ def test_a_missing_compiler_is_one_line():
 
 def test_a_vocabulary_stands_in_for_a_tokenizer():
     """As many ids as a trained tokenizer of these settings has, filled up as it fills its own up."""
-    from diladiff_jax.data import tokenizers
+    from diladiff_jax.data import TokenizerOptions, tokenizers
 
     settings = micro_config().tokenizer
+    options = TokenizerOptions(kind=settings.kind, vocab_size=settings.vocab_size)
     text = [chr(first) + chr(second) for first in range(97, 123) for second in range(97, 123)] * 3
-    trained = tokenizers.train(text, settings.kind, settings.vocab_size)
+    trained = tokenizers.train(text, options)
     found = aot.Vocabulary.of(settings)
     assert found.vocab_size % 128 == 0 and found.vocab_size - trained.vocab_size in (
         0,

@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 from micro import micro_config
 
-from diladiff_jax.data.prepare import load_prepared
+from diladiff_jax.data import DataOptions, load_prepared
 from diladiff_jax.diffusion import masking
 from diladiff_jax.experiment import Experiment
 from diladiff_jax.objectives.base import WHOLE, Context
@@ -46,7 +46,7 @@ def run(trained, stage, sizes, steps=2, **changes):
     config = micro_config(**changes)
     devices = jax.devices()[: int(np.prod(sizes))]
     mesh = sharding.make_mesh(dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)), devices)
-    prepared = load_prepared(config.data, trained)
+    prepared = load_prepared(DataOptions.of(config.data), trained)
     experiment = Experiment(config, trained, prepared.tokenizer, mesh)
     objective, settings = experiment.objective(stage), config[stage]
     tx = make_optimizer(settings, objective.group)
@@ -231,7 +231,7 @@ def test_a_stage_starts_from_the_average_of_the_one_before(trained):
     experiment = Experiment(
         config,
         trained,
-        load_prepared(config.data, trained).tokenizer,
+        load_prepared(DataOptions.of(config.data), trained).tokenizer,
         sharding.make_mesh(config.mesh),
     )
     for stage, source, ours in (
@@ -254,7 +254,7 @@ def test_statistics_of_the_stage_are_those_of_what_it_saw(trained):
     """After two updates on the same rows, the features' moments equal numpy's over those rows."""
     _, state = run(trained, "autoencoder", (8, 1, 1))
     config = micro_config()
-    prepared = load_prepared(config.data, trained)
+    prepared = load_prepared(DataOptions.of(config.data), trained)
     experiment = Experiment(config, trained, prepared.tokenizer, sharding.make_mesh(config.mesh))
     rows = np.stack(prepared.rows("train").__getitems__(range(16)))
     features = experiment.objective("autoencoder").features(
@@ -274,5 +274,5 @@ def test_mesh_refuses_sizes_that_do_not_fit():
         "fsdp": 2,
         "tensor": 2,
     }
-    with pytest.raises(ValueError, match="do not multiply to the 8 devices"):
+    with pytest.raises(ValueError, match="the number of devices, 8"):
         sharding.make_mesh({"data": 3, "fsdp": 1, "tensor": 1})

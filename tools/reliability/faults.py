@@ -279,7 +279,7 @@ def all_damaged(rng: random.Random, half: pathlib.Path, workdir: pathlib.Path) -
     }
     before = contents()
     out = ended(start(workdir), 1)
-    if "is whole" not in out or contents() != before:
+    if "no intact checkpoint" not in out or contents() != before:
         raise Lost(f"files changed, or it was not said: {out[-600:]}")
 
 

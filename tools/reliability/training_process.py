@@ -91,7 +91,7 @@ def ended(process: subprocess.Popen[str], *allowed: int, stands: int | None = No
 
 def steps_of(workdir: pathlib.Path, stage: str = "mdlm") -> list[int]:
     """Committed checkpoints, in order."""
-    from diladiff_jax.storage.checkpoints import checkpoint_steps
+    from diladiff_jax.storage.quarantine import checkpoint_steps
 
     return sorted(checkpoint_steps(workdir / stage / "checkpoints"))
 

@@ -13,7 +13,7 @@ from diladiff_jax.data.tokenizers import Tokenizer
 from diladiff_jax.diffusion import masking
 from diladiff_jax.evaluation.figures import Figure, figure, linear, series
 from diladiff_jax.evaluation.measures import intervals
-from diladiff_jax.evaluation.measures.likelihood import content_mask
+from diladiff_jax.objectives.autoregressive import content_mask
 
 Array = jax.Array
 
@@ -43,7 +43,7 @@ def attention_share(
       counts: numbers of masked positions.
       seed: of the masks.
     """
-    content = jnp.asarray(content_mask(rows, tokenizer.eot_id))
+    content = content_mask(jnp.asarray(rows), tokenizer.eot_id)
     layers = sorted(set(decoder.cross_layers))
 
     def norm(update: Array) -> Array:

@@ -98,9 +98,7 @@ def compression_tradeoff(runs: Sequence[tuple[Mapping[str, Any], Results]]) -> l
 def _run(config: Mapping[str, Any], results: Results) -> _Run:
     """The autoencoder's measures of a run, and its best generated ones."""
     rows = results["rows"]
-    measures = dict(
-        next((r["metrics"] for r in rows if r["model"] == "autoencoder bound"), {})
-    )
+    measures = dict(next((r["metrics"] for r in rows if r["model"] == "autoencoder bound"), {}))
     for metric in _GENERATED:
         sampled = [
             r["metrics"][metric]

@@ -14,8 +14,8 @@ import numpy as np
 from diladiff_jax.evaluation.analyses import published_values
 from diladiff_jax.evaluation.figures import Table, cells, table
 from diladiff_jax.evaluation.measures import intervals
-from diladiff_jax.evaluation.sweep_point import sampling_batch
 from diladiff_jax.evaluation.models import title
+from diladiff_jax.evaluation.sweep_point import sampling_batch
 from diladiff_jax.stages import MODELS
 
 if TYPE_CHECKING:
@@ -78,15 +78,14 @@ class _Timer:
 
     def __init__(self, model: Model, seed: int) -> None:
         self._model, self.batch = model, sampling_batch(model)
-        self.names = tuple(
-            name for name in model.models if MODELS[name].source is not None
-        )
+        self.names = tuple(name for name in model.models if MODELS[name].source is not None)
         self._key, self._indices = jax.random.key(seed), jnp.arange(self.batch)
         self._keys = jax.vmap(lambda i: jax.random.fold_in(self._key, i))(self._indices)
         self._controls = {name: model.controls(name) for name in self.names}
         self._sample = {
-            name: jax.jit(functools.partial(MODELS[name].source, model.sampler))
+            name: jax.jit(functools.partial(source, model.sampler))
             for name in self.names
+            if (source := MODELS[name].source) is not None
         }
         self._latents = {name: np.asarray(self._latent(name, steps=1)) for name in self.names}
         for name in self.names:

@@ -78,7 +78,7 @@ def fit_omega(u: np.ndarray, error: np.ndarray) -> Omega:
 
 
 def noisy_latents(latents: np.ndarray, u: float, seed: int = 0) -> np.ndarray:
-    """Latents at the noise angle pi u / 2, cos(pi u / 2) z + sin(pi u / 2) eps, for any schedule."""
+    """Latents at the noise angle pi u / 2 of any schedule: cos(pi u / 2) z + sin(pi u / 2) eps."""
     eps = np.random.default_rng([seed, round(1e6 * u)]).normal(size=latents.shape)
     angle = 0.5 * math.pi * u
     return (math.cos(angle) * latents + math.sin(angle) * eps).astype(np.float32)
@@ -194,9 +194,7 @@ def _fit_figures(
     ]
 
 
-def _fit_table(
-    levels: np.ndarray, sums: CountSums, fitted: Omega, refits: int, seed: int
-) -> Table:
+def _fit_table(levels: np.ndarray, sums: CountSums, fitted: Omega, refits: int, seed: int) -> Table:
     """The parameters of omega, with bootstrap intervals over rows."""
     count = sums.right.shape[1]
     resampled = np.random.default_rng(seed).integers(0, count, (refits, count))

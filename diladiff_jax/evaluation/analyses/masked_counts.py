@@ -13,12 +13,13 @@ import numpy as np
 from diladiff_jax.data.tokenizers import Tokenizer
 from diladiff_jax.diffusion import masking
 from diladiff_jax.evaluation.figures import Figure, figure, linear, series
-from diladiff_jax.evaluation.held_out import decoder_logits, denoiser_logits
+from diladiff_jax.evaluation.held_out import decoder, plain_denoiser
 from diladiff_jax.evaluation.measures import intervals
 from diladiff_jax.evaluation.measures.batches import map_batches
 from diladiff_jax.evaluation.measures.intervals import Estimate
-from diladiff_jax.evaluation.measures.likelihood import LogitsOf, content_mask
+from diladiff_jax.evaluation.measures.likelihood import Denoiser
 from diladiff_jax.evaluation.models import title
+from diladiff_jax.objectives.autoregressive import content_mask
 
 if TYPE_CHECKING:
     from diladiff_jax.model import Model
@@ -65,13 +66,11 @@ class Masks:
 
 
 def by_masked_count(
-    logits_of: LogitsOf,
-    params: Any,
+    denoiser: Denoiser,
     tokens: np.ndarray,
     masks: Masks,
     tokenizer: Tokenizer,
     *,
-    condition: np.ndarray | None = None,
     batch: int,
 ) -> CountSums:
     """Loss and recovery on rows `[n, L]` with an exact number of masked positions.
@@ -79,21 +78,18 @@ def by_masked_count(
     Padding is masked too, but not counted.
 
     Args:
-      logits_of: the denoiser; traced.
-      params: its parameters.
+      denoiser: the network, with a condition for each row if it takes one.
       tokens: int32 `[n, L]`.
       masks: the sizes, number and seed of the masks.
       tokenizer: gives the mask's and the end-of-text's ids, and the ids that can be sampled.
-      condition: `[n, ...]`, one for each row, for example latents.
       batch: rows at a time.
     """
     key = jax.random.key(masks.seed)
-    measure = _count_sums(logits_of, masks, tokenizer)
+    measure = _count_sums(denoiser, masks, tokenizer)
 
     def measure_batch(rows: np.ndarray) -> tuple[Array, Array, Array]:
-        given = None if condition is None else jnp.asarray(condition[rows])
-        batch_key = jax.random.fold_in(key, int(rows[0]))
-        return measure(params, jnp.asarray(tokens[rows]), given, batch_key)
+        batch_key, given = jax.random.fold_in(key, int(rows[0])), denoiser.condition_of(rows)
+        return measure(denoiser.params, jnp.asarray(tokens[rows]), given, batch_key)
 
     shape = (len(masks.counts), masks.draws, len(tokens))
     return CountSums(
@@ -105,7 +101,7 @@ def by_masked_count(
 
 
 def _count_sums(
-    logits_of: LogitsOf, masks: Masks, tokenizer: Tokenizer
+    denoiser: Denoiser, masks: Masks, tokenizer: Tokenizer
 ) -> Callable[[Any, Array, Array | None, Array], tuple[Array, Array, Array]]:
     """A jitted `(params, rows, condition, key) -> ` the three sums, `[C * draws, B]` each."""
     mask_id, allowed = tokenizer.mask_id, jnp.asarray(tokenizer.sampleable)
@@ -119,7 +115,7 @@ def _count_sums(
         def draw(task: tuple[Array, Array]) -> tuple[Array, Array, Array]:
             key, count = task
             x_t = masking.mask_exactly(key, rows, jnp.full(rows.shape[:1], count), mask_id)
-            nll, right = masking.token_nll(logits_of(params, x_t, given), rows, allowed)
+            nll, right = masking.token_nll(denoiser.logits(params, x_t, given), rows, allowed)
             masked = (x_t == mask_id) & content
             nll = jnp.where(masked, nll, 0.0)
             return nll.sum(axis=-1), (right * masked).sum(axis=-1), masked.sum(axis=-1)
@@ -133,15 +129,8 @@ def decoder_by_count(
     model: Model, rows: np.ndarray, latents: np.ndarray, masks: Masks
 ) -> CountSums:
     """`by_masked_count` of the decoder, given latents `[n, N, D_lat]`."""
-    return by_masked_count(
-        decoder_logits(model),
-        model.trained("autoencoder")["decoder"],
-        rows,
-        masks,
-        model.tokenizer,
-        condition=latents,
-        batch=model.config.sampling.batch,
-    )
+    batch = model.config.sampling.batch
+    return by_masked_count(decoder(model, latents), rows, masks, model.tokenizer, batch=batch)
 
 
 def count_grid(length: int, bins: int = 8) -> list[int]:
@@ -171,13 +160,9 @@ def recovery_by_ratio(
         "decoder, noise as the latent": decoder_by_count(model, rows, noise, masks),
     }
     if model.has("mdlm"):
+        batch = model.config.sampling.batch
         found[title("mdlm")] = by_masked_count(
-            denoiser_logits(model),
-            model.trained("mdlm"),
-            rows,
-            masks,
-            model.tokenizer,
-            batch=model.config.sampling.batch,
+            plain_denoiser(model, "mdlm"), rows, masks, model.tokenizer, batch=batch
         )
     x, points = [c / model.length for c in masks.counts], range(len(masks.counts))
     note = f"{len(rows)} held-out rows, {draws} random masks of each exact size"

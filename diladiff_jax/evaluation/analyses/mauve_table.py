@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,16 +26,15 @@ def mauve_table(model: Model, held_out: np.ndarray, *, seed: int = 0) -> Table:
 
     def features(tokens: np.ndarray) -> np.ndarray:
         rows = likelihood.retokenize(tokens, tokenizer)
-        content = np.asarray(likelihood.content_mask(rows, tokenizer.eot_id))
+        content = likelihood.content_positions(rows, tokenizer.eot_id)
         hidden = lambda x: scorer.apply({"params": params}, x, method="hidden")
         return mauve.mean_hidden(hidden, rows, content, batch=model.config.sampling.batch)
 
     data, rows = features(held_out), []
-    found: dict[str, Any] = {}
     for name in model.models:
         found = mauve.mauve(data, features(model.sample(seed, len(held_out), model=name).tokens))
         rows.append([title(name), *cells(found), found["samples"], found["data_samples"]])
-    settings = ", ".join(f"{name} {value}" for name, value in found.get("settings", {}).items())
+    settings = ", ".join(f"{name} {value}" for name, value in mauve.SETTINGS.items())
     return table(
         "mauve",
         "table 1",

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from diladiff_jax.evaluation.figures import Table, cells, table
-from diladiff_jax.evaluation.measures import ode_likelihood
+from diladiff_jax.evaluation.held_out import decoder
+from diladiff_jax.evaluation.measures import ode_likelihood, probability_flow
 
 if TYPE_CHECKING:
     from diladiff_jax.model import Model
 
 _LARGEST_BATCH = 32
-_TOLERANCE = ode_likelihood.Tolerance(rtol=1e-2, atol=1e-2)
+_TOLERANCE = probability_flow.Tolerance(rtol=1e-2, atol=1e-2)
 
 
 def prior_likelihood(
@@ -38,14 +40,15 @@ def prior_likelihood(
       draws: random masks per row.
       seed: of noise and masks.
     """
-    decoder, params = model.networks.decoder, model.trained("autoencoder")["decoder"]
+    network = decoder(model)
     settings = model.config.sampling
     how = "none" if settings.prior_self_conditioning == "none" else "current"
     latent_model = ode_likelihood.LatentModel(
         _clean_prediction(model, how),
-        lambda x_t, z: decoder.apply({"params": params}, x_t, z),
+        functools.partial(network.logits, network.params),
         model.sampler.schedule,
         model.tokenizer,
+        _TOLERANCE,
     )
     body = []
     for sigma in sigmas:
@@ -58,7 +61,6 @@ def prior_likelihood(
             t_min=float(latent_model.schedule.time_of_angle(angle)),
             draws=draws,
             batch=min(settings.batch, _LARGEST_BATCH),
-            tolerance=_TOLERANCE,
         )
         terms = [found[f"{name}_nats"]["value"] for name in ("decoder", "prior", "entropy")]
         body.append([sigma, *cells(found["bound_ppl"]), *cells(found["nats"]), *terms])
@@ -78,14 +80,14 @@ def prior_likelihood(
     )
 
 
-def _clean_prediction(model: Model, self_conditioning: str) -> ode_likelihood.CleanPrediction:
+def _clean_prediction(model: Model, self_conditioning: str) -> probability_flow.CleanPrediction:
     # The divergence is a forward derivative divided by sigma, so it needs float32 throughout, as
     # the student's tangents do.
-    teacher = model.networks.teacher.clone(plain=True, dtype=jnp.float32)
+    teacher: Any = model.networks.teacher.clone(plain=True, dtype=jnp.float32)
     prior = model.trained("ladiff")
 
     def denoise(z_t: jax.Array, t: jax.Array, self_condition: jax.Array) -> jax.Array:
         with jax.default_matmul_precision("float32"):
             return teacher.apply({"params": prior}, z_t, t, self_condition)
 
-    return ode_likelihood.clean_prediction(denoise, self_conditioning)
+    return probability_flow.clean_prediction(denoise, self_conditioning)

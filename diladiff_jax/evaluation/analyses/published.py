@@ -12,8 +12,8 @@ from typing import Any
 from diladiff_jax.evaluation.analyses import published_values as paper
 from diladiff_jax.evaluation.analyses.published_values import MainRow
 from diladiff_jax.evaluation.figures import Table, cells, table
-from diladiff_jax.evaluation.results import Results, Row, corpus
 from diladiff_jax.evaluation.models import title
+from diladiff_jax.evaluation.results import Results, Row, corpus
 
 
 def main_comparison(results: Results) -> Table:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diladiff_jax.data.prepare import Prepared
+from diladiff_jax.data import Prepared
 from diladiff_jax.evaluation.analyses import published, sweep_curves
 from diladiff_jax.evaluation.analyses.attention import attention_share
 from diladiff_jax.evaluation.analyses.latent_cost import latent_overhead
@@ -98,9 +98,9 @@ def _similarity(c: Context) -> Findings:
     return Findings(latent_similarity(c.model, c.latents, few, seed=c.seed))
 
 
-def _by_setting(setting: str, values: Callable[[Context], Sequence[float]], c: Context) -> Findings:
+def _by_setting(c: Context, setting: str, values: Sequence[float]) -> Findings:
     """DiLaDiff's quality at several values of one setting."""
-    settings = [{setting: value} for value in values(c)]
+    settings = [{setting: value} for value in values]
     rows = sampled_rows(c.model, "diladiff", settings, c.samples, seed=c.seed)
     return Findings(sweep_curves.quality_by_setting(rows, setting, _SWEEP_FIGURES))
 
@@ -135,16 +135,10 @@ ANALYSES = (
     ),
     Analysis("texts of one latent", _DECODER, _similarity),
     Analysis(
-        "latent steps", _STUDENT, functools.partial(_by_setting, "latent_steps", _latent_step_values)
+        "latent steps", _STUDENT, lambda c: _by_setting(c, "latent_steps", _latent_step_values(c))
     ),
-    Analysis(
-        "temperature",
-        _STUDENT,
-        functools.partial(_by_setting, "temperature", lambda c: (0.5, 0.7, 1.0)),
-    ),
-    Analysis(
-        "nucleus", _STUDENT, functools.partial(_by_setting, "top_p", lambda c: (0.8, 0.9, 1.0))
-    ),
+    Analysis("temperature", _STUDENT, lambda c: _by_setting(c, "temperature", (0.5, 0.7, 1.0))),
+    Analysis("nucleus", _STUDENT, lambda c: _by_setting(c, "top_p", (0.8, 0.9, 1.0))),
     Analysis(
         "latent samplers",
         _BOTH,

@@ -1,4 +1,4 @@
-"""Samples at other settings than the sweep's: figures 13 to 15, and latents in few network calls."""
+"""Samples at settings that the sweep does not cover: figures 13 to 15, and few network calls."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import numpy as np
 from diladiff_jax.evaluation.figures import Figure, figure, linear, log, series
 from diladiff_jax.evaluation.measures import intervals
 from diladiff_jax.evaluation.measures.intervals import Estimate
-from diladiff_jax.evaluation.measures.likelihood import content_mask
+from diladiff_jax.evaluation.measures.likelihood import content_positions
 
 if TYPE_CHECKING:
     from diladiff_jax.model import Model
@@ -21,7 +21,7 @@ def equal_positions(a: np.ndarray, b: np.ndarray, eot_id: int) -> np.ndarray:
 
     Only positions with content in either row count.
     """
-    either = np.asarray(content_mask(a, eot_id)) | np.asarray(content_mask(b, eot_id))
+    either = content_positions(a, eot_id) | content_positions(b, eot_id)
     return ((a == b) & either).sum(axis=1) / np.maximum(either.sum(axis=1), 1)
 
 

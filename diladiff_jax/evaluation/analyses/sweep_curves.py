@@ -16,8 +16,8 @@ from diladiff_jax.evaluation.figures import (
     series,
     table,
 )
-from diladiff_jax.evaluation.results import Row, milliseconds
 from diladiff_jax.evaluation.models import title
+from diladiff_jax.evaluation.results import Row, milliseconds
 
 QUALITY = {
     "valid": "share of fully valid documents",

@@ -10,17 +10,14 @@ from diladiff_jax.evaluation.measures.intervals import (
     ratio_exp,
 )
 from diladiff_jax.evaluation.measures.likelihood import (
+    Denoiser,
     bound_and_recovery,
-    content_mask,
     generative_perplexity,
     retokenize,
 )
 from diladiff_jax.evaluation.measures.mauve import mauve, mean_hidden
-from diladiff_jax.evaluation.measures.ode_likelihood import (
-    LatentModel,
-    likelihood_bound,
-    log_density,
-)
+from diladiff_jax.evaluation.measures.ode_likelihood import LatentModel, likelihood_bound
+from diladiff_jax.evaluation.measures.probability_flow import log_density
 from diladiff_jax.evaluation.measures.samples import sample_measures
 from diladiff_jax.evaluation.measures.scorer import Scorer, published_scorer
 from diladiff_jax.evaluation.measures.text import (
@@ -33,12 +30,12 @@ from diladiff_jax.evaluation.measures.text import (
 )
 
 __all__ = [
+    "Denoiser",
     "Estimate",
     "LatentModel",
     "Scorer",
     "bootstrap",
     "bound_and_recovery",
-    "content_mask",
     "distinct_measures",
     "distinct_n",
     "generative_perplexity",

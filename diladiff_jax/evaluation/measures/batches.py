@@ -11,9 +11,7 @@ import numpy as np
 T = TypeVar("T")
 
 
-def map_batches(
-    function: Callable[[np.ndarray], T], count: int, batch: int, *, axis: int = 0
-) -> T:
+def map_batches(function: Callable[[np.ndarray], T], count: int, batch: int, *, axis: int = 0) -> T:
     """Calls a function on all rows in batches of one size, so that it is compiled once.
 
     Args:

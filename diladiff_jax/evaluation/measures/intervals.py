@@ -41,7 +41,7 @@ def bootstrap(
 
     Args:
       statistic: called as `statistic(*samples, axis=-1)`; reduces that axis of each array.
-      *samples: arrays `[n]` that are resampled jointly, so that the values of one sample stay together.
+      *samples: arrays `[n]`, resampled jointly: the values of one sample stay together.
       resamples: number of bootstrap resamples.
       seed: of the resampling.
     """
@@ -72,7 +72,7 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray) -> Estimate:
 
 
 def ratio_exp(numerator: np.ndarray, denominator: np.ndarray) -> Estimate:
-    """exp(`ratio`): with negative log-likelihoods over token counts, a token-weighted perplexity."""
+    """exp(`ratio`): of negative log-likelihoods over token counts, a token-weighted perplexity."""
     return bootstrap(
         lambda top, bottom, axis: np.exp(_ratio_of_sums(top, bottom, axis)), numerator, denominator
     )
@@ -110,9 +110,7 @@ def jackknife(
     """
     value = float(statistic(np.arange(count)))
     order = np.random.default_rng(seed).permutation(count)
-    parts = [
-        part for part in np.array_split(order, min(groups, count)) if 0 < len(part) < count
-    ]
+    parts = [part for part in np.array_split(order, min(groups, count)) if 0 < len(part) < count]
     if len(parts) < 2:
         raise ValueError(f"count of samples for a jackknife: got {count}, expected at least 2")
     left = np.array([statistic(np.setdiff1d(np.arange(count), part)) for part in parts])

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -19,35 +20,46 @@ from diladiff_jax.evaluation.measures import intervals
 from diladiff_jax.evaluation.measures.batches import map_batches
 from diladiff_jax.evaluation.measures.intervals import Estimate
 from diladiff_jax.nn.transformer import TokenDenoiser
-from diladiff_jax.objectives.autoregressive import next_token_nll
+from diladiff_jax.objectives.autoregressive import content_mask, next_token_nll
 
 Array = jax.Array
-LogitsOf = Callable[[Any, Array, Array | None], Array]
-"""`(params, x_t [B, L], condition [B, ...] or None) -> logits [B, L, V]`."""
 
 
-def content_mask(tokens: Any, eot_id: int) -> Any:
-    """Which positions of rows `[n, L]` hold content: text, and the end-of-text that closes it.
+@dataclasses.dataclass(frozen=True)
+class Denoiser:
+    """A network that predicts masked tokens, and what it is conditioned on.
 
-    The end-of-text tokens that pad a row after the first one are not content.
+    Attributes:
+      logits: `(params, x_t [B, L], condition [B, ...] or None) -> logits [B, L, V]`; traced.
+      params: its parameters.
+      condition: one for each row that is measured, `[n, ...]`, for example latents; or None.
     """
-    padding = (tokens[:, 1:] == eot_id) & (tokens[:, :-1] == eot_id)
-    return jnp.concatenate([jnp.ones_like(padding[:, :1]), ~padding], axis=1)
+
+    logits: Callable[[Any, Array, Array | None], Array]
+    params: Any
+    condition: np.ndarray | None = None
+
+    def condition_of(self, rows: np.ndarray) -> Array | None:
+        """The condition of some rows, given by their indices."""
+        return None if self.condition is None else jnp.asarray(self.condition[rows])
+
+
+def content_positions(tokens: np.ndarray, eot_id: int) -> np.ndarray:
+    """`content_mask` of NumPy rows `[n, L]`, bool `[n, L]`."""
+    return np.asarray(content_mask(jnp.asarray(tokens), eot_id))
 
 
 def content_length(tokens: np.ndarray, eot_id: int) -> np.ndarray:
     """Number of content tokens of each row of `[n, L]`, float64 `[n]`."""
-    return np.asarray(content_mask(tokens, eot_id)).sum(axis=1).astype(np.float64)
+    return content_positions(tokens, eot_id).sum(axis=1).astype(np.float64)
 
 
 def bound_and_recovery(
-    logits_of: LogitsOf,
-    params: Any,
+    denoiser: Denoiser,
     tokens: np.ndarray,
     key: Array,
     tokenizer: Tokenizer,
     *,
-    condition: np.ndarray | None = None,
     draws: int,
     batch: int,
     estimator: str = "count",
@@ -58,16 +70,15 @@ def bound_and_recovery(
     recovered tokens. Recovery is over masking ratios t ~ U(0, 1] with both estimators.
 
     Args:
-      logits_of: the denoiser; traced.
-      params: its parameters.
+      denoiser: the network, with a condition for each row if it takes one.
       tokens: int32 `[n, L]`.
       key: a JAX key.
       tokenizer: gives the mask's and the end-of-text's ids, and the ids that can be sampled.
-      condition: `[n, ...]`, one for each row, for example latents.
       draws: random masks per row.
       batch: rows at a time.
-      estimator: of the bound. "count" (the one reported) draws k ~ U{1..L} masked tokens:
-        E_k (L/k) sum_masked -log p. "ratio" draws stratified t ~ U(0, 1]: E_t (1/t) sum_masked -log p.
+      estimator: of the bound. "count" (the one reported) draws k ~ U{1..L} masked tokens and is
+        E_k (L/k) sum_masked -log p. "ratio" draws stratified t ~ U(0, 1] and is
+        E_t (1/t) sum_masked -log p.
 
     Returns:
       `bound_ppl`, per token of content, and `recovery`.
@@ -77,12 +88,11 @@ def bound_and_recovery(
     """
     if estimator not in ("count", "ratio"):
         raise ValueError(f"estimator: got {estimator!r}, expected 'count' or 'ratio'.")
-    measure = _masked_draws(logits_of, tokenizer, draws, estimator)
+    measure = _masked_draws(denoiser, tokenizer, draws, estimator)
 
     def measure_batch(rows: np.ndarray) -> tuple[Array, Array, Array]:
-        given = None if condition is None else jnp.asarray(condition[rows])
-        batch_key = jax.random.fold_in(key, int(rows[0]))
-        return measure(params, jnp.asarray(tokens[rows]), given, batch_key)
+        batch_key, given = jax.random.fold_in(key, int(rows[0])), denoiser.condition_of(rows)
+        return measure(denoiser.params, jnp.asarray(tokens[rows]), given, batch_key)
 
     nll, right, masked = (
         np.asarray(part, np.float64) for part in map_batches(measure_batch, len(tokens), batch)
@@ -94,7 +104,7 @@ def bound_and_recovery(
 
 
 def _masked_draws(
-    logits_of: LogitsOf, tokenizer: Tokenizer, draws: int, estimator: str
+    denoiser: Denoiser, tokenizer: Tokenizer, draws: int, estimator: str
 ) -> Callable[[Any, Array, Array | None, Array], tuple[Array, Array, Array]]:
     """A jitted `(params, rows, condition, key) -> ` bound in nats, recovered and masked tokens."""
     mask_id, allowed = tokenizer.mask_id, jnp.asarray(tokenizer.sampleable)
@@ -108,7 +118,7 @@ def _masked_draws(
             time_key, mask_key, count_key, subset_key = jax.random.split(key, 4)
             t = masking.stratified_times(time_key, rows.shape[0])
             x_t = masking.mask_tokens(mask_key, rows, t, mask_id)
-            nll, right = masking.token_nll(logits_of(params, x_t, given), rows, allowed)
+            nll, right = masking.token_nll(denoiser.logits(params, x_t, given), rows, allowed)
             masked = (x_t == mask_id) & content
             if estimator == "ratio":
                 weight = masking.bound_weight(t)
@@ -116,7 +126,7 @@ def _masked_draws(
                 count = jax.random.randint(count_key, rows.shape[:1], 1, length + 1)
                 x_t = masking.mask_exactly(subset_key, rows, count, mask_id)
                 weight = length / count
-                nll, _ = masking.token_nll(logits_of(params, x_t, given), rows, allowed)
+                nll, _ = masking.token_nll(denoiser.logits(params, x_t, given), rows, allowed)
             nll = jnp.sum(jnp.where(x_t == mask_id, nll, 0.0), axis=-1) * weight
             return nll, (right * masked).sum(axis=-1), masked.sum(axis=-1)
 

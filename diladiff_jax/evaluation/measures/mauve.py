@@ -11,6 +11,7 @@ import numpy as np
 
 from diladiff_jax.evaluation.measures import intervals
 from diladiff_jax.evaluation.measures.batches import map_batches
+from diladiff_jax.evaluation.measures.intervals import Estimate
 
 Array = jax.Array
 
@@ -30,11 +31,19 @@ FEWEST_SAMPLES = 20
 JACKKNIFE_GROUPS = 10
 
 
+class MauveEstimate(Estimate):
+    """MAUVE with the numbers of samples and the settings that it depends on."""
+
+    data_samples: int
+    samples: int
+    settings: dict[str, Any]
+
+
 class MissingPackage(RuntimeError):
     """mauve-text or its dependency faiss is not installed."""
 
 
-def mauve(data_features: np.ndarray, model_features: np.ndarray, **settings: Any) -> dict[str, Any]:
+def mauve(data_features: np.ndarray, model_features: np.ndarray, **settings: Any) -> MauveEstimate:
     """MAUVE of a model's samples `[m, D]` against data `[n, D]`.
 
     It is 1 for equal distributions and approaches 0 for disjoint ones. It also falls with fewer
@@ -46,16 +55,15 @@ def mauve(data_features: np.ndarray, model_features: np.ndarray, **settings: Any
       model_features: features of the model's samples.
       **settings: override `SETTINGS`.
 
-    Returns:
-      `{"value", "low", "high", "data_samples", "samples", "settings"}`.
-
     Raises:
       MissingPackage: mauve-text or faiss is not installed.
       ValueError: an unknown setting, incompatible shapes, or fewer than 20 samples of either.
     """
     unknown = sorted(set(settings) - set(SETTINGS))
     if unknown:
-        raise ValueError(f"MAUVE setting: got {unknown[0]!r}, expected one of {', '.join(SETTINGS)}.")
+        raise ValueError(
+            f"MAUVE setting: got {unknown[0]!r}, expected one of {', '.join(SETTINGS)}."
+        )
     for name, features in (("data", data_features), ("model", model_features)):
         width = data_features.shape[-1]
         if features.ndim != 2 or len(features) < FEWEST_SAMPLES or features.shape[1] != width:

@@ -60,7 +60,7 @@ def load_tokenizer(folder: pathlib.Path) -> tokenizers.Tokenizer:
             engine.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
         else:
             raise pretrained.PretrainedError(
-                f"{folder}: got no tokenizer, expected tokenizer.json, or vocab.json and merges.txt."
+                f"{folder}: no tokenizer, expected tokenizer.json, or vocab.json and merges.txt"
             )
     except pretrained.PretrainedError:
         raise
@@ -110,8 +110,8 @@ class Scorer:
             )
         self.length = network.positions
         self._params, self._tokenizer, self._batch = params, tokenizer, batch
-        self._eot = tokenizer.token_to_id(_EOT)
-        shardings = {}
+        self._eot: Any = tokenizer.token_to_id(_EOT)
+        shardings: dict[str, Any] = {}
         if batch_sharding is not None:
             shardings = {"in_shardings": (None, *[batch_sharding] * 3)}
             shardings["out_shardings"] = batch_sharding
@@ -169,7 +169,7 @@ class Scorer:
 def _row_nll(network: GPT2, params: Any, context: Array, targets: Array, counts: Array) -> Array:
     """Sums over the first `counts [B]` targets of each row, `[B]`."""
     scored = jnp.arange(targets.shape[1])[None, :] < counts[:, None]
-    nll = network.apply({"params": params}, context, targets, method=GPT2.nll)
+    nll: Any = network.apply({"params": params}, context, targets, method=GPT2.nll)
     return jnp.where(scored, nll, 0.0).sum(axis=1)
 
 

@@ -1,4 +1,4 @@
-"""Measures of sampled text: entropy, repetition, diversity, and the stories corpus's exact oracle."""
+"""Measures of sampled text: entropy, repetition, diversity, and the stories corpus's oracle."""
 
 from __future__ import annotations
 

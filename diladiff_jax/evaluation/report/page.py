@@ -69,24 +69,28 @@ def render(
     }
     label = "Quality against decoding steps and against time; the table below has the numbers"
     rows = [row for table in published for row in table["rows"]]
-    return _environment().get_template("page.html").render(
-        title=f"DiLaDiff on {corpus(results)}",
-        lede=_lede(results),
-        claims=claims,
-        setting={name: _setting_value(value) for name, value in results["setting"].items()},
-        measures=_measures(results),
-        sections=[{"id": k, "title": v} for k, v in _SECTIONS.items() if k not in empty],
-        colors={dark: plots.css_variables(dark=dark) for dark in (False, True)},
-        picture=_image(picture, "picture", label),
-        samples=samples,
-        published=len(rows),
-        beyond=sum(map(tables.out_of_reach, rows)),
-        figures=[_figure(figure, svgs[figure["id"]]) for figure in found.figures],
-        tables={
-            "main": [tables.view(t) for t in main],
-            "published": [tables.view(t) for t in published],
-            "further": [tables.view(t) for t in further],
-        },
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            title=f"DiLaDiff on {corpus(results)}",
+            lede=_lede(results),
+            claims=claims,
+            setting={name: _setting_value(value) for name, value in results["setting"].items()},
+            measures=_measures(results),
+            sections=[{"id": k, "title": v} for k, v in _SECTIONS.items() if k not in empty],
+            colors={dark: plots.css_variables(dark=dark) for dark in (False, True)},
+            picture=_image(picture, "picture", label),
+            samples=samples,
+            published=len(rows),
+            beyond=sum(map(tables.out_of_reach, rows)),
+            figures=[_figure(figure, svgs[figure["id"]]) for figure in found.figures],
+            tables={
+                "main": [tables.view(t) for t in main],
+                "published": [tables.view(t) for t in published],
+                "further": [tables.view(t) for t in further],
+            },
+        )
     )
 
 

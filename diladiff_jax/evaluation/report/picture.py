@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from diladiff_jax.stages import MODELS
 from diladiff_jax.evaluation.report import plots
 from diladiff_jax.evaluation.results import Results, Row, corpus, milliseconds, quality_metric
+from diladiff_jax.stages import MODELS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +29,9 @@ _PANELS = (
     _Panel("decoding steps", "log", lambda row: row["decode_steps"]),
     _Panel("milliseconds per document (latent and decoding)", "log", milliseconds),
 )
-_ENTROPY_PANEL = _Panel("entropy (nats, within a sample)", "linear", lambda row: _value(row, "entropy"))
+_ENTROPY_PANEL = _Panel(
+    "entropy (nats, within a sample)", "linear", lambda row: _value(row, "entropy")
+)
 
 
 def _value(row: Row, metric: str) -> float:
@@ -49,7 +51,9 @@ def draw(results: Results) -> Drawing:
     panels = [*_PANELS, _ENTROPY_PANEL] if metric == "gen_ppl" else list(_PANELS)
     drawing = Drawing(figsize=(5.5 * len(panels), 4.8), layout="constrained")
     timed = [r for r in results["rows"] if r["seconds"] is not None]
-    data = next((r for r in results["rows"] if r["model"] == "data" and metric in r["metrics"]), None)
+    data = next(
+        (r for r in results["rows"] if r["model"] == "data" and metric in r["metrics"]), None
+    )
     all_axes = drawing.subplots(1, len(panels), sharey=True)
     for axes, panel in zip(all_axes, panels, strict=True):
         _draw_models(axes, panel, [r for r in timed if metric in r["metrics"]], metric)
@@ -58,7 +62,7 @@ def draw(results: Results) -> Drawing:
         if panel.scale == "log":
             plots.log_scale(axes, "x")
         axes.set_xlabel(panel.label)
-        line = dict(color=plots.INK, linewidth=0.8, linestyle="--")
+        line: dict[str, Any] = dict(color=plots.INK, linewidth=0.8, linestyle="--")
         if data:
             axes.axhline(_value(data, metric), label="data", **line)
         if data and panel is _ENTROPY_PANEL:
@@ -84,7 +88,7 @@ def _draw_models(axes: Axes, panel: _Panel, timed: Sequence[Row], metric: str) -
         if not rows:
             continue
         x, y = [panel.x(r) for r in rows], [_value(r, metric) for r in rows]
-        look = dict(color=model.color, marker=model.marker, label=model.title)
+        look: dict[str, Any] = dict(color=model.color, marker=model.marker, label=model.title)
         if model.control:
             axes.plot(x, y, linestyle=":", linewidth=1.4, markersize=3, **look)
         else:

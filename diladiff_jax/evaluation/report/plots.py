@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from diladiff_jax.evaluation.figures import Figure, Series
-from diladiff_jax.stages import MODELS
 from diladiff_jax.files import atomic_file, atomic_write_text
+from diladiff_jax.stages import MODELS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +25,7 @@ _DARK = {"ink": "#e6e9ec", "grid": "#3a4149"}
 
 _DENSE = 40  # a line with more points is a curve, which markers would hide
 
-_STYLE = {
+_STYLE: Any = {
     "font.size": 9.5,
     "text.color": INK,
     "axes.labelcolor": INK,

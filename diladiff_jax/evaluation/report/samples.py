@@ -1,8 +1,7 @@
-"""A few samples of every model, for showing them side by side and stepping through their decoding."""
+"""A few samples of every model, to show side by side and to step through their decoding."""
 
 from __future__ import annotations
 
-import os.path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -86,8 +85,14 @@ def written_tokens(tokenizer: Tokenizer, row: np.ndarray) -> list[str | None]:
             continue
         run = [*run[-_CONTEXT:], token]
         before, after = tokenizer.decode(run[:-1]), tokenizer.decode(run)
-        written.append(after[len(os.path.commonprefix([before, after])) :])
+        written.append(after[_common_prefix(before, after) :])
     return written
+
+
+def _common_prefix(a: str, b: str) -> int:
+    """The number of characters with which both texts begin."""
+    differences = (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
+    return next(differences, min(len(a), len(b)))
 
 
 def _verdict(document: str) -> tuple[bool, str]:

@@ -113,7 +113,9 @@ class _Claim:
 
     def words(self, row: Row) -> str:
         metrics = row["metrics"]
-        entropy = f" at entropy {metrics['entropy']['value']:.2f}" if self.metric == "gen_ppl" else ""
+        entropy = (
+            f" at entropy {metrics['entropy']['value']:.2f}" if self.metric == "gen_ppl" else ""
+        )
         return f"{metrics[self.metric]['value']:.3f}{entropy}"
 
     def few_steps(self) -> list[str]:

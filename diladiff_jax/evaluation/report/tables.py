@@ -1,4 +1,4 @@
-"""Tables as the report's page shows them: cells as text, with the interval of an estimate beside."""
+"""Tables as the report's page shows them: cells as text, estimates with their intervals."""
 
 from __future__ import annotations
 

@@ -1,13 +1,14 @@
-"""The documentation of the reader's own Python, as a corpus: present wherever this code runs.
+"""A corpus that exists wherever this code runs: the documentation of the running Python.
 
-Three sources, in this order, each sorted, so that one interpreter always gives the same corpus:
+It has three sources, in this order. Each is sorted, so an interpreter always gives the same
+corpus:
 
-- the standard library's docstrings, one document a module, read by parsing the source files;
-- the docstrings of the modules that are built into the interpreter, one document a module;
-- the language reference that `help` shows, one document a topic, where it is installed.
+- the docstrings of the standard library, one document per module, parsed from the source files;
+- the docstrings of the modules built into the interpreter, one document per module;
+- the language reference that `help` shows, one document per topic, if it is installed.
 
-Only prose is kept, as paragraphs of one line each with an empty line between them. Doctests,
-code, grammars and tables are dropped, and so are docstrings with hardly a word ("Return self.").
+Only prose is kept, one line per paragraph and an empty line between paragraphs. Doctests, code,
+grammars, tables and very short docstrings ("Return self.") are dropped.
 """
 
 from __future__ import annotations
@@ -23,10 +24,15 @@ import types
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from diladiff_jax.data.corpora.base import Reader, StreamCorpus
 from diladiff_jax.data.errors import DataError
 
-# Tests, vendored copies, generated tables, and programs that are not documented for a reader.
+if TYPE_CHECKING:
+    from diladiff_jax.data.options import DataOptions
+
+# Tests, vendored copies, generated tables, and programs whose docstrings have no readers.
 _SKIPPED_FOLDERS = frozenset(
     [
         "__phello__",
@@ -45,23 +51,27 @@ _SKIPPED_FOLDERS = frozenset(
         "turtledemo",
     ]
 )
-_MIN_WORDS = 8  # of a docstring; shorter ones mostly repeat the name that they document
-_MIN_PLAIN = 0.65  # the share of a paragraph's tokens that must be plain words
+_MIN_WORDS = 8  # per docstring; shorter ones mostly repeat the name that they document
+_MIN_PLAIN = 0.65  # the fraction of a paragraph's tokens that must be plain words
 
+# Letters, maybe hyphenated or with an apostrophe, in quotes or brackets (\u2018 to \u201d are the
+# typographic quotes), with punctuation.
 _PLAIN_WORD = re.compile(
-    r"""["'(`‘“]* [A-Za-z]+ (?:['’/-][A-Za-z]+)* ["')`’”]* [.,;:!?]* [")’”]*""", re.VERBOSE
+    r"""["'(`\u2018\u201c]* [A-Za-z]+ (?:['\u2019/-][A-Za-z]+)*
+    ["')`\u2019\u201d]* [.,;:!?]* [")\u2019\u201d]*""",
+    re.VERBOSE,
 )
-# A line of one repeated sign underlines a heading.
+# A line of one repeated symbol underlines a heading.
 _RULE = re.compile(r"^\s*([^\w\s])\1{2,}\s*$", re.MULTILINE)
-# Statements that consist of plain words all the same, and tables.
+# Statements that consist of plain words, and tables.
 _CODE = re.compile(r"async |class |def |for .*:$|from .* import |if .*:$|import |with .*:$|[|+]")
 
 
 def documents() -> Iterator[str]:
-    """Yields the documents. No docstring appears in two of them, or twice in one.
+    """Yields the documents. Every docstring appears once.
 
     Raises:
-      DataError: this Python has its standard library in a zip file or without sources.
+      DataError: the standard library of this Python has no source files.
     """
     seen: set[str] = set()
     for docstrings in itertools.chain(_library(), _builtins(), _topics()):
@@ -76,9 +86,9 @@ def documents() -> Iterator[str]:
 
 
 def prose(docstring: str) -> str:
-    """The paragraphs of a docstring that are prose, each on one line, with empty lines between."""
+    """The paragraphs of a docstring that are prose, one per line, with empty lines between."""
     paragraphs = re.split(r"\n\s*\n", _RULE.sub("", inspect.cleandoc(docstring)))
-    # A doctest lasts to the end of its paragraph; words may stand before it.
+    # A doctest extends to the end of its paragraph, and words may come before it.
     lines = [paragraph.partition(">>>")[0].split() for paragraph in paragraphs]
     return "\n\n".join(" ".join(words) for words in lines if _is_prose(words))
 
@@ -86,12 +96,14 @@ def prose(docstring: str) -> str:
 def _is_prose(words: list[str]) -> bool:
     """Whether a paragraph reads as English rather than as code, a grammar or a table."""
     plain = sum(_PLAIN_WORD.fullmatch(word) is not None for word in words)
-    enough = len(words) > 1 and plain >= _MIN_PLAIN * len(words)  # one word is a heading at best
+    enough = len(words) > 1 and plain >= _MIN_PLAIN * len(
+        words
+    )  # a single word is a heading at best
     return enough and not _CODE.match(" ".join(words))
 
 
 def _library() -> Iterator[list[str]]:
-    """The docstrings of each module of the standard library; imports none of them."""
+    """The docstrings of each module of the standard library, without importing it."""
     root = Path(sysconfig.get_path("stdlib"))
     files = [
         path
@@ -100,15 +112,15 @@ def _library() -> Iterator[list[str]]:
     ]
     if not files:
         raise DataError(
-            f"no Python sources under {root}, so there is no documentation to read: "
-            "use a Python installed with its standard library's .py files"
+            f"data.corpus=pydocs: no Python sources under {root}, expected the standard library. "
+            "Use a Python that is installed with its .py files."
         )
     for path in sorted(files, key=lambda path: path.relative_to(root).parts):
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of invalid escapes, say: not the reader's code
+                warnings.simplefilter("ignore")  # about invalid escapes, for example
                 tree = ast.parse(path.read_bytes())
-        except (OSError, SyntaxError, ValueError):  # unreadable, or a template and no module
+        except (OSError, SyntaxError, ValueError):  # unreadable, or a template rather than a module
             continue
         yield list(_docstrings(tree))
 
@@ -127,9 +139,9 @@ def _builtins() -> Iterator[list[str]]:
     for name in sorted(sys.builtin_module_names):
         try:
             module = importlib.import_module(name)
-        except ImportError:  # a name that this platform does not support
+        except ImportError:  # not supported on this platform
             continue
-        # Compiled functions only: what Python code has put there (a hook, say) varies by run.
+        # Compiled functions only: what Python code adds (a hook, for example) varies by run.
         members = [
             member
             for _, member in sorted(vars(module).items())
@@ -143,7 +155,7 @@ def _builtins() -> Iterator[list[str]]:
 
 
 def _attributes(owner: object) -> list[object]:
-    """The methods and properties of a class, sorted by name; nothing for a function."""
+    """The methods and properties of a class, sorted by name; none for a function."""
     if not isinstance(owner, type):
         return []
     return [
@@ -154,10 +166,18 @@ def _attributes(owner: object) -> list[object]:
 
 
 def _topics() -> Iterator[list[str]]:
-    """The topics of the language reference; none where Python came without them."""
+    """The topics of the language reference; none if Python is installed without them."""
     try:
         topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
     except (ImportError, AttributeError):
         return
     for _, text in sorted(topics.items()):
         yield [text]
+
+
+class PythonDocs(StreamCorpus):
+    """The documentation of the running Python."""
+
+    def open(self, options: DataOptions) -> Reader:
+        del options
+        return documents
