@@ -62,7 +62,7 @@ class Model:
 
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
-        self.config = experiment.config
+        self.config: Any = experiment.config  # ConfigDict does not type its fields
         self.tokenizer = experiment.tokenizer
         self.networks = experiment.networks
         self.sampler: Sampler = experiment.sampler

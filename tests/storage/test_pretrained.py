@@ -9,13 +9,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+from diladiff_jax.objectives.build import frozen_sources, text_encoder
 from micro import micro_config
 
 from diladiff_jax.config import ConfigError
 from diladiff_jax.data import tokenizers
 from diladiff_jax.experiment import Experiment
 from diladiff_jax.nn import bert
-from diladiff_jax.objectives.build import frozen_sources, text_encoder
 from diladiff_jax.parallel import sharding
 from diladiff_jax.storage import pretrained
 
