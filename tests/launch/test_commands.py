@@ -122,7 +122,7 @@ def test_export_writes_what_sample_reads(trained, tmp_path):
     assert drawn[0].returncode == 0 and drawn[0].stdout == drawn[1].stdout
     before = {path: path.stat().st_mtime_ns for path in bundle.rglob("*")}
     for script, flags, words in (
-        ("export.py", [f"--out={bundle}"], "exists already"),
+        ("export.py", [f"--out={bundle}"], "already exists"),
         ("evaluate.py", [], "is a bundle"),
         ("train.py", [], "is a bundle"),
     ):
