@@ -41,9 +41,7 @@ def posterior_mean(schedule, z_t, t):
 
 def flow(schedule, z_t, t, r):
     """The probability flow from t to r: it keeps the standardized value."""
-    ratio = gaussian.per_example(
-        deviation(schedule, r) / deviation(schedule, t), z_t
-    )
+    ratio = gaussian.per_example(deviation(schedule, r) / deviation(schedule, t), z_t)
     return gaussian.per_example(schedule.alpha(r), z_t) * MEAN + ratio * (
         z_t - gaussian.per_example(schedule.alpha(t), z_t) * MEAN
     )
