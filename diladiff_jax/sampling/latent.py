@@ -1,8 +1,8 @@
 """Latent samplers: solvers of the prior's probability-flow ODE, and the student's few steps.
 
 Pure functions of a denoiser, made to be closed over and jitted. Numbers of steps are run-time
-values, so one compiled program serves them all. `SOLVERS` is the table of all solvers, which
-can be extended.
+values, so one compiled program serves them all. `SOLVERS` is the table of all solvers;
+`register_solver` adds one.
 """
 
 from __future__ import annotations
@@ -126,6 +126,17 @@ SOLVERS: dict[str, Solver] = {
 """Every solver by its name in `sampling.prior_method`."""
 
 
+def register_solver(name: str, solver: Solver) -> None:
+    """Makes a solver available as `sampling.prior_method = name`.
+
+    Raises:
+      ValueError: the name is taken.
+    """
+    if name in SOLVERS:
+        raise ValueError(f"solver {name} is registered already")
+    SOLVERS[name] = solver
+
+
 def probability_flow(
     denoise: Denoise,
     schedule: gaussian.Schedule,
@@ -180,9 +191,10 @@ def probability_flow(
 def noise_level_warp(
     schedule: gaussian.Schedule, s: Float[Array, " B"], gamma: Float[Array, ""] | float
 ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
-    """(r, scale) with sigma_r / alpha_r = sqrt(1 - gamma^2) sigma_s / alpha_s and alpha_s / alpha_r.
+    """(r, scale) with sigma_r / alpha_r = sqrt(1 - gamma^2) sigma_s / alpha_s.
 
-    z_s = scale z_r + gamma sigma_s eps then has exactly the alpha and sigma of s.
+    With scale = alpha_s / alpha_r, z_s = scale z_r + gamma sigma_s eps has exactly the alpha and
+    sigma of s.
     """
     r = meanflow.renoise_time(schedule, s, gamma)
     return r, schedule.alpha(s) / schedule.alpha(r)
@@ -197,7 +209,7 @@ def literal_warp(
 
 
 GAMMA_WARPS = {"noise_level": noise_level_warp, "literal": literal_warp}
-"""How gamma-sampling chooses the cleaner time r that it jumps to, by name in `sampling.gamma_warp`."""
+"""How gamma-sampling chooses the cleaner time r, by its name in `sampling.gamma_warp`."""
 
 
 def few_step(

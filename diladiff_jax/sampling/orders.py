@@ -1,6 +1,6 @@
 """Decoding of tokens: which positions a step unmasks, and the loop over steps.
 
-`ORDERS` is the table of all unmasking orders; it can be extended. Each is a pure function
+`ORDERS` is the table of all unmasking orders; `register_order` adds one. Each is a pure function
 made to be jitted; the number of steps is a run-time value.
 """
 
@@ -288,6 +288,17 @@ ORDERS: dict[str, Order] = {
 """Every unmasking order by its name in `sampling.order`."""
 
 
+def register_order(name: str, order: Order) -> None:
+    """Makes an unmasking order available as `sampling.order = name`.
+
+    Raises:
+      ValueError: the name is taken.
+    """
+    if name in ORDERS:
+        raise ValueError(f"order {name} is registered already")
+    ORDERS[name] = order
+
+
 def _unmasking_steps(keys: Array, masked: Array, steps: Array | int, equal: bool) -> Array:
     """The step in which each position is unmasked, `[B, L]`; -1 where it is given."""
     place = uniform_per_sample(keys, masked.shape[1:])
@@ -317,7 +328,7 @@ def _chunk(order: Array, first: Array, last: Array, i: Array, size: int) -> tupl
 
 
 def _scatter(x: Array, positions: Array, values: Array) -> Array:
-    """Writes `values [B, K]` into `x [B, L]` at `positions [B, K]`; those out of range are dropped."""
+    """Writes `values [B, K]` into `x [B, L]` at `positions`, dropping those out of range."""
     return jax.vmap(lambda row, at, value: row.at[at].set(value, mode="drop"))(x, positions, values)
 
 
