@@ -1,4 +1,4 @@
-"""launch/compile.py: every stage and a sampler through the real TPU compiler at the smallest size, its documents, and its refusals."""
+"""launch/compile.py with the real TPU compiler: every stage and a sampler, and bad input."""
 
 import functools
 import importlib.util
@@ -12,11 +12,12 @@ import jax
 import pytest
 from micro import micro_config
 
-from diladiff_jax.config import STAGES
+from diladiff_jax import preflight
 from diladiff_jax.parallel import sharding
-from diladiff_jax.preflight import aot
+from diladiff_jax.stages import STAGES as ALL_STAGES
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+STAGES = [name for name, stage in ALL_STAGES.items() if not stage.baseline]
 PER_DEVICE = {
     "parameter_bytes",
     "peak_bytes",
@@ -66,15 +67,18 @@ def compile_py(*flags, **options):
 SCRIPT = """
 import json, sys
 sys.path[:0] = ["launch", "tests"]
-import compile as command, common
+import cli
+import compile as command
 from micro import micro_config
-from diladiff_jax.training import roofline
+from diladiff_jax import preflight
 cli._compilation_cache()
 command.find_libtpu()
 documents = {}
 for name, stage, sampler, topology, changes in json.loads(sys.argv[1]):
-    where = roofline.parse_topology(topology)
-    documents[name] = command.compiled(micro_config(**changes), where, where, stage=stage, sampler=sampler, source="micro")
+    where = preflight.parse_topology(topology)
+    documents[name] = command.compiled(
+        micro_config(**changes), where, where, stage=stage, sampler=sampler, source="micro"
+    )
 json.dump(documents, open(sys.argv[2], "w"))
 """
 
@@ -139,7 +143,7 @@ def test_every_stage_and_a_sampler_compile_for_a_tpu(tmp_path_factory):
         assert not per["uncounted_kernels"], f"{name}: a kernel whose work is not counted"
     # Data parallelism sums every gradient of the prior once: as many bytes as it has parameters, and the metrics.
     summed = found["ladiff"]["per_device"]["collectives"]["all-reduce"]["bytes"]
-    trained = aot.parameter_bytes(abstract_parameters("ladiff"))
+    trained = preflight.parameter_bytes(abstract_parameters("ladiff"))
     assert 0.99 * trained <= summed < 1.2 * trained  # what the loss does not read has no gradient
     # Parameters cut over fsdp are gathered where they are used; what the model needs is at most what the program does.
     per = found["mdlm"]["per_device"]
@@ -151,7 +155,7 @@ def test_every_stage_and_a_sampler_compile_for_a_tpu(tmp_path_factory):
 def abstract_parameters(stage):
     """Shapes of what a stage of the small experiment trains, on one device."""
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
-    return aot.AbstractExperiment(micro_config(**SMALL), mesh).restore(stage)
+    return preflight.AbstractExperiment(micro_config(**SMALL), mesh).restore(stage)
 
 
 @pytest.mark.slow
@@ -228,7 +232,7 @@ def test_the_published_setting_fits_sixteen_small_chips(stage):
         (["--topology=v5e:4x4", "--stage=mdlm"], "--config is missing"),
         (["--config=configs/tiny.py", "--stage=mdlm"], "--topology is missing"),
         (["--config=configs/tiny.py", "--topology=v5e:4x4"], "one of --stage=STAGE"),
-        (["--config=configs/tiny.py", "--topology=v9:4x4", "--stage=mdlm"], "must be one of v4"),
+        (["--config=configs/tiny.py", "--topology=v9:4x4", "--stage=mdlm"], "expected one of v4"),
         (
             ["--config=configs/tiny.py", "--topology=v5e:4x4", "--stage=nothing"],
             "--stage: got 'nothing'",
@@ -258,7 +262,7 @@ def test_the_published_setting_fits_sixteen_small_chips(stage):
                 "--stage=mdlm",
                 "--config.mesh.fsdp=3",
             ],
-            "do not multiply to the 4 devices",
+            "the number of devices, 4",
             marks=needs_libtpu,
         ),
         pytest.param(
@@ -268,12 +272,12 @@ def test_the_published_setting_fits_sixteen_small_chips(stage):
                 "--stage=mdlm",
                 "--config.mdlm.batch=6",
             ],
-            "mdlm.batch is 6",
+            "mdlm.batch: got 6",
             marks=needs_libtpu,
         ),
         pytest.param(
             ["--config=configs/tiny.py", "--topology=v5e:2x2", "--sampler=gpt"],
-            "sampler is 'gpt'",
+            "--sampler: got 'gpt'",
             marks=needs_libtpu,
         ),
     ],
@@ -309,7 +313,7 @@ def test_a_vocabulary_stands_in_for_a_tokenizer():
     options = TokenizerOptions(kind=settings.kind, vocab_size=settings.vocab_size)
     text = [chr(first) + chr(second) for first in range(97, 123) for second in range(97, 123)] * 3
     trained = tokenizers.train(text, options)
-    found = aot.Vocabulary.of(settings)
+    found = preflight.Vocabulary.of(settings)
     assert found.vocab_size % 128 == 0 and found.vocab_size - trained.vocab_size in (
         0,
         128,
@@ -325,26 +329,30 @@ def test_a_vocabulary_stands_in_for_a_tokenizer():
 def test_nothing_fits_is_read_from_the_compilers_complaint():
     """Bytes out of its message; other complaints are not about memory."""
     message = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G."
-    assert aot.exhausted_bytes(message) == int(20.5 * 2**30)
+    assert preflight.exhausted_bytes(message) == int(20.5 * 2**30)
     message = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (548.25G) exceeds available HBM (15.75G)."
-    assert aot.exhausted_bytes(message) == int(548.25 * 2**30)
-    assert aot.exhausted_bytes("INVALID_ARGUMENT: no") is None
+    assert preflight.exhausted_bytes(message) == int(548.25 * 2**30)
+    assert preflight.exhausted_bytes("INVALID_ARGUMENT: no") is None
 
 
 def test_decoding_trips_have_their_limits():
     """One step unmasks everything in as many rounds as the rows that are worked on at once leave; with many steps few are empty, each a round."""
-    assert aot.decoding_trips(16, 32, 1) == (
+    assert preflight.decoding_trips(16, 32, 1) == (
         1.0,
         2.0,
     )  # 256 rows at once: 16 positions of each of 16 texts
-    steps, rounds = aot.decoding_trips(32, 1024, 64)
+    steps, rounds = preflight.decoding_trips(32, 1024, 64)
     assert steps == 64.0 and 2.0 < rounds < 6.0
-    steps, rounds = aot.decoding_trips(1, 8, 10_000)
+    steps, rounds = preflight.decoding_trips(1, 8, 10_000)
     assert 7.9 < steps <= 8.0 and rounds == 1.0
-    assert aot.decoding_trips(32, 1024, 64, "count") == (64.0, 2.0)  # 16 of each row, 8 at a time
-    assert aot.decoding_trips(1, 256, 2, "confidence") == (2.0, 1.0) and aot.decoding_trips(
-        2, 256, 2, "confidence"
-    ) == (2.0, 1.5)
+    assert preflight.decoding_trips(32, 1024, 64, "count") == (
+        64.0,
+        2.0,
+    )  # 16 of each row, 8 at a time
+    assert preflight.decoding_trips(1, 256, 2, "confidence") == (
+        2.0,
+        1.0,
+    ) and preflight.decoding_trips(2, 256, 2, "confidence") == (2.0, 1.5)
 
 
 SLICES = """
@@ -353,7 +361,7 @@ sys.path[:0] = ["launch", "."]
 import compile as command
 command.find_libtpu()
 from jax.experimental import topologies
-from diladiff_jax.training import sharding
+from diladiff_jax.parallel import sharding
 devices = list(topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4", num_slices=2).devices)
 mesh = sharding.make_mesh({"data": 2, "fsdp": 8, "tensor": 2}, devices)
 print([sorted({device.slice_index for device in part.ravel()}) for part in mesh.devices])
@@ -368,11 +376,12 @@ except ValueError as error:
 
 @needs_libtpu
 def test_a_mesh_over_slices_crosses_between_them_along_data_alone():
-    """Two slices of 16: each data index lies in one slice, tensor pairs are neighbours, and a mesh that would cut otherwise is refused."""
+    """In two slices of 16, each data index is in one slice and tensor pairs are neighbours."""
     done = run("-c", SLICES)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "[[0], [1]]",
         "{1}",
-        "mesh size data is 1; it must be a multiple of the 2 slices, for only it may reach across them",
+        "config.mesh.data: got 1, expected a multiple of the 2 slices, because only this axis may "
+        "extend over several slices",
     ]
