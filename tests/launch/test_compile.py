@@ -88,7 +88,8 @@ SMALL = dict(
     latent_denoiser=dict(num_layers=1),
     **{stage: dict(optimizer="adamw") for stage in STAGES},
 )
-# Lengths of 128 go through the splash attention kernel, two devices along each axis through every kind of sharding.
+# A length of 128 uses the splash attention kernel, and two devices per axis use every kind of
+# sharding.
 LONG = dict(
     data=dict(length=128),
     mesh=dict(data=2, fsdp=2, tensor=2),
@@ -115,7 +116,7 @@ def documents(folder):
 
 @needs_libtpu
 def test_every_stage_and_a_sampler_compile_for_a_tpu(tmp_path_factory):
-    """No part of the library is one that a TPU's compiler refuses; the documents have their form, and their figures hang together."""
+    """The compiler accepts every part of the library, and the figures are consistent."""
     found = documents(tmp_path_factory.getbasetemp())
     assert list(found) == [case[0] for case in CASES]
     for name, document in found.items():
@@ -141,11 +142,13 @@ def test_every_stage_and_a_sampler_compile_for_a_tpu(tmp_path_factory):
         ] >= longest * (1 - 1e-9)
         assert all(each["count"] > 0 and each["bytes"] > 0 for each in per["collectives"].values())
         assert not per["uncounted_kernels"], f"{name}: a kernel whose work is not counted"
-    # Data parallelism sums every gradient of the prior once: as many bytes as it has parameters, and the metrics.
+    # Data parallelism sums every gradient of the prior once: the bytes of its parameters, and the
+    # metrics.
     summed = found["ladiff"]["per_device"]["collectives"]["all-reduce"]["bytes"]
     trained = preflight.parameter_bytes(abstract_parameters("ladiff"))
     assert 0.99 * trained <= summed < 1.2 * trained  # what the loss does not read has no gradient
-    # Parameters cut over fsdp are gathered where they are used; what the model needs is at most what the program does.
+    # Parameters sharded over fsdp are gathered where they are used. The program computes at least
+    # what the model needs.
     per = found["mdlm"]["per_device"]
     assert {"all-gather", "all-reduce"} <= per["collectives"].keys() and per["model_flops"] <= per[
         "flops"
@@ -161,7 +164,7 @@ def abstract_parameters(stage):
 @pytest.mark.slow
 @needs_libtpu
 def test_the_command_writes_a_document_and_a_table(tmp_path):
-    """A sampler of configs/tiny.py with an override; exit 3 and a document where the batch is too large for the chip."""
+    """For a sampler with an overridden batch; exit code 3 if the batch is too large."""
     out = tmp_path / "out.json"
     flags = ["--config=configs/tiny.py", "--sampler=mdlm", "--topology=v5e:2x2", f"--out={out}"]
     done = compile_py(*flags, "--config.sampling.batch=30")
@@ -306,7 +309,7 @@ def test_a_missing_compiler_is_one_line():
 
 
 def test_a_vocabulary_stands_in_for_a_tokenizer():
-    """As many ids as a trained tokenizer of these settings has, filled up as it fills its own up."""
+    """It has as many ids as a trained tokenizer of these settings, padded in the same way."""
     from diladiff_jax.data import TokenizerOptions, tokenizers
 
     settings = micro_config().tokenizer
@@ -328,15 +331,21 @@ def test_a_vocabulary_stands_in_for_a_tokenizer():
 
 def test_nothing_fits_is_read_from_the_compilers_complaint():
     """Bytes out of its message; other complaints are not about memory."""
-    message = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G."
+    message = (
+        "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space"
+        " hbm. Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G."
+    )
     assert preflight.exhausted_bytes(message) == int(20.5 * 2**30)
-    message = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (548.25G) exceeds available HBM (15.75G)."
+    message = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO"
+        " temporaries (548.25G) exceeds available HBM (15.75G)."
+    )
     assert preflight.exhausted_bytes(message) == int(548.25 * 2**30)
     assert preflight.exhausted_bytes("INVALID_ARGUMENT: no") is None
 
 
 def test_decoding_trips_have_their_limits():
-    """One step unmasks everything in as many rounds as the rows that are worked on at once leave; with many steps few are empty, each a round."""
+    """One step takes as many rounds as its rows need; with many steps, few are empty."""
     assert preflight.decoding_trips(16, 32, 1) == (
         1.0,
         2.0,
@@ -362,10 +371,15 @@ import compile as command
 command.find_libtpu()
 from jax.experimental import topologies
 from diladiff_jax.parallel import sharding
-devices = list(topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4", num_slices=2).devices)
+description = topologies.get_topology_desc(
+    platform="tpu", topology_name="v5e:4x4", num_slices=2
+)
+devices = list(description.devices)
 mesh = sharding.make_mesh({"data": 2, "fsdp": 8, "tensor": 2}, devices)
 print([sorted({device.slice_index for device in part.ravel()}) for part in mesh.devices])
-tensor = [[max(abs(a - b) for a, b in zip(pair[0].coords, pair[1].coords)) for pair in part] for part in mesh.devices]
+def distance(a, b):
+    return max(abs(x - y) for x, y in zip(a.coords, b.coords))
+tensor = [[distance(*pair) for pair in part] for part in mesh.devices]
 print({gap for part in tensor for gap in part})
 try:
     sharding.make_mesh({"data": 1, "fsdp": 16, "tensor": 2}, devices)
