@@ -51,10 +51,9 @@ _REPORT_FILES = ("table.txt", "report.html", "analyses.json", "picture.png", "fi
 
 def main(argv: list[str]) -> None:
     import diladiff_jax as dl
+    from diladiff_jax import evaluation
     from diladiff_jax.data import DataOptions, load_prepared
-    from diladiff_jax.evaluation import schema, sweep
-    from diladiff_jax.evaluation.analyses import run, sweep_curves
-    from diladiff_jax.evaluation.report import report, samples
+    from diladiff_jax.evaluation import analyses, report
     from diladiff_jax.storage import bundles
 
     workdir = flags.FLAGS.workdir
@@ -67,29 +66,29 @@ def main(argv: list[str]) -> None:
     model = dl.load(workdir, config=cli.load_config(_CONFIG))
     prepared = load_prepared(DataOptions.of(model.config.data), workdir)
     try:
-        others = [sweep_curves.evaluated(other) for other in _COMPARE.value]
+        others = [analyses.evaluated(other) for other in _COMPARE.value]
     except ValueError as error:
         raise cli.UsageError(f"--compare: {error}") from None
     _check_out(out)
     _note_unfinished_stages(model)
 
-    results = sweep.evaluate(model, prepared)
+    results = evaluation.evaluate(model, prepared)
     try:
         # Before the analyses, so that the sweep is not lost if one of them fails.
         picture = report.write(results, out)
-    except schema.NotFiniteError as error:
+    except evaluation.NotFiniteError as error:
         raise cli.UsageError(
             f"a measure is not finite ({error}), so nothing was written. The model has diverged:"
             " train it again, or leave it out."
         ) from None
     if _ANALYSES.value:
-        found = run.analyse(model, prepared, results, samples=_ANALYSIS_SAMPLES.value)
+        found = analyses.analyse(model, prepared, results, samples=_ANALYSIS_SAMPLES.value)
     else:
-        found = run.of_rows(model, results)
+        found = analyses.analyse_rows(model, results)
     if others:
         evaluated = [(model.config.to_dict(), results), *others]
-        found["figures"] += sweep_curves.compression_tradeoff(evaluated)
-    shown = samples.draw(model, seed=model.config.evaluation.seed)
+        found.figures += analyses.compression_tradeoff(evaluated)
+    shown = report.sample_models(model, seed=model.config.evaluation.seed)
     page = report.write_page(results, found, shown, out)
     print("", report.table(results), "", *report.summary(results), "", sep="\n")
     print(f"picture: {picture.absolute()}")

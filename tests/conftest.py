@@ -8,6 +8,14 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
 
+from jaxtyping import install_import_hook
+
+# Check every shape annotation of the four pure rooms. Has to precede the first import of the library.
+install_import_hook(
+    [f"diladiff_jax.{room}" for room in ("nn", "diffusion", "objectives", "sampling")],
+    "shape_checks.check_shapes",
+)
+
 import filelock
 import flax.linen as nn
 import jax

@@ -35,7 +35,9 @@ ALLOWED = {
         "nn",
     },
     "arguments": {"stages", "sampling", "diffusion", "data"},
+    "programs": {"experiment", "stages", "objectives", "sampling", "parallel"},
     "model": {
+        "programs",
         "arguments",
         "experiment",
         "stages",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -40,7 +40,7 @@ class NetworkOptions:
     remat: str = "none"
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> Self:
+    def of(cls, settings: Mapping[str, Any]) -> NetworkOptions:
         """The network options in a whole config; other blocks are ignored.
 
         Raises:

@@ -148,9 +148,7 @@ def _sampler_inputs(experiment: Experiment, model: str) -> tuple[dict[str, Any],
         record = stages.model_named(model)
     except ValueError as error:
         raise ConfigError(f"sampler: {error}") from None
-    params = {
-        name: experiment.restore_source(source) for name, source in record.parameters.items()
-    }
+    params = {name: experiment.restore_source(source) for name, source in record.parameters.items()}
     steps = record.latent_steps(experiment.sampler.options) if record.latent_steps else 1
     return params, steps
 

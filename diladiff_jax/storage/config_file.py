@@ -7,11 +7,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from diladiff_jax import stages
-from diladiff_jax import files
-from diladiff_jax.config import ConfigError, resolve
+from diladiff_jax import files, stages
+from diladiff_jax.config import Config, ConfigError, resolve
 
 Path = str | pathlib.Path
 
@@ -23,7 +20,7 @@ _MAX_BYTES = 1 << 20  # the file may be a stranger's
 _TRAINING_ONLY = ("dropout", "embedding_std")  # settings that trained parameters do not depend on
 
 
-def load(workdir: Path) -> ConfigDict:
+def load(workdir: Path) -> Config:
     """Reads and checks `WORKDIR/config.json`.
 
     Raises:
@@ -59,7 +56,7 @@ def load(workdir: Path) -> ConfigDict:
     return resolve(given)
 
 
-def save(config: ConfigDict, workdir: Path, *, first: bool = False) -> None:
+def save(config: Config, workdir: Path, *, first: bool = False) -> None:
     """Writes `WORKDIR/config.json` if `require_own` allows it.
 
     Args:
@@ -84,7 +81,7 @@ def save(config: ConfigDict, workdir: Path, *, first: bool = False) -> None:
         ) from None
 
 
-def require_same(config: ConfigDict, workdir: Path) -> None:
+def require_same(config: Config, workdir: Path) -> None:
     """Checks that `config` is the experiment of the workdir, except for what may change.
 
     Raises:
@@ -102,7 +99,7 @@ def require_same(config: ConfigDict, workdir: Path) -> None:
         )
 
 
-def require_inherited(config: ConfigDict, source: Path, stage: str) -> None:
+def require_inherited(config: Config, source: Path, stage: str) -> None:
     """Checks that the stages before `stage` mean the same in `config` as in their source.
 
     Equal shapes do not imply that: many settings change the meaning of parameters only.
@@ -130,7 +127,7 @@ def require_inherited(config: ConfigDict, source: Path, stage: str) -> None:
         )
 
 
-def require_own(config: ConfigDict, workdir: Path) -> None:
+def require_own(config: Config, workdir: Path) -> None:
     """Checks that `config` may become or remain the experiment of the workdir.
 
     Raises:

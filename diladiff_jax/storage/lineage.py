@@ -12,8 +12,7 @@ import contextlib
 import json
 import pathlib
 
-from diladiff_jax import stages
-from diladiff_jax import files
+from diladiff_jax import files, stages
 from diladiff_jax.data import tokenizers
 from diladiff_jax.storage import bundles, checksums, config_file, pretrained
 from diladiff_jax.storage.errors import CheckpointError

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from diladiff_jax.diffusion import gaussian
+from diladiff_jax.options import OptionError
 
 TANGENTS = [gaussian.TangentSchedule(d) for d in (0.5, 1.0, 10.0, 100.0)]
 EMPIRICAL = [
@@ -54,7 +55,7 @@ def test_figure_6_of_the_paper():
 
 def test_linear_variance(x64):
     """sigma^2 = t, alpha^2 = 1 - t."""
-    schedule = gaussian.make_schedule("linear_variance")
+    schedule = gaussian.make_schedule(gaussian.ScheduleOptions("linear_variance"))
     np.testing.assert_allclose(schedule.sigma(INTERIOR) ** 2, INTERIOR)
     np.testing.assert_allclose(schedule.alpha(INTERIOR) ** 2, 1 - INTERIOR)
 
@@ -196,10 +197,24 @@ def test_jit_and_vmap_agree_with_plain_calls(schedule):
     )
 
 
-def test_unknown_schedule_is_refused():
-    """The message names what would be valid."""
-    with pytest.raises(ValueError, match="'tangent', 'linear_variance' or 'empirical'"):
-        gaussian.make_schedule("cosine")
+@pytest.mark.parametrize("name", gaussian.SCHEDULES)
+def test_each_schedule_knows_whether_its_velocity_is_finite(name):
+    """`finite_velocity` is true exactly where the angle's rate is that of `angle` at both ends."""
+    schedule = gaussian.make_schedule(gaussian.ScheduleOptions(name))
+    rates = jax.vmap(jax.grad(schedule.angle))(jnp.array([0.0, 1.0]))
+    assert schedule.finite_velocity == bool(np.isfinite(rates).all())
+
+
+def test_options_that_no_schedule_can_have_are_rejected():
+    """The message names the setting, its value, and what would be valid."""
+    for options, message in (
+        (dict(schedule="cosine"), "schedule: got 'cosine', expected one of tangent, linear_var"),
+        (dict(d=0.0), "d: got 0.0, expected a number above 0"),
+        (dict(t0=1.0), "t0: got 1.0, expected in \\(0, 1\\)"),
+        (dict(k=9.0), "k: got 9.0, expected in \\(0, 8\\] at t0 = 0.5"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            gaussian.ScheduleOptions(**options)
 
 
 @pytest.mark.parametrize("schedule", EMPIRICAL, ids=repr)
@@ -229,9 +244,8 @@ def test_a_flat_error_leaves_time_alone():
     np.testing.assert_allclose(
         gaussian.EmpiricalSchedule(0.01, 0.5).angle(INTERIOR), np.pi / 2 * INTERIOR, atol=1e-4
     )
-    assert gaussian.make_schedule("empirical", k=3.0, t0=0.4) == gaussian.EmpiricalSchedule(
-        3.0, 0.4
-    )
+    options = gaussian.ScheduleOptions("empirical", k=3.0, t0=0.4)
+    assert gaussian.make_schedule(options) == gaussian.EmpiricalSchedule(3.0, 0.4)
     for k, t0 in ((0.0, 0.5), (4.0, 1.0), (17.0, 0.5)):
         with pytest.raises(ValueError, match="k max"):
             gaussian.EmpiricalSchedule(k, t0)

@@ -25,7 +25,7 @@ def x64():
         yield
 
 
-def constrain_sharding(schedule, t):
+def deviation(schedule, t):
     """Standard deviation of z_t."""
     return jnp.sqrt((schedule.alpha(t) * STD) ** 2 + schedule.sigma(t) ** 2)
 
@@ -34,16 +34,14 @@ def posterior_mean(schedule, z_t, t):
     """E[z | z_t]."""
     alpha, s = (
         gaussian.per_example(schedule.alpha(t), z_t),
-        gaussian.per_example(constrain_sharding(schedule, t), z_t),
+        gaussian.per_example(deviation(schedule, t), z_t),
     )
     return MEAN + alpha * STD**2 / s**2 * (z_t - alpha * MEAN)
 
 
 def flow(schedule, z_t, t, r):
     """The probability flow from t to r: it keeps the standardized value."""
-    ratio = gaussian.per_example(
-        constrain_sharding(schedule, r) / constrain_sharding(schedule, t), z_t
-    )
+    ratio = gaussian.per_example(deviation(schedule, r) / deviation(schedule, t), z_t)
     return gaussian.per_example(schedule.alpha(r), z_t) * MEAN + ratio * (
         z_t - gaussian.per_example(schedule.alpha(t), z_t) * MEAN
     )

@@ -186,34 +186,34 @@ def test_windows_are_separate_encodings(random_parameters, length, sizes):
 @pytest.mark.parametrize(
     ("module", "config", "changes", "words"),
     [
-        (bert, BERT, {"model_type": "roberta"}, "model_type is 'roberta'; it must be 'bert'"),
+        (bert, BERT, {"model_type": "roberta"}, "model_type: got 'roberta', expected 'bert'"),
         (
             bert,
             BERT,
             {"position_embedding_type": "relative_key"},
-            "position_embedding_type is 'relative_key'",
+            "position_embedding_type: got 'relative_key'",
         ),
         (
             bert,
             BERT,
             {"hidden_size": "16"},
-            "hidden_size is '16'; it must be a whole number from 1 to",
+            "hidden_size: got '16', expected a whole number from 1 to",
         ),
         (
             bert,
             BERT,
             {"num_attention_heads": 3},
-            "num_attention_heads is 3; it must be a divisor of hidden_size = 16",
+            "num_attention_heads: got 3, expected a divisor of hidden_size = 16",
         ),
-        (bert, BERT, {"hidden_act": "swish!"}, "hidden_act is 'swish!'; it must be 'gelu' or"),
-        (bert, BERT, {"vocab_size": 20}, "vocab_size is 20; it must be at least the 38 pieces"),
-        (gpt2, GPT2, {"model_type": "opt"}, "model_type is 'opt'; it must be 'gpt2'"),
-        (gpt2, GPT2, {"n_layer": None}, "n_layer is None; it must be a whole number"),
+        (bert, BERT, {"hidden_act": "swish!"}, "hidden_act: got 'swish!', expected 'gelu' or"),
+        (bert, BERT, {"vocab_size": 20}, "vocab_size: got 20, expected at least the 38 pieces"),
+        (gpt2, GPT2, {"model_type": "opt"}, "model_type: got 'opt', expected 'gpt2'"),
+        (gpt2, GPT2, {"n_layer": None}, "n_layer: got None, expected a whole number"),
         (
             gpt2,
             GPT2,
             {"scale_attn_by_inverse_layer_idx": True},
-            "scale_attn_by_inverse_layer_idx is True",
+            "scale_attn_by_inverse_layer_idx: got True",
         ),
     ],
 )
@@ -247,15 +247,15 @@ def test_tensors_that_do_not_fit():
     params = gpt2.parameters(good | {"h.0.attn.bias": np.ones(3, bool)}, network)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"}
     for change, words in (
-        ({"wte.weight": np.ones((41, 16), np.float32)}, r"wte.weight has shape \[41, 16\]"),
+        ({"wte.weight": np.ones((41, 16), np.float32)}, r"wte.weight: got shape \[41, 16\]"),
         (
             {"h.0.attn.c_attn.weight": np.ones((16, 47), np.float32)},
-            r"c_attn.weight has shape \[16, 47\], which gives \[16, 15\]",
+            r"c_attn.weight: got shape \[16, 47\], which gives \[16, 15\]",
         ),
-        ({"ln_f.bias": np.ones(16, np.int64)}, "ln_f.bias is int64; it must be float32"),
+        ({"ln_f.bias": np.ones(16, np.int64)}, "ln_f.bias: got int64, expected float32"),
     ):
         with pytest.raises(ValueError, match=words):
             gpt2.parameters(good | change, network)
     del good["h.0.ln_2.bias"]
-    with pytest.raises(ValueError, match="tensor h.0.ln_2.bias is missing"):
+    with pytest.raises(ValueError, match="tensor h.0.ln_2.bias: missing"):
         gpt2.parameters(good, network)

@@ -10,11 +10,11 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
-from diladiff_jax.stages import STAGES
 from diladiff_jax import files
+from diladiff_jax.config import Config
 from diladiff_jax.data.tokenizers import Tokenizer
+from diladiff_jax.stages import STAGES
 from diladiff_jax.storage import pretrained
 from diladiff_jax.storage.bundles.format import (
     STATISTICS,
@@ -35,7 +35,7 @@ systems and hubs accept."""
 class TrainedExperiment(Protocol):
     """What `export` needs; `diladiff_jax.experiment.Experiment` provides it."""
 
-    config: ConfigDict
+    config: Config
     workdir: pathlib.Path
     tokenizer: Tokenizer
 
