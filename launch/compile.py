@@ -122,7 +122,7 @@ def compiled(
             config, where, first, stage=stage, sampler=sampler, source=source
         )
     except preflight.TopologyError as error:
-        raise cli.UsageError(f"--topology: {error}") from None
+        raise cli.UsageError(f"--topology: {str(error).removeprefix('topology: ')}") from None
     except preflight.CompileError as error:
         raise cli.UsageError(
             f"--topology={where.name}: the TPU compiler rejects this program: {error}"
@@ -186,7 +186,7 @@ def _slices() -> list[Any]:
         generation = _TOPOLOGY.value.partition(":")[0]
         return [preflight.slice_of(generation, _chips(text)) for text in _SCALING.value]
     except preflight.TopologyError as error:
-        raise cli.UsageError(f"--topology: {error}") from None
+        raise cli.UsageError(f"--topology: {str(error).removeprefix('topology: ')}") from None
 
 
 def _chips(text: str) -> int:
