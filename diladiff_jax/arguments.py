@@ -1,4 +1,4 @@
-"""Checks of what callers pass to a `Model`: every invalid argument raises `ValueError` in one line."""
+"""Checks of what callers pass to a `Model`: an invalid argument raises a one-line `ValueError`."""
 
 from __future__ import annotations
 
@@ -29,14 +29,11 @@ def whole_number(name: str, value: Any, least: int = 1, most: int | None = None)
     Raises:
       ValueError: it is something else.
     """
-    if (
-        not isinstance(value, numbers.Integral)
-        or value < least
-        or (most is not None and value > most)
-    ):
+    number = int(value) if isinstance(value, numbers.Integral) else None
+    if number is None or number < least or (most is not None and number > most):
         limit = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise ValueError(f"{name}: got {value!r}, expected a whole number {limit}")
-    return int(value)
+    return number
 
 
 def first_index(start: Any, num: int) -> int:
@@ -55,9 +52,10 @@ def sampling_key(key: Any) -> jax.Array:
       ValueError: it is neither.
     """
     if isinstance(key, numbers.Integral):
-        if not -(2**63) <= key < 2**63:
-            raise ValueError(f"key: got seed {key}, expected a whole number of 64 bits")
-        return jax.random.key(int(key))
+        seed = int(key)
+        if not -(2**63) <= seed < 2**63:
+            raise ValueError(f"key: got seed {seed}, expected a whole number of 64 bits")
+        return jax.random.key(seed)
     if isinstance(key, jax.Array):
         if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ():
             return key

@@ -39,6 +39,9 @@ from diladiff_jax.run_options import (
 from diladiff_jax.sampling.latent import SOLVERS
 from diladiff_jax.sampling.options import SamplingOptions
 
+Config = Any
+"""A checked experiment: an `ml_collections.ConfigDict`, whose attributes no type checker knows."""
+
 
 class ConfigError(ValueError):
     """An invalid setting: one line with the key, the value and what would be valid."""
@@ -66,7 +69,7 @@ def blocks() -> dict[str, tuple[Options, ...]]:
     }
 
 
-def default_config() -> ConfigDict:
+def default_config() -> Config:
     """The published setting on OpenWebText, with the pretrained denoiser's own features."""
     config = ConfigDict()
     for name, parts in blocks().items():
@@ -78,7 +81,7 @@ def default_config() -> ConfigDict:
     return config
 
 
-def resolve(given: Mapping[str, Any] | ConfigDict) -> ConfigDict:
+def resolve(given: Mapping[str, Any] | ConfigDict) -> Config:
     """Overlays `given` on the defaults and checks the result.
 
     Raises:
@@ -91,7 +94,7 @@ def resolve(given: Mapping[str, Any] | ConfigDict) -> ConfigDict:
     return config
 
 
-def check(config: ConfigDict) -> None:
+def check(config: Config) -> None:
     """Rejects invalid values and combinations.
 
     Raises:
@@ -108,12 +111,12 @@ def check(config: ConfigDict) -> None:
         raise ConfigError(f"{key}: got {_value(config, key)!r}, expected {valid}")
 
 
-def stages_of(config: ConfigDict) -> tuple[str, ...]:
+def stages_of(config: Config) -> tuple[str, ...]:
     """The stages that `--stage=all` trains, in order: all that have steps."""
     return tuple(name for name in stages.STAGES if config[name].steps > 0)
 
 
-def _conflicts(config: ConfigDict) -> Iterator[tuple[str, str]]:
+def _conflicts(config: Config) -> Iterator[tuple[str, str]]:
     """(key, what would be valid) of settings that contradict those of another block."""
     if config.features.source == "bert" and config.tokenizer.kind != "wordpiece":
         yield "tokenizer.kind", "wordpiece when features.source is bert, which reads its own ids"
@@ -133,7 +136,7 @@ def _conflicts(config: ConfigDict) -> Iterator[tuple[str, str]]:
             yield f"data.{key}", "above 0 when scorer.steps is: the scorer needs text of its own"
 
 
-def _sampling_conflicts(config: ConfigDict) -> Iterator[tuple[str, str]]:
+def _sampling_conflicts(config: Config) -> Iterator[tuple[str, str]]:
     """Conflicts of samplers with the depth of the backbone and with the noise schedule."""
     depth = config.backbone.num_layers
     if not all(0 <= layer < depth - 1 for layer in config.sampling.skip_layers):
@@ -152,7 +155,7 @@ def _sampling_conflicts(config: ConfigDict) -> Iterator[tuple[str, str]]:
         yield "sampling.prior_method", f"{able} {why} t = 1"
 
 
-def _overlay(target: ConfigDict, given: Mapping[str, Any], prefix: str) -> None:
+def _overlay(target: Config, given: Mapping[str, Any], prefix: str) -> None:
     """Writes `given` over `target`, checking keys and types."""
     for key, value in given.items():
         name = f"{prefix}{key}"
@@ -202,7 +205,7 @@ def _convert(name: str, value: Any, default: Any) -> Any:
     return value
 
 
-def _value(config: ConfigDict, key: str) -> Any:
+def _value(config: Config, key: str) -> Any:
     value: Any = config
     for part in key.split("."):
         value = value[part]

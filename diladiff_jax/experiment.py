@@ -13,9 +13,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from diladiff_jax import stages
+from diladiff_jax.config import Config
 from diladiff_jax.data.tokenizers import Tokenizer
 from diladiff_jax.diffusion.masking import AbsorbingProcess
 from diladiff_jax.nn import bert
@@ -45,7 +45,7 @@ class Experiment:
     """
 
     def __init__(
-        self, config: ConfigDict, workdir: str | pathlib.Path, tokenizer: Tokenizer, mesh: Mesh
+        self, config: Config, workdir: str | pathlib.Path, tokenizer: Tokenizer, mesh: Mesh
     ) -> None:
         self.config = config
         self.settings = config.to_dict()
@@ -86,7 +86,7 @@ class Experiment:
         return self.workdir / stage / "checkpoints"
 
     def trained_steps(self, stage: str) -> int:
-        """The step of the stage's last checkpoint, here or where it is inherited from; 0 if none."""
+        """The step of the stage's last checkpoint, own or inherited; 0 if there is none."""
         return lineage.trained_steps(self.workdir, stage)
 
     def restore(self, stage: str) -> Any:

@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from diladiff_jax import arguments, stages
 from diladiff_jax import config as config_lib
+from diladiff_jax.config import Config
 from diladiff_jax.data import tokenizers
 from diladiff_jax.experiment import Experiment
-from diladiff_jax.objectives.autoregressive import content_mask, next_token_nll
 from diladiff_jax.parallel import sharding
+from diladiff_jax.programs import Programs
 from diladiff_jax.sampling.sampler import Controls, Sample, Sampler
 from diladiff_jax.stages import MODELS, SampledModel
 from diladiff_jax.storage import bundles, config_file, lineage
@@ -50,8 +50,11 @@ class Samples:
 
     def __getitem__(self, rows: slice) -> Samples:
         """Some of the samples."""
-        parts = (getattr(self, field.name) for field in dataclasses.fields(self))
-        return Samples(*(None if part is None else part[rows] for part in parts))
+        parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        cut: dict[str, Any] = {
+            name: part if part is None else part[rows] for name, part in parts.items()
+        }
+        return Samples(**cut)
 
 
 class Model:
@@ -65,7 +68,7 @@ class Model:
         self.sampler: Sampler = experiment.sampler
         self.length: int = self.config.data.length
         self._trained: dict[str, Any] = {}
-        self._programs: dict[Any, Any] = {}
+        self._programs = Programs(experiment)
 
     # What is trained.
 
@@ -224,7 +227,7 @@ class Model:
         return self._run(record, key, tokens, batch, start, controls, score=score)
 
     def prompt_tokens(self, prompt: str | Sequence[str] | np.ndarray) -> np.ndarray:
-        """Prompts as int32 `[B, L]`, the mask's id wherever the model is free. Raises as `infill`."""
+        """Prompts as int32 `[B, L]`, masked wherever the model is free. Raises as `infill`."""
         process = self.experiment.process
         return arguments.prompt_tokens(prompt, self.tokenizer, process, self.length)
 
@@ -250,7 +253,7 @@ class Model:
             "encoder": self.trained("autoencoder")["encoder"],
         }
         parts = [
-            self._encode(frozen, self.statistics, jnp.asarray(tokens[rows]))
+            self._programs.encode(frozen, self.statistics, jnp.asarray(tokens[rows]))
             for rows in self._batches(len(tokens), batch)
         ]
         return jnp.concatenate(parts)[: len(tokens)]
@@ -280,63 +283,18 @@ class Model:
             n, d = self.networks.latent_shape
             raise ValueError(f"latents: got shape {latents.shape}, expected [B, {n}, {d}]")
         prompt = self.experiment.process.initial((len(latents), self.length))
-        record = MODELS["true_latent"]
+        record = stages.TRUE_LATENT
         return self._run(record, key, prompt, batch, 0, controls, latents=latents, score=score)
 
-    # Compiled programs.
-
-    def program(self, model: str) -> Callable[..., Sample]:
-        """The jitted sampler of a model or control, its batch sharded over the mesh.
-
-        It takes (params, key, indices `[B]`, prompt `[B, L]`, controls); a model that
-        `takes_latents` has them, `[B, N, D_lat]`, before the controls. With a "scorer" among the
-        parameters the texts are scored in the same program. The prompt's buffer is donated.
+    def program(self, model: str | SampledModel) -> Callable[..., Sample]:
+        """The jitted sampler of a model or control; see `Programs.sampler`.
 
         Raises:
           ValueError: there is no such model.
         """
-        record = stages.model_named(model, controls=True)
-        source = None if record.source is None else record.source.bind(self.sampler.options)
-        name = (source, record.takes_latents)  # equal sources share one compiled program
-        if name not in self._programs:
-            mesh = self.experiment.mesh
-            batch, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-            if record.takes_latents:
-                function, extra = self.sampler.decode_latents, (batch,)
-            else:
-                function, extra = functools.partial(self.sampler.generate, source), ()
-            self._programs[name] = jax.jit(
-                sharding.on_mesh(self._with_score(function), mesh),
-                in_shardings=(None, whole, batch, batch, *extra, whole),
-                out_shardings=batch,
-                donate_argnums=3,
-            )
-        return self._programs[name]
-
-    @functools.cached_property
-    def _encode(self) -> Callable[..., Array]:
-        mesh = self.experiment.mesh
-        batch, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-        encode = sharding.on_mesh(self.experiment.parts.text_encoder.__call__, mesh)
-        return jax.jit(encode, in_shardings=(None, whole, batch), out_shardings=batch)
-
-    def _with_score(self, function: Callable[..., Sample]) -> Callable[..., Sample]:
-        """`function`, and the scorer's judgement where the parameters include one."""
-        network, eot_id = self.networks.scorer, self.tokenizer.eot_id
-        sampleable = self.tokenizer.sampleable
-
-        def run(params: dict[str, Any], *args: Any) -> Sample:
-            sample = function(params, *args)
-            if "scorer" not in params:
-                return sample
-            nll = next_token_nll(
-                network, params["scorer"], sample.tokens, eot_id, jnp.asarray(sampleable)
-            )
-            content = content_mask(sample.tokens, eot_id)
-            mean = jnp.sum(nll * content, axis=-1) / jnp.sum(content, axis=-1)
-            return sample._replace(nll=mean)
-
-        return run
+        if not isinstance(model, SampledModel):
+            model = stages.model_named(model, controls=True)
+        return self._programs.sampler(model)
 
     def _run(
         self,
@@ -406,7 +364,7 @@ class Model:
 
 
 def load(
-    workdir: str | pathlib.Path, *, config: ConfigDict | None = None, mesh: Mesh | None = None
+    workdir: str | pathlib.Path, *, config: Config | None = None, mesh: Mesh | None = None
 ) -> Model:
     """Opens a workdir of `launch/train.py`, or a bundle of `launch/export.py`.
 

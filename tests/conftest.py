@@ -54,7 +54,7 @@ def network_settings():
         "encoder": dict(num_latents=4, latent_dim=6, width=16, heads=2, num_layers=1, dropout=0.1),
         "decoder": {"cross_layers": (0,)},
         "latent_denoiser": dict(width=16, num_layers=1, heads=2),
-        "scorer_network": {},
+        "scorer_network": dict(width=16, num_layers=1, heads=2),
         "memory": {"scan": False, "remat": "none", "loss_positions": 128},
     }
 
@@ -62,9 +62,9 @@ def network_settings():
 @pytest.fixture(scope="session")
 def networks(network_settings):
     """All networks of a tiny experiment, one layer each (compiling is what takes time): text of 8 tokens out of 12, 4 latents of width 6."""
-    from diladiff_jax.nn.networks import build_networks
+    from diladiff_jax.nn.networks import NetworkOptions, build_networks
 
-    return build_networks(network_settings, LENGTH, VOCAB)
+    return build_networks(NetworkOptions.of(network_settings), LENGTH, VOCAB)
 
 
 def perturbed(tree, seed, scale=0.3):

@@ -104,7 +104,7 @@ class Batches:
         import grain
 
         places = _valid_places(rows, batch_size, places)
-        order = grain.MapDataset.range(len(rows))
+        order: Any = grain.MapDataset.range(len(rows))
         if shuffle:
             # Grain shuffles epoch e with seed + e. Hashing keeps neighbouring seeds from giving
             # the same epochs, shifted by one.
@@ -130,7 +130,7 @@ class Batches:
                 )
             )
         )
-        self._iterator = iter(self._batches)
+        self._iterator: Any = iter(self._batches)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return self
@@ -146,21 +146,18 @@ class Batches:
         return _with_retries(self._read)
 
     def _read(self) -> np.ndarray:
-        iterator = self._iterator
-        assert iterator is not None
         try:
-            return next(iterator)
+            return next(self._iterator)
         except BaseException:
             # Grain's buffer has moved past the batch that failed, but its position has not.
-            iterator.set_state(iterator.get_state())
+            self._iterator.set_state(self._iterator.get_state())
             raise
 
     def get_state(self) -> dict[str, int]:
         """The position and what it refers to, as plain integers; prefetched batches don't count."""
         if self._iterator is None:
             raise ValueError("these batches are closed")
-        state: Any = self._iterator.get_state()
-        return {"position": int(state["next_index"]), **self._identity}
+        return {"position": int(self._iterator.get_state()["next_index"]), **self._identity}
 
     def set_state(self, state: Mapping[str, int]) -> None:
         """Continues from a state that `get_state` gave, under any number of processes.

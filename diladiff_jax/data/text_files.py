@@ -135,10 +135,8 @@ def _jsonl(path: Path, field: str) -> Iterator[str]:
             continue
         try:
             record = json.loads(line)
-        except (
-            ValueError,
-            RecursionError,
-        ) as error:  # besides bad syntax: huge numbers, deep nesting
+        # Numbers with too many digits are a ValueError, and deep nesting is a RecursionError.
+        except (ValueError, RecursionError) as error:
             reason = (
                 f"{error.msg} at column {error.colno}"
                 if isinstance(error, json.JSONDecodeError)
@@ -160,7 +158,7 @@ def _jsonl(path: Path, field: str) -> Iterator[str]:
                 else f"a {type(record).__name__}"
             )
             raise DataError(
-                f"{path}, line {number}: no field {field!r} (found {keys}). "
+                f"{path}, line {number}: no text in field {field!r} (found {keys}). "
                 "Set data.field to the field that holds the text."
             )
         yield text

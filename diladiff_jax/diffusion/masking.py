@@ -38,7 +38,7 @@ class DiscreteProcess(Protocol):
         ...
 
     def is_open(self, x_t: Int[Array, "B L"]) -> Bool[Array, "B L"]:
-        """Where the denoiser has to predict the token: the loss's positions, and a prompt's gaps."""
+        """Where the denoiser has to predict the token: positions of the loss, gaps of a prompt."""
         ...
 
     def step(
@@ -123,7 +123,7 @@ def mask_tokens(
 def mask_exactly(
     key: PRNGKeyArray, tokens: Int[Array, "B L"], count: Int[Array, " B"], mask_id: int
 ) -> Int[Array, "B L"]:
-    """Masks exactly `count [B]` tokens of every row; all subsets of that size are equally likely."""
+    """Masks exactly `count [B]` tokens of each row; all subsets of that size are equally likely."""
     rank = jnp.argsort(jnp.argsort(jax.random.uniform(key, tokens.shape), axis=-1), axis=-1)
     return jnp.where(rank < count[:, None], mask_id, tokens)
 

@@ -1,4 +1,4 @@
-"""Average velocities and their distillation (METHOD section 4; MeanFlow, arXiv 2505.13447).
+"""Average velocities and their distillation (docs/method.md, Student; MeanFlow, arXiv 2505.13447).
 
 u(z_t, t, r) is the average velocity from t back to r <= t: z_r = z_t - (t - r) u.
 """
@@ -9,14 +9,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from diladiff_jax.diffusion.gaussian import Schedule, per_example, velocity_of_clean
-
-Array = jax.Array
+from diladiff_jax.diffusion.gaussian import Number, Schedule, per_example, velocity_of_clean
 
 
 def sample_times(
-    key: Array,
+    key: PRNGKeyArray,
     batch: int,
     *,
     mean: float = -1.0,
@@ -24,11 +23,24 @@ def sample_times(
     p_equal: float = 0.25,
     p_noise: float = 0.0,
     p_clean: float = 0.0,
-) -> tuple[Array, Array]:
-    """Pairs (t, r), r <= t, each `[B]`: two draws of LogitNormal(mean, std), the larger is t; r = t with probability `p_equal`.
+) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+    """Samples pairs of times t and r <= t.
 
-    LogitNormal(-1, 1) hardly ever visits t = 1, where sampling starts, nor r = 0, where it ends: `p_noise` sets
-    t = 1 and `p_clean` sets r = 0 in that share of the examples (both zero in the paper).
+    t is the larger and r the smaller of two draws of LogitNormal(mean, std). LogitNormal(-1, 1)
+    hardly ever visits t = 1, where sampling starts, or r = 0, where it ends, so `p_noise` and
+    `p_clean` can force these ends. Both are zero in the paper.
+
+    Args:
+      key: the random key.
+      batch: number of pairs, B.
+      mean: mean of the logit.
+      std: standard deviation of the logit.
+      p_equal: probability of r = t, which is plain flow matching to the teacher.
+      p_noise: probability of t = 1.
+      p_clean: probability of r = 0.
+
+    Returns:
+      t and r.
     """
     keys = jax.random.split(key, 4)
     pair = jax.nn.sigmoid(mean + std * jax.random.normal(keys[0], (2, batch)))
@@ -39,26 +51,43 @@ def sample_times(
     return t, r
 
 
-def velocity_from_prediction(schedule: Schedule, z_t: Array, z: Array, t: Array, r: Array) -> Array:
-    """u = v(z_t, t) for every r, from a clean prediction z: the paper's initialization, a straight step."""
+def velocity_from_prediction(
+    schedule: Schedule,
+    z_t: Float[Array, "*B N D"],
+    z: Float[Array, "*B N D"],
+    t: Float[Number, "*#B"],
+    r: Float[Number, "*#B"],
+) -> Float[Array, "*B N D"]:
+    """u = v(z_t, t) for every r, from a prediction z of the clean latent: a straight step.
+
+    This is the paper's initialization of the student.
+    """
     del r
     return velocity_of_clean(schedule, z_t, z, t)
 
 
-def rotation_from_prediction(schedule: Schedule, z_t: Array, z: Array, t: Array, r: Array) -> Array:
-    """u whose step z_t - (t - r) u is the DDIM rotation from t to r towards a clean prediction z.
+def rotation_from_prediction(
+    schedule: Schedule,
+    z_t: Float[Array, "*B N D"],
+    z: Float[Array, "*B N D"],
+    t: Float[Number, "*#B"],
+    r: Float[Number, "*#B"],
+) -> Float[Array, "*B N D"]:
+    """The u whose step z_t - (t - r) u is the DDIM rotation from t to r towards a prediction z.
 
-    At r = t it is v(z_t, t), at r = 0 the step lands on z itself: a network started from the teacher starts
-    as the teacher's DDIM sampler, and errors of the prediction are not amplified near t = 0.
+    At r = t it equals v(z_t, t), and at r = 0 the step lands on z itself. A student that starts
+    from the teacher's weights therefore starts as the teacher's DDIM sampler, and prediction errors
+    are not amplified near t = 0.
 
-    With a the angle from r to t, u = [(1 - sigma_r / sigma_t) z_t - (sin a / sigma_t) z] / (t - r). Both
-    brackets vanish with t - r, and 1 - sigma_r / sigma_t = [2 sin(a/2) cos(theta_r + a/2)] / sigma_t.
+    With a the angle from r to t, u = [(1 - sigma_r / sigma_t) z_t - (sin a / sigma_t) z] / (t - r).
+    Both brackets vanish with t - r, and 1 - sigma_r / sigma_t = [2 sin(a/2) cos(theta_r + a/2)] /
+    sigma_t.
     """
     theta_t, theta_r = schedule.angle(t), schedule.angle(r)
     a, gap = theta_t - theta_r, t - r
-    close = (
-        gap < 1e-3
-    )  # the quotient a / (t - r) cancels there; the rate at the midpoint agrees to second order
+    # The quotient a / (t - r) loses precision here; the rate at the midpoint agrees with it to
+    # second order.
+    close = gap < 1e-3
     slope = jnp.where(close, schedule.angle_rate(0.5 * (t + r)), a / jnp.where(close, 1.0, gap))
     half = jnp.sinc(a / (2 * jnp.pi))  # sin(a/2) / (a/2)
     scale = slope / jnp.sin(theta_t)
@@ -68,21 +97,32 @@ def rotation_from_prediction(schedule: Schedule, z_t: Array, z: Array, t: Array,
 
 
 STEP_FORMS = {"velocity": velocity_from_prediction, "rotation": rotation_from_prediction}
-"""How the student's clean prediction is read as an average velocity."""
+"""Ways to turn the student's prediction of the clean latent into an average velocity."""
 
 
 def average_velocity_target(
     average_velocity: Callable[[Array, Array, Array], Array],
-    z_t: Array,
-    t: Array,
-    r: Array,
-    v: Array,
-    tangent_weight: Array | float = 1.0,
-) -> tuple[Array, Array]:
-    """(u, u_tgt) with u_tgt = v - w (t - r) (v . du/dz + du/dt), all of the target without gradient.
+    z_t: Float[Array, "B N D"],
+    t: Float[Array, " B"],
+    r: Float[Array, " B"],
+    v: Float[Array, "B N D"],
+    tangent_weight: Float[Number, ""] = 1.0,
+) -> tuple[Float[Array, "B N D"], Float[Array, "B N D"]]:
+    """The MeanFlow target u_tgt = v - w (t - r) (v . du/dz + du/dt), and u itself.
 
-    `average_velocity(z, t, r)` is the student; the bracket is one forward derivative along (v, 1, 0). `w` is
-    1 after the tangent's warm-up; at w = 0 the target is plain flow matching to the teacher's velocity v.
+    One forward derivative of the student along (v, 1, 0) gives the bracket.
+
+    Args:
+      average_velocity: the student, `u(z_t, t, r)`.
+      z_t: noisy latents.
+      t: times of `z_t`.
+      r: times at which the average ends.
+      v: the teacher's velocity at (z_t, t).
+      tangent_weight: w, which is 1 after the tangent's warm-up. At w = 0 the target is v, which is
+        plain flow matching.
+
+    Returns:
+      u with its gradient, and the target without any.
     """
     tangents = (v, jnp.ones_like(t), jnp.zeros_like(r))
     u, du = jax.jvp(average_velocity, (z_t, t, r), tangents)
@@ -90,20 +130,29 @@ def average_velocity_target(
     return u, jax.lax.stop_gradient(target)
 
 
-def adaptive_loss(u: Array, target: Array, c: float = 5.0) -> tuple[Array, Array]:
-    """Per-example squared error *summed* over the latent, scaled by 1 / stop_gradient(error + c).
+def adaptive_loss(
+    u: Float[Array, "B N D"], target: Float[Array, "B N D"], c: float = 5.0
+) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+    """Squared error *summed* over each latent, scaled by 1 / stop_gradient(error + c).
 
-    Returns (loss `[B]`, unscaled error `[B]`). The loss sits near 1 by design: watch the error.
+    The loss stays near 1 by design, so monitor the error instead.
+
+    Returns:
+      The loss and the unscaled error of each example.
     """
     error = jnp.sum(jnp.square(u - target), axis=tuple(range(1, u.ndim)))
     return error / jax.lax.stop_gradient(error + c), error
 
 
-def renoise_time(schedule: Schedule, s: Array, gamma: Array | float) -> Array:
-    """The cleaner time r from which adding noise gamma sigma_s eps gives exactly the level of s.
+def renoise_time(
+    schedule: Schedule, s: Float[Number, "*B"], gamma: Float[Number, "*#B"]
+) -> Float[Array, "*B"]:
+    """The cleaner time r from which adding noise gamma sigma_s eps reaches exactly the level of s.
 
-    sigma_r / alpha_r = sqrt(1 - gamma^2) sigma_s / alpha_s: then z_s = (alpha_s / alpha_r) z_r + gamma sigma_s eps has
-    variance (1 - gamma^2) sigma_s^2 + gamma^2 sigma_s^2 of noise and alpha_s of signal.
+    r solves sigma_r / alpha_r = sqrt(1 - gamma^2) sigma_s / alpha_s. Then the signal of
+    z_s = (alpha_s / alpha_r) z_r + gamma sigma_s eps is alpha_s, and the variance of its noise is
+    (1 - gamma^2) sigma_s^2 + gamma^2 sigma_s^2. The paper warps time differently (docs/method.md,
+    Where the paper is silent).
     """
     keep = jnp.sqrt(1.0 - jnp.square(gamma))
     return schedule.time_of_angle(jnp.arctan2(keep * schedule.sigma(s), schedule.alpha(s)))

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from diladiff_jax.nn.layers import Linear, Norm, SelfAttention
-from diladiff_jax.nn.published import (
+from diladiff_jax.nn.stack import as_used, run_layers
+from diladiff_jax.nn.weights_import import (
     ACTIVATIONS,
     Source,
     as_it_is,
@@ -23,7 +24,6 @@ from diladiff_jax.nn.published import (
     setting,
     transposed,
 )
-from diladiff_jax.nn.stack import as_used, run_layers
 
 Array = jax.Array
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diladiff_jax.nn.layers import Linear, Norm, SelfAttention
-from diladiff_jax.nn.published import ACTIVATIONS, Source, as_it_is, assemble, require, setting
+from diladiff_jax.nn.weights_import import ACTIVATIONS, Source, as_it_is, assemble, require, setting
 
 Array = jax.Array
 

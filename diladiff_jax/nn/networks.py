@@ -1,23 +1,70 @@
-"""All networks of an experiment, built from its (plain mapping) settings."""
+"""All networks of an experiment, built from their options."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import jax.numpy as jnp
 
 from diladiff_jax.nn.autoencoder import LatentConditionedDecoder, LatentEncoder
 from diladiff_jax.nn.bert import Bert
 from diladiff_jax.nn.latent_denoiser import LatentDenoiser
+from diladiff_jax.nn.options import (
+    BackboneOptions,
+    DecoderOptions,
+    EncoderOptions,
+    LatentDenoiserOptions,
+    ScorerOptions,
+)
 from diladiff_jax.nn.transformer import TokenDenoiser
 
 
 @dataclasses.dataclass(frozen=True)
+class NetworkOptions:
+    """Everything that `build_networks` reads from a config.
+
+    `scan` and `remat` say how deep networks run their layers, as in `stack.run_layers`.
+    """
+
+    backbone: BackboneOptions = dataclasses.field(default_factory=BackboneOptions)
+    encoder: EncoderOptions = dataclasses.field(default_factory=EncoderOptions)
+    decoder: DecoderOptions = dataclasses.field(default_factory=DecoderOptions)
+    latent_denoiser: LatentDenoiserOptions = dataclasses.field(
+        default_factory=LatentDenoiserOptions
+    )
+    scorer_network: ScorerOptions = dataclasses.field(default_factory=ScorerOptions)
+    compute_dtype: str = "float32"
+    scan: bool = False
+    remat: str = "none"
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Self:
+        """The network options in a whole config; other blocks are ignored.
+
+        Raises:
+          OptionError: a value that its rule excludes, or a conflict within one block.
+        """
+        return cls(
+            BackboneOptions.of(settings["backbone"]),
+            EncoderOptions.of(settings["encoder"]),
+            DecoderOptions.of(settings["decoder"]),
+            LatentDenoiserOptions.of(settings["latent_denoiser"]),
+            ScorerOptions.of(settings["scorer_network"]),
+            compute_dtype=settings["compute_dtype"],
+            scan=settings["memory"]["scan"],
+            remat=settings["memory"]["remat"],
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class Networks:
-    """Modules, without parameters. `teacher` is the prior's denoiser, `student` the same with an interval embedding;
-    `bert` the published encoder where features are its."""
+    """The modules of an experiment, without parameters.
+
+    `teacher` is the prior's denoiser; `student` is the same network with an interval embedding.
+    `bert` is the published encoder, where features come from one.
+    """
 
     denoiser: TokenDenoiser
     encoder: LatentEncoder
@@ -29,37 +76,45 @@ class Networks:
 
     @property
     def latent_shape(self) -> tuple[int, int]:
-        """(N, D_lat)."""
+        """Number and width of the latents, (N, D_lat)."""
         return self.encoder.num_latents, self.encoder.latent_dim
 
 
 def build_networks(
-    settings: Mapping[str, Any], length: int, vocab_size: int, bert: Bert | None = None
+    options: NetworkOptions, length: int, vocab_size: int, bert: Bert | None = None
 ) -> Networks:
-    """Builds every module from the blocks `backbone`, `encoder`, `decoder`, `latent_denoiser`, `scorer_network`, `memory` and `compute_dtype`.
+    """Builds every module of an experiment.
 
-    The student always computes in float32 and with plain attention: its loss is made of forward derivatives.
+    The student always computes in float32 and with plain attention, because its loss contains
+    forward derivatives, which fused attention kernels do not define.
+
+    Args:
+      options: sizes and variants of all networks.
+      length: tokens per text, L.
+      vocab_size: entries in the vocabulary, V, including the mask and padding.
+      bert: the published encoder, if features come from one.
+
+    Returns:
+      The modules, without parameters.
     """
-    dtype, memory = jnp.dtype(settings["compute_dtype"]), settings["memory"]
-    layers = {"scan": memory["scan"], "remat": memory["remat"]}
-    backbone = dict(settings["backbone"])
-    encoder, latent = dict(settings["encoder"]), dict(settings["latent_denoiser"])
+    dtype = jnp.dtype(options.compute_dtype)
+    layers: dict[str, Any] = {"scan": options.scan, "remat": options.remat}
+    backbone = dataclasses.asdict(options.backbone)
+    scorer = backbone | {"causal": True, "adaln": 0} | dataclasses.asdict(options.scorer_network)
+    encoder = options.encoder
+    latent = dataclasses.asdict(options.latent_denoiser) | layers
+    latent["num_latents"] = encoder.num_latents if latent.pop("learned_positions") else 0
     denoiser = TokenDenoiser(vocab_size, length, dtype=dtype, **backbone, **layers)
-    latent_dim = encoder["latent_dim"]
-    latent["num_latents"] = encoder["num_latents"] if latent.pop("learned_positions", False) else 0
-    scorer = backbone | {"causal": True, "adaln": 0} | dict(settings["scorer_network"])
     return Networks(
         denoiser=denoiser,
-        encoder=LatentEncoder(length=length, dtype=dtype, **encoder),
+        encoder=LatentEncoder(length=length, dtype=dtype, **dataclasses.asdict(encoder)),
         decoder=LatentConditionedDecoder(
-            denoiser.clone(name=None),
-            encoder["num_latents"],
-            tuple(settings["decoder"]["cross_layers"]),
+            denoiser.clone(name=None), encoder.num_latents, tuple(options.decoder.cross_layers)
         ),
-        teacher=LatentDenoiser(latent_dim, dtype=dtype, **latent, **layers),
+        teacher=LatentDenoiser(encoder.latent_dim, dtype=dtype, **latent),
         student=LatentDenoiser(
-            latent_dim, dtype=jnp.float32, interval=True, plain=True, **latent, **layers
+            encoder.latent_dim, dtype=jnp.float32, interval=True, plain=True, **latent
         ),
         scorer=TokenDenoiser(vocab_size, length, dtype=dtype, **scorer, **layers),
-        bert=None if bert is None else bert.clone(scan=memory["scan"]),
+        bert=None if bert is None else bert.clone(scan=options.scan),
     )

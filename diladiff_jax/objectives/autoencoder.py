@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from diladiff_jax.diffusion import masking
 from diladiff_jax.nn.autoencoder import LatentConditionedDecoder, LatentEncoder
+from diladiff_jax.nn.call import apply
 from diladiff_jax.objectives.base import (
     WHOLE,
     Context,
@@ -144,7 +145,7 @@ class Autoencoder:
         if train:
             f = augment_features(keys[0], f, p_feat=options.p_feat, noise=options.noise)
         # 2. The latent, standardized per (index, coordinate).
-        encode = functools.partial(self.encoder.apply, {"params": params["encoder"]})
+        encode = functools.partial(apply, self.encoder, params["encoder"])
         z = encode(f, deterministic=not train, rngs={"dropout": keys[1]})
         if train:
             decay = options.statistics_decay ** (1 / part.of)
@@ -168,12 +169,12 @@ class Autoencoder:
         return loss, (metrics, moments)
 
     def _nll(
-        self, params: Params, tokens: Array, x: Array, z: Array, **apply: Any
+        self, params: Params, tokens: Array, x: Array, z: Array, **options: Any
     ) -> tuple[Array, Array]:
         """`masking.token_nll` of `tokens` by the decoder given x and z."""
-        decode = functools.partial(self.decoder.apply, {"params": params["decoder"]})
-        h = decode(x, z, method="hidden", **apply)
-        project: Any = functools.partial(decode, method="project")
+        decode = functools.partial(apply, self.decoder, params["decoder"])
+        h = decode(x, z, method="hidden", **options)
+        project = functools.partial(decode, method="project")
         sampleable = jnp.asarray(self.process.sampleable)
         return masking.token_nll_by_position(
             project, h, tokens, sampleable, positions=self.loss_positions

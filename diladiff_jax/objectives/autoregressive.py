@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from diladiff_jax.diffusion.masking import token_nll_by_position
+from diladiff_jax.nn.call import apply
 from diladiff_jax.nn.transformer import TokenDenoiser
 from diladiff_jax.objectives.base import WHOLE, Context, LossOutput, Params, Part
 from diladiff_jax.options import Options
@@ -30,18 +31,18 @@ def next_token_nll(
     sampleable: Bool[Array, " V"],
     *,
     positions: int = 128,
-    **apply: Any,
+    **options: Any,
 ) -> Float[Array, "B L"]:
     """`-log p(x^l | x^{<l})` in nats; the first token is predicted from an end-of-text."""
     shifted = jnp.concatenate([jnp.full_like(tokens[:, :1], eot_id), tokens[:, :-1]], axis=1)
-    call: Any = functools.partial(network.apply, {"params": params})
-    h = call(shifted, method="hidden", **apply)
+    call = functools.partial(apply, network, params)
+    h = call(shifted, method="hidden", **options)
     project = functools.partial(call, method="project")
     return token_nll_by_position(project, h, tokens, sampleable, positions=positions)[0]
 
 
 def content_mask(tokens: Int[Array, "B L"], eot_id: int) -> Bool[Array, "B L"]:
-    """The positions of text and of the end-of-text that closes it, not of the padding after that."""
+    """The positions of text and of the end-of-text that closes it, without the padding."""
     padding = (tokens[:, 1:] == eot_id) & (tokens[:, :-1] == eot_id)
     return jnp.concatenate([jnp.ones_like(padding[:, :1]), ~padding], axis=1)
 

@@ -1,8 +1,8 @@
 """What every training objective has in common.
 
-An objective is a frozen dataclass of networks and options with two pure functions,
-`init(key) -> params` and `loss(params, context, tokens, key, step) -> (loss, (metrics, statistics))`,
-and `group(path)`, which names the optimizer group of a parameter. One train loop runs them all.
+An objective is a frozen dataclass of networks and options with two pure functions, `init` and
+`loss`, and with `group`, which names the optimizer group of a parameter. One train loop runs all
+objectives.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Stage 4: the student, an average velocity distilled from the prior ("Student" in docs/method.md)."""
+"""Stage 4: the student, an average velocity distilled from the prior.
+
+See "Student" in docs/method.md.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from diladiff_jax.diffusion import gaussian, meanflow
+from diladiff_jax.nn.call import apply
 from diladiff_jax.nn.latent_denoiser import LatentDenoiser
 from diladiff_jax.objectives.base import WHOLE, Context, LossOutput, Params, Part
 from diladiff_jax.objectives.encoding import TextEncoder
@@ -73,7 +77,7 @@ def average_velocity(
     so it starts as the teacher's DDIM step.
     """
     with jax.default_matmul_precision("float32"):
-        z = network.apply({"params": params}, z_t, t, self_condition, t - r)
+        z = apply(network, params, z_t, t, self_condition, t - r)
     return meanflow.STEP_FORMS[step_form](schedule, z_t, z, t, r)
 
 
@@ -135,7 +139,7 @@ class DiLaDiff:
         # 3. The student's self-conditioning, Phi(u(z_t, t, t), t): at r = t that is the network's
         # own prediction.
         with jax.default_matmul_precision("float32"):
-            own = self.network.apply({"params": params}, z_t, t, None, jnp.zeros_like(t))
+            own = apply(self.network, params, z_t, t, None, jnp.zeros_like(t))
         chosen = jax.random.bernoulli(half_key, options.self_conditioning, (z.shape[0], 1, 1))
         self_condition = jax.lax.stop_gradient(jnp.where(chosen, own, 0.0))
 
@@ -159,7 +163,7 @@ class DiLaDiff:
         """The teacher's velocity, self-conditioned on its own first prediction; no gradient."""
 
         def predict(self_condition: Array | None) -> Array:
-            return self.teacher.apply({"params": context.frozen["teacher"]}, z_t, t, self_condition)
+            return apply(self.teacher, context.frozen["teacher"], z_t, t, self_condition)
 
         z = predict(predict(None))
         if self.options.teacher_noise == "implied":

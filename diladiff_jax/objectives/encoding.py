@@ -1,4 +1,4 @@
-"""Text to standardized latent: features of a frozen network, standardized, encoded, standardized."""
+"""Text to standardized latents, through the features of a frozen network."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from diladiff_jax.nn.autoencoder import LatentEncoder
 from diladiff_jax.nn.bert import Bert
+from diladiff_jax.nn.call import apply
 from diladiff_jax.nn.transformer import TokenDenoiser
 from diladiff_jax.objectives.base import Params
 from diladiff_jax.objectives.statistics import Moments
@@ -30,7 +31,7 @@ class FeatureExtractor(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class DenoiserFeatures:
-    """The pretrained denoiser's last hidden states on clean text, optionally with its embeddings."""
+    """The MDLM's last hidden states on clean text, optionally with its embeddings."""
 
     denoiser: TokenDenoiser
     with_embeddings: bool = True
@@ -42,8 +43,9 @@ class DenoiserFeatures:
 
     def __call__(self, params: Params, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         """See `FeatureExtractor`."""
-        features = self.denoiser.apply(
-            {"params": params},
+        features = apply(
+            self.denoiser,
+            params,
             tokens,
             with_embeddings=self.with_embeddings,
             method=TokenDenoiser.features,
@@ -64,7 +66,7 @@ class BertFeatures:
 
     def __call__(self, params: Params, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         """See `FeatureExtractor`."""
-        features = self.bert.apply({"params": params}, tokens, method=Bert.features)
+        features = apply(self.bert, params, tokens, method=Bert.features)
         return jax.lax.stop_gradient(features)
 
 
@@ -86,5 +88,5 @@ class TextEncoder:
           tokens: clean text.
         """
         f = statistics["features"].standardize(self.features(frozen["features"], tokens))
-        z = self.encoder.apply({"params": frozen["encoder"]}, f)
+        z = apply(self.encoder, frozen["encoder"], f)
         return jax.lax.stop_gradient(statistics["latents"].standardize(z))

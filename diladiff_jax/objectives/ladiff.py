@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from diladiff_jax.diffusion import gaussian
+from diladiff_jax.nn.call import apply
 from diladiff_jax.nn.latent_denoiser import LatentDenoiser
 from diladiff_jax.objectives.base import WHOLE, Context, LossOutput, Params, Part
 from diladiff_jax.objectives.encoding import TextEncoder
@@ -73,7 +74,7 @@ class LaDiff:
         z_t = gaussian.diffuse(self.schedule, z, jax.random.normal(noise_key, z.shape), t)
 
         def predict(self_condition: Array) -> Array:
-            return self.network.apply({"params": params}, z_t, t, self_condition)
+            return apply(self.network, params, z_t, t, self_condition)
 
         nothing = jnp.zeros_like(z)
         self_condition = jax.lax.cond(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from diladiff_jax.diffusion import masking
+from diladiff_jax.nn.call import apply
 from diladiff_jax.nn.transformer import TokenDenoiser
 from diladiff_jax.objectives.base import WHOLE, Context, LossOutput, Metrics, Params, Part
 from diladiff_jax.options import Options, one_of, setting
@@ -93,9 +93,9 @@ class MDLM:
         mask_key, dropout_key = jax.random.split(jax.random.fold_in(key, part.index))
         t = masking.stratified_times(time_key, tokens.shape[0], *part)
         x_t = self.process.corrupt(mask_key, tokens, t)
-        call = functools.partial(self.denoiser.apply, {"params": params})
+        call = functools.partial(apply, self.denoiser, params)
         h = call(x_t, deterministic=not train, rngs={"dropout": dropout_key}, method="hidden")
-        project: Any = functools.partial(call, method="project")
+        project = functools.partial(call, method="project")
         nll, right = masking.token_nll_by_position(
             project,
             h,

@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from diladiff_jax import config as config_lib
 from diladiff_jax import files
+from diladiff_jax.config import Config
 from diladiff_jax.experiment import Experiment
 from diladiff_jax.nn import bert
 from diladiff_jax.parallel import sharding
@@ -76,7 +76,7 @@ class Vocabulary:
 class AbstractExperiment(Experiment):
     """An experiment with only a config and a mesh; what it restores are shapes with shardings."""
 
-    def __init__(self, config: ConfigDict, mesh: Mesh) -> None:
+    def __init__(self, config: Config, mesh: Mesh) -> None:
         vocabulary = cast(Any, Vocabulary.of(config.tokenizer))
         super().__init__(config, pathlib.Path("unused"), vocabulary, mesh)
 
@@ -111,7 +111,7 @@ class AbstractExperiment(Experiment):
         return bert.from_config(found, pieces=found["vocab_size"], cls_id=0, sep_id=1, dtype=dtype)
 
 
-def device_mesh(config: ConfigDict, devices: Sequence[Any]) -> Mesh:
+def device_mesh(config: Config, devices: Sequence[Any]) -> Mesh:
     """The config's mesh over the given devices.
 
     Raises:

@@ -11,13 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diladiff_jax import config as config_lib
+from diladiff_jax import stages
+from diladiff_jax.config import ConfigError
 from diladiff_jax.experiment import Experiment
 from diladiff_jax.parallel import sharding
 from diladiff_jax.preflight.abstract import abstract_arrays, abstract_key
-from diladiff_jax.sampling.pipeline import MODELS, Controls
+from diladiff_jax.sampling.sampler import Controls
 from diladiff_jax.training.flops import model_flops
 from diladiff_jax.training.optimizer import make_optimizer
+from diladiff_jax.training.run import require_divisible
 from diladiff_jax.training.state import compile_steps, init_state, state_shardings
 
 
@@ -50,12 +52,7 @@ def train_step_program(experiment: Experiment, stage: str) -> Program:
     config: Any = experiment.config
     settings, mesh = config[stage], experiment.mesh
     objective = experiment.objective(stage)
-    parts = sharding.batch_devices(mesh) * settings.accumulate
-    if settings.batch % parts:
-        raise config_lib.ConfigError(
-            f"config.{stage}.batch: got {settings.batch}, expected a multiple of {parts} "
-            "(data x fsdp devices x accumulate)"
-        )
+    require_divisible(config, mesh, stage)
     tx = make_optimizer(settings, objective.group)
     dtype = jnp.dtype(config.memory.param_dtype)
     boxed = jax.eval_shape(
@@ -65,9 +62,6 @@ def train_step_program(experiment: Experiment, stage: str) -> Program:
     shardings = nn.unbox(state_shardings(boxed, mesh))
     state = abstract_arrays(nn.unbox(boxed), shardings)
     context = experiment.context(stage)
-    # The training loop also removes the parameters that a stage starts from.
-    frozen = {name: tree for name, tree in context.frozen.items() if name != "start"}
-    context = context.replace(frozen=frozen)
     tokens = jax.ShapeDtypeStruct(
         (settings.batch, config.data.length), jnp.int32, sharding=sharding.batch_sharding(mesh)
     )
@@ -125,11 +119,12 @@ def sampler_program(experiment: Experiment, model: str) -> Program:
             threshold=jnp.float32,
         ).items()
     }
-    sampler = experiment.sampler()
+    sampler = experiment.sampler
+    source = stages.MODELS[model].source
 
     def sample(params: Any, key: Any, indices: Any, prompt: Any, given: dict[str, Any]) -> Any:
         controls = Controls(latent_steps=latent_steps, **given)
-        return sampler.generate(model, params, key, indices, prompt, controls)
+        return sampler.generate(source, params, key, indices, prompt, controls)
 
     jitted = jax.jit(
         sharding.on_mesh(sample, mesh),
@@ -149,21 +144,19 @@ def sampler_program(experiment: Experiment, model: str) -> Program:
 
 def _sampler_inputs(experiment: Experiment, model: str) -> tuple[dict[str, Any], int]:
     """(shapes of the parameters, number of latent steps) of a model's sampler."""
-    if model not in MODELS:
-        raise config_lib.ConfigError(f"sampler: got {model!r}, expected one of {', '.join(MODELS)}")
-    settings: Any = experiment.config.sampling
-    steps = settings.prior_steps if model == "ladiff" else settings.student_steps
-    if model in ("mdlm", "mdlm_long"):
-        return {"denoiser": experiment.restore("mdlm")}, steps
-    network = "teacher" if model == "ladiff" else "student"
-    decoder = experiment.restore("autoencoder")["decoder"]
-    return {"decoder": decoder, network: experiment.restore(model)}, steps
+    try:
+        record = stages.model_named(model)
+    except ValueError as error:
+        raise ConfigError(f"sampler: {error}") from None
+    params = {name: experiment.restore_source(source) for name, source in record.parameters.items()}
+    steps = record.latent_steps(experiment.sampler.options) if record.latent_steps else 1
+    return params, steps
 
 
 def decoding_trips(
     batch: int, length: int, steps: int, order: str = "random", *, rows: int = 256, draws: int = 64
 ) -> tuple[float, float]:
-    """Trip counts of the two nested loops of `sampling.tokens` without a prompt.
+    """Trip counts of the two nested loops of `sampling.ancestral` without a prompt.
 
     The outer loop runs once for each decoding step in which some position is unmasked. The inner
     loop processes up to `rows` positions at a time, until the example with the most positions in

@@ -1,4 +1,4 @@
-"""Sampling of tokens from logits: temperature, nucleus, and draws that depend on one key per sample."""
+"""Sampling of tokens from logits: temperature, nucleus, and one random key per sample."""
 
 from __future__ import annotations
 

@@ -180,9 +180,10 @@ def probability_flow(
 def noise_level_warp(
     schedule: gaussian.Schedule, s: Float[Array, " B"], gamma: Float[Array, ""] | float
 ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
-    """(r, scale) with sigma_r / alpha_r = sqrt(1 - gamma^2) sigma_s / alpha_s and alpha_s / alpha_r.
+    """(r, scale) with sigma_r / alpha_r = sqrt(1 - gamma^2) sigma_s / alpha_s.
 
-    z_s = scale z_r + gamma sigma_s eps then has exactly the alpha and sigma of s.
+    With scale = alpha_s / alpha_r, z_s = scale z_r + gamma sigma_s eps has exactly the alpha and
+    sigma of s.
     """
     r = meanflow.renoise_time(schedule, s, gamma)
     return r, schedule.alpha(s) / schedule.alpha(r)
@@ -197,7 +198,7 @@ def literal_warp(
 
 
 GAMMA_WARPS = {"noise_level": noise_level_warp, "literal": literal_warp}
-"""How gamma-sampling chooses the cleaner time r that it jumps to, by name in `sampling.gamma_warp`."""
+"""How gamma-sampling chooses the cleaner time r, by its name in `sampling.gamma_warp`."""
 
 
 def few_step(

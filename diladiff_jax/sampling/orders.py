@@ -317,7 +317,7 @@ def _chunk(order: Array, first: Array, last: Array, i: Array, size: int) -> tupl
 
 
 def _scatter(x: Array, positions: Array, values: Array) -> Array:
-    """Writes `values [B, K]` into `x [B, L]` at `positions [B, K]`; those out of range are dropped."""
+    """Writes `values [B, K]` into `x [B, L]` at `positions`, dropping those out of range."""
     return jax.vmap(lambda row, at, value: row.at[at].set(value, mode="drop"))(x, positions, values)
 
 

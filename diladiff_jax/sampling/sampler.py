@@ -1,8 +1,9 @@
-"""Latent, then tokens: generation as one pure function of parameters and keys, made to be jitted."""
+"""Generation, latent first and then tokens, as one pure function of parameters and keys."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -12,6 +13,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from diladiff_jax.diffusion import gaussian, meanflow
 from diladiff_jax.diffusion.masking import DiscreteProcess
+from diladiff_jax.nn.call import apply
 from diladiff_jax.nn.networks import Networks
 from diladiff_jax.sampling import latent
 from diladiff_jax.sampling.categorical import normal_per_sample, split_per_sample
@@ -87,7 +89,7 @@ class PriorLatents:
         bound, teacher = self.bind(sampler.options), sampler.networks.teacher
 
         def denoise(z_t: Array, t: Array, condition: Array) -> Array:
-            return teacher.apply({"params": params["teacher"]}, z_t, t, condition)
+            return apply(teacher, params["teacher"], z_t, t, condition)
 
         noise = normal_per_sample(keys, sampler.networks.latent_shape)
         return latent.probability_flow(
@@ -95,8 +97,8 @@ class PriorLatents:
             sampler.schedule,
             noise,
             controls.latent_steps,
-            method=bound.method,
-            self_conditioning=bound.self_conditioning,
+            method=bound.method or "",
+            self_conditioning=bound.self_conditioning or "",
         )
 
 
@@ -113,13 +115,13 @@ class StudentLatents:
     ) -> Float[Array, "B N D"]:
         """Jumps in `controls.latent_steps` steps of two network calls each."""
         student, schedule = sampler.networks.student, sampler.schedule
-        variables = {"params": params["student"]}
+        ours = params["student"]
 
         def clean(z_t: Array, t: Array, condition: Array) -> Array:
-            return student.apply(variables, z_t, t, condition, jnp.zeros_like(t))
+            return apply(student, ours, z_t, t, condition, jnp.zeros_like(t))
 
         def average_velocity(z_t: Array, t: Array, r: Array, condition: Array) -> Array:
-            z = student.apply(variables, z_t, t, condition, t - r)
+            z = apply(student, ours, z_t, t, condition, t - r)
             return meanflow.STEP_FORMS[sampler.step_form](schedule, z_t, z, t, r)
 
         with jax.default_matmul_precision("float32"):  # the precision it was trained in
@@ -206,7 +208,7 @@ class Sampler:
         latents: Float[Array, "B N D"],
         controls: Controls,
     ) -> Sample:
-        """Decodes given latents: encoded, interpolated or edited ones. Arguments as of `generate`."""
+        """Decodes given latents: encoded, interpolated or edited. Arguments as of `generate`."""
         return self.decode(params, sample_keys(key, indices), prompt, latents, controls)
 
     def decode(
@@ -217,16 +219,14 @@ class Sampler:
         latents: Float[Array, "B N D"] | None,
         controls: Controls,
     ) -> Sample:
-        """Fills the open positions of `prompt` by the decoder, or without latents by the denoiser."""
+        """Fills the open positions of `prompt`: by the decoder, or without latents the denoiser."""
         if latents is None:
-            network, variables, memory = self.networks.denoiser, {"params": params["denoiser"]}, ()
+            call = functools.partial(apply, self.networks.denoiser, params["denoiser"])
+            memory = ()
         else:
-            network, variables = self.networks.decoder, {"params": params["decoder"]}
+            call = functools.partial(apply, self.networks.decoder, params["decoder"])
             # Keys and values of the latent: once for all steps.
-            memory = (network.apply(variables, latents, method="memory"),)
-
-        def call(method: str, *args: Any, **options: Any) -> Any:
-            return network.apply(variables, *args, method=method, **options)
+            memory = (call(latents, method="memory"),)
 
         if self.options.refresh_every > 1:
             adapter = self._refreshing_network(call, memory, prompt)
@@ -246,22 +246,23 @@ class Sampler:
     def _exact_network(
         self, call: Callable[..., Any], memory: tuple[Any, ...], controls: Controls
     ) -> TokenNetwork:
-        """Everything is recomputed in every step; the last block only at the positions of the step."""
+        """Recomputes everything in every step, the last block only at the step's positions."""
         skipped = self.options.skip_layers
 
         def context(x: Array, k: Array) -> tuple[Array, tuple[Array, Array]]:
             def through(skip: tuple[int, ...]) -> Array:
-                return call("before_last", x, *memory, skip=skip)
+                return call(x, *memory, skip=skip, method="before_last")
 
             if skipped:  # early steps lay down what later ones fill in
                 late = k >= self.options.skip_from * controls.decode_steps
                 h = jax.lax.cond(late, lambda: through(skipped), lambda: through(()))
             else:
                 h = through(())
-            return h, call("last_keys_values", h)
+            return h, call(h, method="last_keys_values")
 
         def logits(context: tuple[Array, tuple[Array, Array]], positions: Array) -> Array:
-            return call("project", call("finish_at", *context, positions))
+            h = call(*context, positions, method="finish_at")
+            return call(h, method="project")
 
         return TokenNetwork(context, logits)
 
@@ -272,15 +273,15 @@ class Sampler:
         masked = self.process.initial((1, 1)).astype(prompt.dtype)
 
         def context(x: Array, k: Array) -> Any:
-            return call("states_at", x, *memory)[1]
+            return call(x, *memory, method="states_at")[1]
 
         def refresh(cache: Any, x: Array, positions: Array) -> Any:
-            return call("states_at", x, *memory, cache, positions)[1]
+            return call(x, *memory, cache, positions, method="states_at")[1]
 
         def logits(cache: Any, positions: Array) -> Array:
             blank = jnp.broadcast_to(jnp.asarray(masked), positions.shape)
-            h, _ = call("states_at", blank, *memory, cache, positions, write=False)
-            return call("project", h)
+            h, _ = call(blank, *memory, cache, positions, write=False, method="states_at")
+            return call(h, method="project")
 
         return TokenNetwork(context, logits, refresh, self.options.refresh_every)
 

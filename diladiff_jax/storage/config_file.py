@@ -7,11 +7,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from diladiff_jax import files
-from diladiff_jax.config import ConfigError, resolve
-from diladiff_jax.storage._stages import settings_inherited, stage_names, with_predecessors
+from diladiff_jax import files, stages
+from diladiff_jax.config import Config, ConfigError, resolve
 
 Path = str | pathlib.Path
 
@@ -23,7 +20,7 @@ _MAX_BYTES = 1 << 20  # the file may be a stranger's
 _TRAINING_ONLY = ("dropout", "embedding_std")  # settings that trained parameters do not depend on
 
 
-def load(workdir: Path) -> ConfigDict:
+def load(workdir: Path) -> Config:
     """Reads and checks `WORKDIR/config.json`.
 
     Raises:
@@ -59,7 +56,7 @@ def load(workdir: Path) -> ConfigDict:
     return resolve(given)
 
 
-def save(config: ConfigDict, workdir: Path, *, first: bool = False) -> None:
+def save(config: Config, workdir: Path, *, first: bool = False) -> None:
     """Writes `WORKDIR/config.json` if `require_own` allows it.
 
     Args:
@@ -84,7 +81,7 @@ def save(config: ConfigDict, workdir: Path, *, first: bool = False) -> None:
         ) from None
 
 
-def require_same(config: ConfigDict, workdir: Path) -> None:
+def require_same(config: Config, workdir: Path) -> None:
     """Checks that `config` is the experiment of the workdir, except for what may change.
 
     Raises:
@@ -102,7 +99,7 @@ def require_same(config: ConfigDict, workdir: Path) -> None:
         )
 
 
-def require_inherited(config: ConfigDict, source: Path, stage: str) -> None:
+def require_inherited(config: Config, source: Path, stage: str) -> None:
     """Checks that the stages before `stage` mean the same in `config` as in their source.
 
     Equal shapes do not imply that: many settings change the meaning of parameters only.
@@ -115,8 +112,8 @@ def require_inherited(config: ConfigDict, source: Path, stage: str) -> None:
     Raises:
       ConfigError: a setting differs that the inherited stages depend on.
     """
-    inherited = with_predecessors(stage)[1:]
-    names = [name for earlier in inherited for name in settings_inherited(earlier)]
+    inherited = stages.predecessors(stage)
+    names = [name for earlier in inherited for name in stages.STAGES[earlier].meaning]
     changed = [
         key
         for key in _differences(load(source).to_dict(), config.to_dict())
@@ -130,7 +127,7 @@ def require_inherited(config: ConfigDict, source: Path, stage: str) -> None:
         )
 
 
-def require_own(config: ConfigDict, workdir: Path) -> None:
+def require_own(config: Config, workdir: Path) -> None:
     """Checks that `config` may become or remain the experiment of the workdir.
 
     Raises:
@@ -156,7 +153,7 @@ def _in_use(workdir: pathlib.Path) -> bool:
     try:
         trained = any(
             path.name.isdecimal()
-            for stage in stage_names()
+            for stage in stages.STAGES
             for path in (workdir / stage / "checkpoints").glob("*")
         )
         if (workdir / _FILE).exists():

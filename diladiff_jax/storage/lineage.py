@@ -12,10 +12,9 @@ import contextlib
 import json
 import pathlib
 
-from diladiff_jax import files
+from diladiff_jax import files, stages
 from diladiff_jax.data import tokenizers
 from diladiff_jax.storage import bundles, checksums, config_file, pretrained
-from diladiff_jax.storage._stages import stage_names, with_predecessors
 from diladiff_jax.storage.errors import CheckpointError
 from diladiff_jax.storage.quarantine import last_step
 
@@ -40,7 +39,7 @@ def home_of_stage(workdir: Path, stage: str, source: Path | None = None) -> path
       CheckpointError: a bundle, or the record of the source, cannot be read.
     """
     workdir = pathlib.Path(workdir)
-    if any(_steps_in(workdir, earlier) for earlier in with_predecessors(stage)):
+    if any(_steps_in(workdir, earlier) for earlier in (stage, *stages.predecessors(stage))):
         return workdir
     if source is None and _has_source(workdir):
         source = _recorded_source(workdir)
@@ -171,7 +170,7 @@ def require_source(workdir: Path) -> None:
 
 def _require_no_other_source(workdir: pathlib.Path, source: pathlib.Path) -> None:
     """Raises CheckpointError if stages in `workdir` depend on a source other than this one."""
-    trained = any(last_step(workdir / stage / "checkpoints") for stage in stage_names())
+    trained = any(last_step(workdir / stage / "checkpoints") for stage in stages.STAGES)
     if not trained or not _has_source(workdir):
         return
     recorded = None

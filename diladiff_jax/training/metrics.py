@@ -8,11 +8,14 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import tqdm
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto import event_pb2
 from tensorboardX.summary import scalar
+
+_Event: Any = event_pb2.Event  # type: ignore[attr-defined] # generated at import
 
 
 class MetricsWriter:
@@ -42,7 +45,7 @@ class MetricsWriter:
             if self._board is None:
                 self._board = EventsWriter(str(self._directory / "events"))
             for name, value in named.items():
-                event = Event(wall_time=time.time(), step=step, summary=scalar(name, value))
+                event = _Event(wall_time=time.time(), step=step, summary=scalar(name, value))
                 self._board.write_event(event)
             self._board.flush()
 

@@ -22,7 +22,7 @@ Array = jax.Array
 def make_preview(
     experiment: Experiment, stage: str, prepared: Prepared
 ) -> Callable[[TrainState, Array], list[str]] | None:
-    """`(state, key) -> texts` of the stage's preview; None if it has none, or if none are asked for."""
+    """`(state, key) -> texts` of the stage's preview; None if it has none or none are wanted."""
     preview = stages.preview_of(stages.stage_named(stage))
     if preview is None or not experiment.config.logging.samples:
         return None

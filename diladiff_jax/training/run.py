@@ -1,4 +1,4 @@
-"""A run of `launch/train.py`: everything is validated and prepared first, then stages are trained."""
+"""A run of `launch/train.py`: validates and prepares everything first, then trains stages."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import contextlib
 import pathlib
 
 import jax
-from ml_collections import ConfigDict
 
 from diladiff_jax import stages as stages_lib
-from diladiff_jax.config import ConfigError
+from diladiff_jax.config import Config, ConfigError
 from diladiff_jax.data.options import DataOptions, TokenizerOptions
 from diladiff_jax.data.prepared import load_prepared, prepare
 from diladiff_jax.experiment import Experiment
@@ -23,7 +22,7 @@ from diladiff_jax.training.loop import train_stage
 
 
 def train(
-    config: ConfigDict,
+    config: Config,
     workdir: str | pathlib.Path,
     stages: tuple[str, ...],
     *,
@@ -76,7 +75,7 @@ def train(
                 config_file.save(config, workdir)
 
 
-def make_mesh(config: ConfigDict) -> jax.sharding.Mesh:
+def make_mesh(config: Config) -> jax.sharding.Mesh:
     """The config's mesh over all devices.
 
     Raises:
@@ -88,7 +87,7 @@ def make_mesh(config: ConfigDict) -> jax.sharding.Mesh:
         raise ConfigError(str(error)) from None
 
 
-def require_divisible(config: ConfigDict, mesh: jax.sharding.Mesh, stage: str) -> None:
+def require_divisible(config: Config, mesh: jax.sharding.Mesh, stage: str) -> None:
     """Checks that the devices divide a microbatch of the stage.
 
     Raises:
@@ -104,7 +103,7 @@ def require_divisible(config: ConfigDict, mesh: jax.sharding.Mesh, stage: str) -
 
 
 def _prepare(
-    config: ConfigDict,
+    config: Config,
     workdir: pathlib.Path,
     stages: tuple[str, ...],
     init_from: str | pathlib.Path | None,
@@ -134,7 +133,7 @@ def _prepare(
 
 
 def _check_stages(
-    config: ConfigDict,
+    config: Config,
     workdir: pathlib.Path,
     stages: tuple[str, ...],
     init_from: str | pathlib.Path | None,

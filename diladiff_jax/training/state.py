@@ -119,7 +119,8 @@ def state_shardings(abstract: TrainState, mesh: Mesh) -> TrainState:
     """Shardings of the unboxed state; average and optimizer are sharded as their parameters are."""
     params = sharding.parameter_shardings(abstract.params, mesh)
     replicated = sharding.replicated(mesh)
-    return TrainState(
+    shardings: Any = TrainState  # a state whose leaves are shardings
+    return shardings(
         step=replicated,
         params=params,
         ema=None if abstract.ema is None else params,
@@ -239,7 +240,7 @@ def is_finite(state: TrainState) -> Array:
 def make_validation_step(
     objective: Objective,
 ) -> Callable[[TrainState, Context, Array, Array], Metrics]:
-    """`(state, context, tokens, key) -> metrics` of the average, without dropout or augmentation."""
+    """`(state, context, tokens, key) -> metrics` of the average, without augmentation."""
 
     def validation_step(state: TrainState, context: Context, tokens: Array, key: Array) -> Metrics:
         read = context.replace(statistics=state.statistics) if state.statistics else context

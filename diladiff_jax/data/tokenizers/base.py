@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -68,7 +69,7 @@ class Tokenizer(abc.ABC):
             ids[name], end = (end, end + 1) if own is None else (own, end)
         self._size = size
         self.pad_id, self.mask_id, self.eot_id = ids["pad"], ids["mask"], ids["eot"]
-        self.vocab_size = -(-end // _MULTIPLE) * _MULTIPLE
+        self.vocab_size = math.ceil(end / _MULTIPLE) * _MULTIPLE
         self.sampleable = np.arange(self.vocab_size) < size
         self.sampleable[[*unsampleable, self.pad_id, self.mask_id]] = False
         self.sampleable[self.eot_id] = True
@@ -83,7 +84,7 @@ class Tokenizer(abc.ABC):
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """`encode` of each text, in parallel if the tokenizer supports it."""
+        """`encode` of each text, in parallel if the tokenizer supports it. Raises as that does."""
         return [
             np.asarray(ids, np.int32)
             for ids in self._encode([self._checked(t) for t in texts], initial=True)
@@ -178,6 +179,7 @@ class Tokenizer(abc.ABC):
         return {name: hashlib.sha256(data).hexdigest() for name, data in self._files.items()}
 
     def _checked(self, text: str) -> str:
+        """The text that is encoded: valid Unicode, in lower case if `lowercase`."""
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -188,6 +190,7 @@ class Tokenizer(abc.ABC):
         return text.lower() if self.lowercase else text
 
     def _known(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The ids, int64 [n], if all are in the vocabulary."""
         ids = np.asarray(ids, np.int64).reshape(-1)
         if len(ids) and not (ids.min() >= 0 and ids.max() < self.vocab_size):
             raise DataError(
@@ -200,7 +203,7 @@ class Tokenizer(abc.ABC):
         first, *rest = np.split(ids, np.flatnonzero(ids == self.mask_id))
         text = self._decode(first.tolist(), initial=True)
         for part in rest:
-            text += " " * bool(text and not text[-1].isspace()) + SPECIAL_TEXTS["mask"]
+            text += " " * bool(text and not text[-1].isspace()) + MASK_TEXT
             after = self._decode(part[1:].tolist(), initial=False)
             text += " " * bool(not self._writes_spaces and after[:1].isalnum()) + after
         return text

@@ -45,8 +45,6 @@ def train(
       DataError: a kind that cannot be trained, a vocabulary too small for the bytes and
         characters, or no text.
     """
-    import sentencepiece
-
     if options.kind not in TRAINED:
         raise DataError(
             f"tokenizer.kind: got {options.kind!r}, which cannot be trained, "
@@ -61,10 +59,18 @@ def train(
     first = next(text, None)
     if first is None:
         raise DataError("no text to train a tokenizer on")
+    model = _trained(itertools.chain([first], text), words, options)
+    return SentencePiece(options.kind, options.lowercase, {"sentencepiece.model": model})
+
+
+def _trained(text: Iterator[str], words: list[str], options: TokenizerOptions) -> bytes:
+    """The model that SentencePiece trains on `text`, in which each of `words` is a piece."""
+    import sentencepiece
+
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=itertools.chain([first], text),
+            sentence_iterator=text,
             model_writer=model,
             model_type=options.kind,
             vocab_size=options.vocab_size - len(SPECIAL_TEXTS),
@@ -88,8 +94,7 @@ def train(
         raise DataError(
             f"tokenizer.vocab_size={options.vocab_size}: SentencePiece cannot train it ({reason})"
         ) from error
-    vocabulary = {"sentencepiece.model": model.getvalue()}
-    return SentencePiece(options.kind, options.lowercase, vocabulary)
+    return model.getvalue()
 
 
 def _frequent_words(parts: list[str], count: int) -> list[str]:

@@ -10,7 +10,7 @@ import pathlib
 import re
 from typing import Any
 
-from diladiff_jax.storage._stages import stage_names
+from diladiff_jax import stages
 from diladiff_jax.storage.errors import CheckpointError
 
 MANIFEST = "bundle.json"
@@ -138,7 +138,7 @@ def tensor_name(path: Any) -> str:
 
 def _is_allowed(name: str) -> bool:
     """Whether a bundle may have a file of that name."""
-    stems = "|".join((*stage_names(), STATISTICS))
+    stems = "|".join((*stages.STAGES, STATISTICS))
     return bool(
         re.fullmatch(
             rf"config\.json|(tokenizer|features)/\w[\w.-]*|({stems})(-\d+-of-\d+)?\.safetensors",
@@ -177,7 +177,7 @@ def _check_entries(folder: pathlib.Path, manifest: Manifest) -> None:
             )
         if type(entry.bytes) is not int or entry.bytes < 0 or not isinstance(entry.sha256, str):
             raise bundle_error(folder, f"{MANIFEST} lacks the bytes or the sha256 of {name}")
-    known = stage_names()
+    known = stages.STAGES
     for stage, entry in manifest.stages.items():
         if stage not in known:
             raise bundle_error(folder, f"{MANIFEST} lists an unknown stage {quoted(stage)}")

@@ -7,8 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
-
+from diladiff_jax.config import Config
 from diladiff_jax.storage.bundles.format import bundle_error, quoted
 from diladiff_jax.storage.errors import CheckpointError
 
@@ -42,7 +41,7 @@ def check_settings(folder: pathlib.Path, settings: Mapping[str, Any]) -> None:
         raise _setting_error(folder, "data.corpus", corpus, "a name and not a folder")
 
 
-def portable_settings(config: ConfigDict) -> dict[str, Any]:
+def portable_settings(config: Config) -> dict[str, Any]:
     """The experiment's settings without the paths of this machine, as `check_settings` wants."""
     settings = config.to_dict()
     for block, name in (key.split(".") for key in _EMPTY):

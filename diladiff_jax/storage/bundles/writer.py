@@ -10,12 +10,12 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from diladiff_jax import files
+from diladiff_jax.config import Config
 from diladiff_jax.data.tokenizers import Tokenizer
+from diladiff_jax.stages import STAGES
 from diladiff_jax.storage import pretrained
-from diladiff_jax.storage._stages import stage_names
 from diladiff_jax.storage.bundles.format import (
     STATISTICS,
     FileEntry,
@@ -35,7 +35,7 @@ systems and hubs accept."""
 class TrainedExperiment(Protocol):
     """What `export` needs; `diladiff_jax.experiment.Experiment` provides it."""
 
-    config: ConfigDict
+    config: Config
     workdir: pathlib.Path
     tokenizer: Tokenizer
 
@@ -105,7 +105,7 @@ def _steps_to_export(
     experiment: TrainedExperiment, stages: tuple[str, ...] | None
 ) -> dict[str, int]:
     """`{stage: updates}`. Raises CheckpointError if a requested stage, or every one, has none."""
-    steps = {stage: experiment.trained_steps(stage) for stage in stages or stage_names()}
+    steps = {stage: experiment.trained_steps(stage) for stage in stages or STAGES}
     for stage in stages or ():
         if not steps[stage]:
             raise CheckpointError(

@@ -357,12 +357,7 @@ def test_all_of_it_on_a_trained_workdir(trained):
         "latent_samplers",
         "ladiff_likelihood",
     } <= set(ids)
-    section = (
-        (pathlib.Path(__file__).parents[3] / "README.md")
-        .read_text()
-        .split("## Every figure and table of the paper")[1]
-        .split("\n## ")[0]
-    )
+    section = (pathlib.Path(__file__).parents[3] / "docs" / "paper_figures.md").read_text()
     named = {
         name
         for line in section.splitlines()
@@ -377,7 +372,7 @@ def test_all_of_it_on_a_trained_workdir(trained):
         "speed_valid",
     }:  # several workdirs, a package, and rows that this test does not have
         assert fnmatch.filter(ids, name), (
-            f"the README names {name}, and no figure or table is called so"
+            f"docs/paper_figures.md names {name}, but no figure or table has that name"
         )
     for figure in found["figures"]:
         for s in figure["series"]:
