@@ -286,13 +286,15 @@ class Model:
         record = stages.TRUE_LATENT
         return self._run(record, key, prompt, batch, 0, controls, latents=latents, score=score)
 
-    def program(self, model: str) -> Callable[..., Sample]:
+    def program(self, model: str | SampledModel) -> Callable[..., Sample]:
         """The jitted sampler of a model or control; see `Programs.sampler`.
 
         Raises:
           ValueError: there is no such model.
         """
-        return self._programs.sampler(stages.model_named(model, controls=True))
+        if not isinstance(model, SampledModel):
+            model = stages.model_named(model, controls=True)
+        return self._programs.sampler(model)
 
     def _run(
         self,

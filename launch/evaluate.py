@@ -51,9 +51,8 @@ _REPORT_FILES = ("table.txt", "report.html", "analyses.json", "picture.png", "fi
 
 def main(argv: list[str]) -> None:
     import diladiff_jax as dl
-    from diladiff_jax import evaluation
     from diladiff_jax.data import DataOptions, load_prepared
-    from diladiff_jax.evaluation import analyses, report
+    from diladiff_jax.evaluation import NotFiniteError, analyses, evaluate, report
     from diladiff_jax.storage import bundles
 
     workdir = flags.FLAGS.workdir
@@ -72,27 +71,24 @@ def main(argv: list[str]) -> None:
     _check_out(out)
     _note_unfinished_stages(model)
 
-    results = evaluation.evaluate(model, prepared)
+    results = evaluate(model, prepared)
     try:
-        # Before the analyses, so that the sweep is not lost if one of them fails.
-        picture = report.write(results, out)
-    except evaluation.NotFiniteError as error:
+        page = report.write_report(
+            model,
+            prepared,
+            results,
+            out,
+            analysis_samples=_ANALYSIS_SAMPLES.value if _ANALYSES.value else None,
+            others=others,
+        )
+    except NotFiniteError as error:
         raise cli.UsageError(
             f"a measure is not finite ({error}), so nothing was written. The model has diverged:"
             " train it again, or leave it out."
         ) from None
-    if _ANALYSES.value:
-        found = analyses.analyse(model, prepared, results, samples=_ANALYSIS_SAMPLES.value)
-    else:
-        found = analyses.analyse_rows(model, results)
-    if others:
-        evaluated = [(model.config.to_dict(), results), *others]
-        found.figures += analyses.compression_tradeoff(evaluated)
-    shown = report.sample_models(model, seed=model.config.evaluation.seed)
-    page = report.write_page(results, found, shown, out)
     print("", report.table(results), "", *report.summary(results), "", sep="\n")
-    print(f"picture: {picture.absolute()}")
-    print(f"results: {picture.absolute().with_name('results.json')}")
+    for name, file in (("picture", "picture.png"), ("results", "results.json")):
+        print(f"{name}: {page.absolute().with_name(file)}")
     print(f"report: {page.absolute()}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,10 +11,8 @@ from diladiff_jax.data import Prepared
 from diladiff_jax.evaluation.measures import likelihood
 from diladiff_jax.evaluation.measures.intervals import Estimate
 from diladiff_jax.evaluation.measures.likelihood import Denoiser
+from diladiff_jax.model import Model
 from diladiff_jax.stages import MODELS
-
-if TYPE_CHECKING:
-    from diladiff_jax.model import Model
 
 
 def validation_rows(prepared: Prepared, samples: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 
@@ -13,10 +13,8 @@ from diladiff_jax.evaluation.measures.intervals import Estimate
 from diladiff_jax.evaluation.measures.samples import sample_measures, scorer_setting
 from diladiff_jax.evaluation.models import controls
 from diladiff_jax.evaluation.sweep_point import SweepPoint, sampling_batch
+from diladiff_jax.model import Model
 from diladiff_jax.stages import STAGES
-
-if TYPE_CHECKING:
-    from diladiff_jax.model import Model
 
 _SAMPLING_SETTINGS = (
     "batch",

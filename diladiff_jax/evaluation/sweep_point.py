@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diladiff_jax.model import Model
 from diladiff_jax.parallel import sharding
 from diladiff_jax.stages import MODELS
-
-if TYPE_CHECKING:
-    from diladiff_jax.model import Model
 
 
 def sampling_batch(model: Model) -> int:
@@ -60,7 +57,7 @@ class SweepPoint:
         if MODELS[self.name].takes_latents:
             latents = (np.asarray(model.encode(self._held_out[indices % len(self._held_out)])),)
         # On the host, because the program donates the memory of a device array.
-        prompt = np.full((self._batch, model.length), model.tokenizer.mask_id, np.int32)
+        prompt = model.experiment.process.initial((self._batch, model.length))
         arguments = (self._params, self._key, jnp.asarray(indices), prompt, *latents)
         if not self._parts:  # numbers of steps are not compiled in, so one of each kind suffices
             quick = self._controls._replace(decode_steps=jnp.int32(1), latent_steps=jnp.int32(1))

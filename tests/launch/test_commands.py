@@ -149,7 +149,7 @@ def write_evaluated_workdir(folder, trained):
 def test_evaluate_writes_a_complete_report(trained, tmp_path):
     """The files, the figures, the page with samples of every model, and another workdir's rows."""
     import diladiff_jax as dl
-    from diladiff_jax import evaluation
+    from diladiff_jax.evaluation import check_analyses, check_results
 
     other, out = tmp_path / "other", tmp_path / "out"
     write_evaluated_workdir(other, trained)
@@ -160,10 +160,10 @@ def test_evaluate_writes_a_complete_report(trained, tmp_path):
     documents = {"results.json", "analyses.json"}
     shown = {"table.txt", "picture.png", "report.html", "figures"}
     assert {path.name for path in out.iterdir()} == documents | shown
-    evaluation.check_results(json.loads((out / "results.json").read_text()))
+    check_results(json.loads((out / "results.json").read_text()))
 
     found = json.loads((out / "analyses.json").read_text())
-    evaluation.check_analyses(found)
+    check_analyses(found)
     by_id = {figure["id"]: figure for figure in found["figures"]}
     expected = {"speed_valid", "valid_by_decode_steps", "schedule_alpha"}
     assert expected | {"compression_recovery", "tradeoff_valid"} <= set(by_id)

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from diladiff_jax.storage._stages import stage_names
 from safetensors.numpy import load_file, save_file
 from storage.bundle_files import mesh_of, read_manifest, update_hashes, write_manifest
 
 import diladiff_jax as dl
 from diladiff_jax.experiment import Experiment
 from diladiff_jax.storage import bundles, config_file
-from diladiff_jax.storage._stages import stage_names
 from diladiff_jax.storage.bundles import writer
 from diladiff_jax.storage.bundles.format import tensor_name
 from diladiff_jax.training.loop import train

@@ -7,6 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from diladiff_jax.storage._stages import stage_names
 from micro import micro_config
 from storage.bundle_files import mesh_of, read_manifest, write_manifest
 
@@ -14,7 +15,6 @@ import diladiff_jax as dl
 from diladiff_jax import config as config_lib
 from diladiff_jax.experiment import Experiment
 from diladiff_jax.storage import config_file
-from diladiff_jax.storage._stages import stage_names
 from diladiff_jax.storage.lineage import (
     check_source,
     not_trained_error,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,8 @@ from diladiff_jax.evaluation.figures import Table, cells, table
 from diladiff_jax.evaluation.measures import intervals
 from diladiff_jax.evaluation.models import title
 from diladiff_jax.evaluation.sweep_point import sampling_batch
+from diladiff_jax.model import Model
 from diladiff_jax.stages import MODELS
-
-if TYPE_CHECKING:
-    from diladiff_jax.model import Model
 
 
 def latent_overhead(
@@ -110,7 +108,7 @@ class _Timer:
     def _decode(self, name: str, decode_steps: int) -> Any:
         model = self._model
         controls = self._controls[name]._replace(decode_steps=jnp.int32(decode_steps))
-        prompt = np.full((self.batch, model.length), model.tokenizer.mask_id, np.int32)
+        prompt = model.experiment.process.initial((self.batch, model.length))
         return model.program("true_latent")(
             model.parameters("true_latent"),
             self._key,

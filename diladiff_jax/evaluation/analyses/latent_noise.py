@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,9 +23,7 @@ from diladiff_jax.evaluation.figures import (
     table,
 )
 from diladiff_jax.evaluation.measures.intervals import Estimate
-
-if TYPE_CHECKING:
-    from diladiff_jax.model import Model
+from diladiff_jax.model import Model
 
 _SHARES = (1.0, 0.5)  # of the positions masked; the error of figures 11 and 12 is the first one's
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,8 @@ from diladiff_jax.evaluation.measures.batches import map_batches
 from diladiff_jax.evaluation.measures.intervals import Estimate
 from diladiff_jax.evaluation.measures.likelihood import Denoiser
 from diladiff_jax.evaluation.models import title
+from diladiff_jax.model import Model
 from diladiff_jax.objectives.autoregressive import content_mask
-
-if TYPE_CHECKING:
-    from diladiff_jax.model import Model
 
 Array = jax.Array
 

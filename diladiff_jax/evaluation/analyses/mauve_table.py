@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from diladiff_jax.evaluation.figures import Table, cells, table
 from diladiff_jax.evaluation.measures import likelihood, mauve
 from diladiff_jax.evaluation.models import title
-
-if TYPE_CHECKING:
-    from diladiff_jax.model import Model
+from diladiff_jax.model import Model
 
 
 def mauve_table(model: Model, held_out: np.ndarray, *, seed: int = 0) -> Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,7 @@ import numpy as np
 from diladiff_jax.evaluation.figures import Table, cells, table
 from diladiff_jax.evaluation.held_out import decoder
 from diladiff_jax.evaluation.measures import ode_likelihood, probability_flow
-
-if TYPE_CHECKING:
-    from diladiff_jax.model import Model
+from diladiff_jax.model import Model
 
 _LARGEST_BATCH = 32
 _TOLERANCE = probability_flow.Tolerance(rtol=1e-2, atol=1e-2)

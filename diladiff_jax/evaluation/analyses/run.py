@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,9 +24,7 @@ from diladiff_jax.evaluation.figures import Findings, table
 from diladiff_jax.evaluation.held_out import validation_rows
 from diladiff_jax.evaluation.measures.mauve import MissingPackage
 from diladiff_jax.evaluation.results import Results
-
-if TYPE_CHECKING:
-    from diladiff_jax.model import Model
+from diladiff_jax.model import Model
 
 _SWEEP_FIGURES = "figures 13 to 15"
 _ATTENTION_ROWS = 64

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,9 @@ from diladiff_jax.evaluation.analyses.sweep_curves import QUALITY
 from diladiff_jax.evaluation.figures import Table, cells, table
 from diladiff_jax.evaluation.measures.samples import sample_measures
 from diladiff_jax.evaluation.sweep_point import sampling_batch
-from diladiff_jax.parallel import sharding
-from diladiff_jax.sampling.sampler import PriorLatents, Sample
-
-if TYPE_CHECKING:
-    from diladiff_jax.model import Model
+from diladiff_jax.model import Model
+from diladiff_jax.sampling.sampler import PriorLatents
+from diladiff_jax.stages import MODELS, SampledModel
 
 _SAMPLERS = {"euler": "Euler", "ddim": "DDIM", "heun": "Heun", "dpmpp_2m": "DPM-Solver++(2M)"}
 _EULER_STEPS = 200
@@ -56,7 +54,7 @@ def sampled_rows(
             {
                 "corpus": model.config.data.corpus,
                 "model": name,
-                "latent_steps": None if sampled.latents is None else int(used.latent_steps),
+                "latent_steps": int(used.latent_steps) if MODELS[name].latent_steps else None,
                 "decode_steps": int(used.decode_steps),
                 "temperature": float(used.temperature),
                 "top_p": float(used.top_p),
@@ -83,23 +81,23 @@ def latent_samplers(model: Model, samples: int, *, seed: int = 0) -> Table:
     """
     measure = sample_measures(model)
 
-    programs = {method: _prior_program(model, method) for method in _SAMPLERS}
+    priors = {
+        method: dataclasses.replace(MODELS["ladiff"], source=PriorLatents(method, "previous"))
+        for method in _SAMPLERS
+    }
 
-    def row(label: str, method: str, steps: int, calls: int) -> list[Any]:
-        if method in programs:
-            tokens = _tokens(model, programs[method], "ladiff", steps, samples, seed)
-        else:
-            tokens = _tokens(model, model.program(method), method, steps, samples, seed)
+    def row(label: str, record: SampledModel, steps: int, calls: int) -> list[Any]:
+        tokens = _tokens(model, record, steps, samples, seed)
         found = measure(tokens)
         return [label, steps, calls, *(c for metric in QUALITY for c in cells(found.get(metric)))]
 
-    rows = [row(_SAMPLERS["euler"], "euler", _EULER_STEPS, _EULER_STEPS)]
+    rows = [row(_SAMPLERS["euler"], priors["euler"], _EULER_STEPS, _EULER_STEPS)]
     for method, label in _SAMPLERS.items():
         for calls in _CALLS:
             steps = (calls + 1) // 2 if method == "heun" else calls
             used = 2 * steps - 1 if method == "heun" else steps
-            rows.append(row(label, method, steps, used))
-    rows += [row("student", "diladiff", steps, 2 * steps) for steps in _STUDENT_STEPS]
+            rows.append(row(label, priors[method], steps, used))
+    rows += [row("student", MODELS["diladiff"], steps, 2 * steps) for steps in _STUDENT_STEPS]
     columns = ["latents by", "steps", "network calls"]
     columns += [c for metric in QUALITY for c in (metric, "low", "high")]
     kept = [i for i in range(len(columns)) if i < 3 or any(r[i] is not None for r in rows)]
@@ -114,31 +112,14 @@ def latent_samplers(model: Model, samples: int, *, seed: int = 0) -> Table:
     )
 
 
-def _prior_program(model: Model, method: str) -> Callable[..., Sample]:
-    """The jitted sampler of LaDiff with another solver, self-conditioned on the previous step."""
-    mesh = model.experiment.mesh
-    batch, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-    generate = functools.partial(model.sampler.generate, PriorLatents(method, "previous"))
-    return jax.jit(
-        sharding.on_mesh(generate, mesh),
-        in_shardings=(None, replicated, batch, batch, replicated),
-        out_shardings=batch,
-    )
-
-
 def _tokens(
-    model: Model,
-    program: Callable[..., Sample],
-    name: str,
-    latent_steps: int,
-    samples: int,
-    seed: int,
+    model: Model, record: SampledModel, latent_steps: int, samples: int, seed: int
 ) -> np.ndarray:
-    """Tokens `[samples, L]` of a program with the parameters and controls of model `name`."""
-    size = sampling_batch(model)
-    prompt = np.full((size, model.length), model.tokenizer.mask_id, np.int32)
-    controls = model.controls(name, latent_steps=latent_steps)
-    parameters, key = model.parameters(name), jax.random.key(seed)
+    """Tokens `[samples, L]` of a model, or of one with another source of latents."""
+    size, program = sampling_batch(model), model.program(record)
+    prompt = model.experiment.process.initial((size, model.length))
+    controls = model.controls(record.name, latent_steps=latent_steps)
+    parameters, key = model.parameters(record.name), jax.random.key(seed)
     parts = [
         np.asarray(program(parameters, key, jnp.arange(i, i + size), prompt, controls).tokens)
         for i in range(0, samples, size)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,9 +10,7 @@ from diladiff_jax.evaluation.figures import Figure, figure, linear, log, series
 from diladiff_jax.evaluation.measures import intervals
 from diladiff_jax.evaluation.measures.intervals import Estimate
 from diladiff_jax.evaluation.measures.likelihood import content_positions
-
-if TYPE_CHECKING:
-    from diladiff_jax.model import Model
+from diladiff_jax.model import Model
 
 
 def equal_positions(a: np.ndarray, b: np.ndarray, eot_id: int) -> np.ndarray:

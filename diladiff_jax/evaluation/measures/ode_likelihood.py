@@ -35,6 +35,8 @@ from diladiff_jax.evaluation.measures.probability_flow import (
 
 Array = jax.Array
 
+TOLERANCE = Tolerance(rtol=1e-3, atol=1e-3)
+
 
 def entropy_of_noise(schedule: gaussian.Schedule, t: float, size: int) -> float:
     """Entropy in nats of noise of deviation sigma(t) in `size` coordinates.
@@ -61,7 +63,7 @@ class LatentModel:
     decoder_logits: Callable[[Array, Array], Array]
     schedule: gaussian.Schedule
     tokenizer: Tokenizer
-    tolerance: Tolerance = Tolerance(rtol=1e-3, atol=1e-3)
+    tolerance: Tolerance = TOLERANCE
 
 
 def likelihood_bound(

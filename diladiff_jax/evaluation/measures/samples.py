@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from diladiff_jax.evaluation.measures import likelihood, scorer, text
 from diladiff_jax.evaluation.measures.intervals import Estimate
-
-if TYPE_CHECKING:
-    from diladiff_jax.model import Model
+from diladiff_jax.model import Model
 
 Measure = Callable[[np.ndarray], dict[str, Estimate]]
 """Maps samples `[n, L]` to named estimates."""

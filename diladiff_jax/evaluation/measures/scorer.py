@@ -25,6 +25,7 @@ import numpy as np
 
 from diladiff_jax.evaluation.measures import intervals
 from diladiff_jax.evaluation.measures.intervals import Estimate
+from diladiff_jax.model import Model
 from diladiff_jax.nn import gpt2
 from diladiff_jax.nn.gpt2 import GPT2
 from diladiff_jax.parallel import sharding
@@ -32,8 +33,6 @@ from diladiff_jax.storage import pretrained
 
 if TYPE_CHECKING:
     import tokenizers
-
-    from diladiff_jax.model import Model
 
 Array = jax.Array
 

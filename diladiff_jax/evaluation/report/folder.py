@@ -8,11 +8,15 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from diladiff_jax.data import Prepared
+from diladiff_jax.evaluation import analyses
 from diladiff_jax.evaluation.figures import Findings, check_analyses
 from diladiff_jax.evaluation.report import page, picture, plots
+from diladiff_jax.evaluation.report.samples import sample_models
 from diladiff_jax.evaluation.report.summary import summary, table
 from diladiff_jax.evaluation.results import Results, check_results
 from diladiff_jax.files import atomic_file, atomic_write_text
+from diladiff_jax.model import Model
 
 
 def write(results: Results, folder: str | os.PathLike[str]) -> pathlib.Path:
@@ -77,6 +81,45 @@ def write_page(
     with atomic_file(folder / "report.html", errors="replace") as out:
         out.write(text)
     return folder / "report.html"
+
+
+def write_report(
+    model: Model,
+    prepared: Prepared,
+    results: Results,
+    folder: str | os.PathLike[str],
+    *,
+    analysis_samples: int | None = None,
+    others: Sequence[tuple[Mapping[str, Any], Results]] = (),
+) -> pathlib.Path:
+    """Writes the whole report of a sweep: `write`, the analyses, and `write_page`.
+
+    Args:
+      model: the workdir's models.
+      prepared: its data.
+      results: of `evaluate`. They are written before the analyses, which may fail.
+      folder: where to write.
+      analysis_samples: held-out rows, latents and sampled texts of each analysis of the trained
+        model; None leaves these analyses out.
+      others: config and results of other workdirs, for the figures of compression.
+
+    Returns:
+      The path of the page.
+
+    Raises:
+      NotFiniteError: a measured number is not finite; nothing is written.
+      OSError: a file cannot be written.
+    """
+    write(results, folder)
+    if analysis_samples is None:
+        found = analyses.analyse_rows(model, results)
+    else:
+        found = analyses.analyse(model, prepared, results, samples=analysis_samples)
+    if others:
+        runs = [(model.config.to_dict(), results), *others]
+        found.figures += analyses.compression_tradeoff(runs)
+    samples = sample_models(model, seed=model.config.evaluation.seed)
+    return write_page(results, found, samples, folder)
 
 
 def _figure_ids(path: pathlib.Path) -> set[str]:

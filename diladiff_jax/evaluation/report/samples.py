@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from diladiff_jax.data import stories
 from diladiff_jax.data.tokenizers import Tokenizer
 from diladiff_jax.evaluation.measures import text
-from diladiff_jax.evaluation.models import title
-
-if TYPE_CHECKING:
-    from diladiff_jax.model import Model
+from diladiff_jax.model import Model
+from diladiff_jax.stages import MODELS
 
 _CONTEXT = 16  # preceding tokens that may affect how a token is written
 
@@ -46,8 +44,8 @@ def sample_models(model: Model, num: int = 6, *, seed: int = 0) -> list[dict[str
         found.append(
             {
                 "model": name,
-                "title": title(name),
-                "latent_steps": None if sampled.latents is None else int(controls.latent_steps),
+                "title": MODELS[name].title,
+                "latent_steps": int(controls.latent_steps) if MODELS[name].latent_steps else None,
                 "decode_steps": int(controls.decode_steps),
                 "temperature": float(controls.temperature),
                 "top_p": float(controls.top_p),
