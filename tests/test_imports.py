@@ -25,6 +25,7 @@ ALLOWED = {
     "storage": {"stages", "config", "data", "nn", "files"},
     "parallel": {"nn"},
     "experiment": {
+        "config",
         "stages",
         "objectives",
         "sampling",

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from diladiff_jax.options import (
     Options,
     above,
-    key_of,
     at_least,
     between,
     fraction_below,
+    key_of,
     one_of,
     setting,
 )
