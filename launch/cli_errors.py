@@ -64,6 +64,8 @@ def describe_flag_error(argv: Sequence[str], error: flags.Error) -> str:
         return f"--{number[1]}: got {number[2]!r}, expected {kind}."
     if boolean := re.fullmatch(r"(?s)flag --([\w.]+)=(.*): \('Non-boolean.*", text):
         return f"--{boolean[1]}: got {boolean[2]!r}, expected true or false."
+    if bound := re.fullmatch(r"(?s)flag --([\w.]+)=(.*): .* is not (an? .*|integer .*)", text):
+        return f"--{bound[1]}: got {bound[2]}, expected {bound[3]}."
     # An error in a config file arrives as the text of a traceback, whose last line is the reason.
     if "Traceback" in text:
         text = [line for line in text.splitlines() if line.strip()][-1]

@@ -216,7 +216,7 @@ BENCHMARK = ("benchmark.py", "--out=NEW.json")
         (["sample.py"], "--workdir is missing"),
         (["sample.py", "--workdir=/nowhere"], "/nowhere/config.json"),
         (["sample.py", "--workdir=" + "x" * 300], "File name too long"),
-        ([*SAMPLE, "--num=0"], "--num=0"),
+        ([*SAMPLE, "--num=0"], "--num: got 0, expected a positive integer"),
         ([*SAMPLE, "--num=x"], "--num: got 'x', expected a whole number"),
         ([*SAMPLE, "--model=gpt"], "--model: got 'gpt', expected one of mdlm,"),
         ([*SAMPLE, "--model=mdlm", "--latent_steps=3"], "--model=mdlm has no latent"),

@@ -154,6 +154,7 @@ def _run_command(request: dict[str, Any]) -> NoReturn:
         os.dup2(os.open(path, mode | os.O_CREAT | os.O_TRUNC), number)
     os.chdir(request["cwd"])
     sys.argv = [request["script"], *request["words"]]
+    sys.path.insert(0, os.path.dirname(request["script"]))
     code = _run_script(request["script"])
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
