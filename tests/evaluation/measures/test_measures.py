@@ -239,7 +239,7 @@ def test_padding_belongs_to_the_likelihood_but_is_not_counted():
 
 
 def test_retokenized_rows_hold_the_text_and_not_its_pieces():
-    """A word spelled byte by byte becomes the word; documents keep their ends; rows are cut at L."""
+    """A word spelled byte by byte becomes the word; documents keep their ends; rows stay at L."""
     tokenizer = tokenizers.train(
         ["the red boat sails to the mill", "a rare word at the end"] * 50,
         TokenizerOptions(kind="unigram", vocab_size=288),
