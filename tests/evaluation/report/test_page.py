@@ -120,7 +120,7 @@ def make_found(results):
 
 
 def make_samples():
-    """Two models with two samples each: an end of text, a line break, hostile text, given tokens."""
+    """Two models with two samples each, with an end of text, a line break and hostile text."""
     tokens = [
         [" Mia", " won", " a", " red", " kite", ".", "\n", HOSTILE, None],
         ["na", "ïve", " 🦊", " fox", ".", None, None, None, None],
@@ -166,7 +166,7 @@ def folder(tmp_path_factory):
 class Read(html.parser.HTMLParser):
     """What a browser makes of a page: elements with attributes, text, and content of scripts."""
 
-    VOID = {"meta", "link", "input", "br", "img", "hr"}
+    VOID = frozenset({"meta", "link", "input", "br", "img", "hr"})
 
     def __init__(self, text):
         super().__init__()
@@ -351,7 +351,7 @@ def test_the_same_numbers_draw_the_same_file():
         (lambda f: f["tables"][0]["rows"][0].pop(), "columns"),
         (
             lambda f: f["tables"][0]["rows"][0].__setitem__(0, float("inf")),
-            "got inf, expected text",
+            "got inf, expected",
         ),
         (lambda f: f["tables"][0].update(title=3), r"tables\[0\].title: got 3, expected str"),
         (lambda f: f["tables"][1].update(id=f["figures"][0]["id"]), "twice, expected unique ids"),
@@ -436,7 +436,7 @@ def opened(folder, browser):
 
 
 def expect(page, sample, step):
-    """Checks that after a step the tokens that `unmasked_at` says are shown, the new ones marked."""
+    """Checks that after a step the tokens of `unmasked_at` are shown and the new ones marked."""
     shown = page.eval_on_selector_all(
         "#viewer-tokens .token",
         """all => all.map(e => [
