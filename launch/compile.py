@@ -40,7 +40,7 @@ _LIBTPU = os.environ.pop("TPU_LIBRARY_PATH", None)
 for _name in ("TPU_MIN_LOG_LEVEL", "TPU_STDERR_LOG_LEVEL", "TF_CPP_MIN_LOG_LEVEL"):
     os.environ.setdefault(_name, "3")  # libtpu warns that there is no accelerator
 
-import cli  # noqa: E402  (jax reads the environment when it is imported)
+import cli  # noqa: E402  (after the environment is set, which jax reads on import)
 from absl import flags  # noqa: E402
 
 _CONFIG = cli.config_flag(
@@ -122,7 +122,7 @@ def compiled(
             config, where, first, stage=stage, sampler=sampler, source=source
         )
     except preflight.TopologyError as error:
-        raise cli.UsageError(f"--topology: {error}") from None
+        raise cli.UsageError(f"--topology: {str(error).removeprefix('topology: ')}") from None
     except preflight.CompileError as error:
         raise cli.UsageError(
             f"--topology={where.name}: the TPU compiler rejects this program: {error}"
@@ -186,7 +186,7 @@ def _slices() -> list[Any]:
         generation = _TOPOLOGY.value.partition(":")[0]
         return [preflight.slice_of(generation, _chips(text)) for text in _SCALING.value]
     except preflight.TopologyError as error:
-        raise cli.UsageError(f"--topology: {error}") from None
+        raise cli.UsageError(f"--topology: {str(error).removeprefix('topology: ')}") from None
 
 
 def _chips(text: str) -> int:

@@ -1,77 +1,87 @@
 """Softmax attention behind one interface, in the form that suits the platform.
 
-| platform | form | when |
+| platform | form | used for |
 |---|---|---|
-| any | `attend_at_once`, one einsum over all scores | short text, and whatever is differentiated forwards |
-| CPU | `attend_in_blocks` | long text: the score matrix costs several times the products that it is made of |
-| TPU | `attend_splash`, the Pallas kernel | lengths that are multiples of 128; on several devices, under `sharding.on_mesh` |
+| any | `attend_at_once`, one einsum over all scores | short text, and forward derivatives |
+| CPU | `attend_in_blocks` | long text, where the full score matrix does not fit in cache |
+| TPU | `attend_splash`, a Pallas kernel | lengths that are multiples of 128 |
 | CUDA | `attend_cudnn`, cuDNN's flash attention | 16-bit floats |
 
-Shapes: `q [B, L, H, K]`, `k, v [B, M, H, K]` -> `[B, L, H * K]`.
+On several TPUs, the Pallas kernel also needs an active mesh (`parallel.sharding.on_mesh`).
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import cast
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from diladiff_jax.nn.placement import placement
 
-Array = jax.Array
-
-# Scores worked on at once by `attend_in_blocks`, and the number from which it pays: a scan of small products has its own cost.
+# `attend_in_blocks` computes this many scores at once, and is used from this many scores on: a scan
+# of small products has its own cost.
 BLOCK_SCORES, MANY_SCORES = 2**19, 2**23
 # Queries and keys are cut into tiles of the TPU's lanes; large tiles keep its matrix unit busy.
 LANES, TILE = 128, 512
 
 
 def attend(
-    q: Array,
-    k: Array,
-    v: Array,
+    q: Float[Array, "B L H K"],
+    k: Float[Array, "B M H K"],
+    v: Float[Array, "B M H K"],
     *,
-    positions: Array | None = None,
+    positions: Int[Array, "B L"] | None = None,
     causal: bool = False,
     plain: bool = False,
-) -> Array:
-    """Attention in the form that the table above names. `plain` asks for the einsum everywhere: what is differentiated
-    forwards (the student's loss) has to go through it, for the kernels define no forward derivative.
+) -> Float[Array, "B L H*K"]:
+    """Softmax attention, in the form that the table above selects.
 
     Args:
-      positions: `[B, L]`, where the queries stand, if not at 0 to L - 1; read when `causal`.
+      q: queries.
+      k: keys.
+      v: values.
+      positions: positions of the queries, if not 0 to L - 1. Only read when `causal`.
+      causal: whether a query attends only to keys at its own position or before.
+      plain: whether to use the einsum on every platform. Code that is differentiated forwards (the
+        student's loss) needs it, because the kernels define no forward derivative.
+
+    Returns:
+      The attention outputs, with the heads concatenated.
     """
-    whole = functools.partial(attend_at_once, causal=causal)
-    moved = causal and positions is not None
-    positions = (
-        jnp.broadcast_to(jnp.arange(q.shape[1])[None], q.shape[:2])
-        if positions is None
-        else positions
-    )
+    at_once = functools.partial(attend_at_once, causal=causal)
+    elsewhere = causal and positions is not None  # queries not at 0 to L - 1
+    if positions is None:
+        positions = jnp.broadcast_to(jnp.arange(q.shape[1])[None], q.shape[:2])
     if plain:
-        return whole(q, k, v, positions)
+        return at_once(q, k, v, positions)
     forms: dict[str, Callable[..., Array]] = {}
     if q.shape[0] * q.shape[1] * q.shape[2] * k.shape[1] >= MANY_SCORES:
         forms["cpu"] = functools.partial(attend_in_blocks, causal=causal)
-    # The compiler cannot cut a kernel over devices: of several, only where it is known how the arrays lie on them.
+    # XLA cannot partition a kernel: on several devices, the shardings must be known here.
     known = jax.device_count() == 1 or not jax.sharding.get_abstract_mesh().empty
-    if not q.shape[1] % LANES and not k.shape[1] % LANES and not moved and known:
+    if not q.shape[1] % LANES and not k.shape[1] % LANES and not elsewhere and known:
         forms["tpu"] = functools.partial(attend_splash, causal=causal)
-    if (
-        jax.default_backend() == "gpu" and q.dtype.itemsize == 2 and not moved
-    ):  # the call itself looks for the device
+    # cuDNN's call looks for a GPU while it is traced, so do not even trace it elsewhere.
+    if jax.default_backend() == "gpu" and q.dtype.itemsize == 2 and not elsewhere:
         forms["cuda"] = functools.partial(attend_cudnn, causal=causal)
-    return (
-        jax.lax.platform_dependent(q, k, v, positions, default=whole, **forms)
-        if forms
-        else whole(q, k, v, positions)
-    )
+    if not forms:
+        return at_once(q, k, v, positions)
+    return jax.lax.platform_dependent(q, k, v, positions, default=at_once, **forms)
 
 
-def attend_at_once(q: Array, k: Array, v: Array, positions: Array, *, causal: bool) -> Array:
-    """Attention as one product over all scores; arguments as in `attend`."""
+def attend_at_once(
+    q: Float[Array, "B L H K"],
+    k: Float[Array, "B M H K"],
+    v: Float[Array, "B M H K"],
+    positions: Int[Array, "B L"],
+    *,
+    causal: bool,
+) -> Float[Array, "B L H*K"]:
+    """Attention that computes all scores at once. Arguments as in `attend`."""
     seen = (
         positions[:, None, :, None] >= jnp.arange(k.shape[1])[None, None, None, :]
         if causal
@@ -81,17 +91,24 @@ def attend_at_once(q: Array, k: Array, v: Array, positions: Array, *, causal: bo
     return out.reshape(*out.shape[:2], -1)
 
 
-def attend_in_blocks(q: Array, k: Array, v: Array, positions: Array, *, causal: bool) -> Array:
-    """Attention one head and one block of queries at a time, arguments as in `attend`: the scores stay in cache.
+def attend_in_blocks(
+    q: Float[Array, "B L H K"],
+    k: Float[Array, "B M H K"],
+    v: Float[Array, "B M H K"],
+    positions: Int[Array, "B L"],
+    *,
+    causal: bool,
+) -> Float[Array, "B L H*K"]:
+    """Attention over one head and one block of queries at a time. Arguments as in `attend`.
 
-    The batch is left whole within a block, so that it may be spread over devices. A gradient makes each head's
-    scores anew instead of keeping them.
+    The scores of a block stay in cache. The batch axis is not cut, so that it can be sharded. The
+    gradient recomputes the scores of each head instead of keeping them.
     """
     batch, length, heads, width = q.shape
     size = max(1, min(length, BLOCK_SCORES // (batch * k.shape[1])))
     count = -(-length // size)
 
-    def blocks(x: Array) -> Array:  # [B, L, ...] -> [count, B, size, ...], filled up with zeros
+    def blocks(x: Array) -> Array:  # [B, L, ...] -> [count, B, size, ...], zero-padded
         x = jnp.pad(x, [(0, 0), (0, count * size - length)] + [(0, 0)] * (x.ndim - 2))
         return jnp.moveaxis(x.reshape(batch, count, size, *x.shape[2:]), 1, 0)
 
@@ -121,27 +138,39 @@ def attend_in_blocks(q: Array, k: Array, v: Array, positions: Array, *, causal: 
 
         return jax.lax.map(block, (blocks(q), place))
 
-    out = jax.lax.map(
-        head, tuple(jnp.moveaxis(x, 2, 0) for x in (q, k, v))
-    )  # [H, count, B, size, K]
-    return out.transpose(2, 1, 3, 0, 4).reshape(batch, count * size, heads * width)[:, :length]
+    out_HxCxBxSxK = jax.lax.map(head, tuple(jnp.moveaxis(x, 2, 0) for x in (q, k, v)))
+    out = out_HxCxBxSxK.transpose(2, 1, 3, 0, 4).reshape(batch, count * size, heads * width)
+    return out[:, :length]
 
 
-def attend_cudnn(q: Array, k: Array, v: Array, positions: Array, *, causal: bool) -> Array:
-    """cuDNN's fused attention, for queries at 0 to L - 1; arguments as in `attend`."""
+def attend_cudnn(
+    q: Float[Array, "B L H K"],
+    k: Float[Array, "B M H K"],
+    v: Float[Array, "B M H K"],
+    positions: Int[Array, "B L"],
+    *,
+    causal: bool,
+) -> Float[Array, "B L H*K"]:
+    """cuDNN's fused attention, for queries at positions 0 to L - 1. Arguments as in `attend`."""
     out = jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")
     return out.reshape(*out.shape[:2], -1)
 
 
 def attend_splash(
-    q: Array, k: Array, v: Array, positions: Array, *, causal: bool, interpret: bool = False
-) -> Array:
-    """Pallas splash attention, for queries at 0 to L - 1 and lengths that are multiples of 128; arguments as in `attend`.
+    q: Float[Array, "B L H K"],
+    k: Float[Array, "B M H K"],
+    v: Float[Array, "B M H K"],
+    positions: Int[Array, "B L"],
+    *,
+    causal: bool,
+    interpret: bool = False,
+) -> Float[Array, "B L H*K"]:
+    """Pallas splash attention, for queries at positions 0 to L - 1. Arguments as in `attend`.
 
-    The compiler cannot cut a kernel over devices by itself: under a mesh each device runs it on its own examples and heads.
-    `interpret` runs it anywhere, slowly.
+    Lengths must be multiples of 128. XLA cannot partition a kernel, so under a mesh each device
+    runs it on its own examples and heads. `interpret` runs it on any platform, slowly.
     """
-    # Here, for Pallas takes a while to import and most runs need none of it.
+    # Imported here because importing Pallas is slow and most runs do not need it.
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel,
         splash_attention_mask,
@@ -173,7 +202,7 @@ def attend_splash(
             interpret=interpret,
         )
         q, k, v = (x.swapaxes(1, 2) for x in (q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype), k, v))
-        return jax.vmap(kernel)(q, k, v).swapaxes(1, 2)
+        return cast(Array, jax.vmap(kernel)(q, k, v)).swapaxes(1, 2)
 
     found = placement(q.shape, ("batch", None, "heads", None))
     if found is not None:

@@ -1,23 +1,32 @@
-"""The autoencoder: text features to a compressed latent, and the denoiser that decodes given it (METHOD section 2)."""
+"""The autoencoder (docs/method.md, Autoencoder).
+
+An encoder compresses text features to a latent, and the denoiser learns to decode given the latent.
+Shape letters: B batch, L tokens, P chosen positions, N latents, D width, V vocabulary.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from diladiff_jax.nn.attention import attend
-from diladiff_jax.nn.layers import MLP, Heads, Linear, Norm, Positions, zeros
+from diladiff_jax.nn.block import KeysValues
+from diladiff_jax.nn.layers import MLP, Heads, Linear, Norm, Positions, parameter, zeros
 from diladiff_jax.nn.transformer import Cache, TokenDenoiser
 
-Array = jax.Array
-Memory = dict[str, tuple[Array, Array]]
+LatentKeysValues = tuple[Float[Array, "B N H K"], Float[Array, "B N H K"]]
+Memory = dict[str, LatentKeysValues]
+"""Keys and values of the latent, for each layer with cross-attention, by its index as text."""
 
 
 class EncoderLayer(nn.Module):
-    """`z += Attn(Q = RMS(z), K, V = [W_z RMS(z); W_f RMS(f)])`, then `z += MLP(RMS(z))`; `f` is never updated."""
+    """One layer of the encoder, which updates the latents z and never the features f.
+
+    It computes `z += Attn(Q = RMS(z), K, V = [W_z RMS(z); W_f RMS(f)])`, then `z += MLP(RMS(z))`.
+    """
 
     width: int
     heads: int
@@ -25,7 +34,13 @@ class EncoderLayer(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, z: Array, f: Array, *, deterministic: bool = True) -> Array:
+    def __call__(
+        self,
+        z: Float[Array, "B N D"],
+        f: Float[Array, "B L D_feat"],
+        *,
+        deterministic: bool = True,
+    ) -> Float[Array, "B N D"]:
         zn = Norm(dtype=self.dtype, name="latent_norm")(z)
         fn = Norm(dtype=self.dtype, name="feature_norm")(f)
 
@@ -40,16 +55,15 @@ class EncoderLayer(nn.Module):
         out = Linear(self.width, ("heads", "embed"), use_bias=False, dtype=self.dtype, name="out")
         z = z + out(attend(q, k, v))
         h = Norm(dtype=self.dtype, name="mlp_norm")(z)
-        return z + MLP(self.width, dropout=self.dropout, dtype=self.dtype, name="mlp")(
-            h, deterministic=deterministic
-        )
+        mlp = MLP(self.width, dropout=self.dropout, dtype=self.dtype, name="mlp")
+        return z + mlp(h, deterministic=deterministic)
 
 
 class LatentEncoder(nn.Module):
-    """Perceiver-style encoder: standardized features `[B, L, D_feat]` -> raw latents, float32 `[B, N, D_lat]`.
+    """Perceiver-style encoder from standardized features to raw latents, which are float32.
 
-    N learned vectors read the features through `num_layers` layers. Where the latent is narrower than the
-    encoder, a linear map before the last norm brings it to `latent_dim`.
+    N learned vectors read the features through `num_layers` layers. If the latents are narrower
+    than the encoder, a linear map before the last norm reduces them to `latent_dim`.
     """
 
     num_latents: int
@@ -62,13 +76,12 @@ class LatentEncoder(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, features: Array, *, deterministic: bool = True) -> Array:
-        table = self.param(
-            "latents",
-            nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "embed")),
-            (self.num_latents, self.width),
-        )
-        # Features and latents are standardized: positions of another size would be lost beside them.
+    def __call__(
+        self, features: Float[Array, "B L D_feat"], *, deterministic: bool = True
+    ) -> Float[Array, "B N D_lat"]:
+        init, shape = nn.initializers.normal(0.02), (self.num_latents, self.width)
+        table = parameter(self, "latents", init, (None, "embed"), shape)
+        # Features and latents are standardized, so smaller positions would be negligible.
         f = Positions(self.length, 1.0, name="position")(features.astype(self.dtype))
         z = Norm(dtype=self.dtype, name="entry_norm")(table)
         z = jnp.broadcast_to(z[None], (features.shape[0], *z.shape))
@@ -89,9 +102,10 @@ class LatentEncoder(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """`h += ZeroConv(CrossAttn(ZeroConv(h); z))`: reads only the latent, and adds exactly nothing at initialization.
+    """Cross-attention that reads only the latent: `h += ZeroConv(CrossAttn(ZeroConv(h); z))`.
 
-    `h [B, L, D]`, `z [B, N, D_lat]`. Learned positions are added to the latents.
+    It adds learned positions to the latents. ZeroConv is a linear map that is zero at
+    initialization, where the layer therefore adds exactly nothing.
     """
 
     width: int
@@ -108,28 +122,30 @@ class CrossAttention(nn.Module):
         self.out = Linear(self.width, ("heads", "embed"), use_bias=False, dtype=self.dtype)
         self.zero_out = Linear(self.width, ("embed", None), kernel_init=zeros, dtype=self.dtype)
 
-    def keys_values(self, z: Array) -> tuple[Array, Array]:
-        """Keys and values of the latent, each `[B, N, H, K]`: the same in every decoding step."""
+    def keys_values(self, z: Float[Array, "B N D_lat"]) -> LatentKeysValues:
+        """Keys and values of the latent, which are the same in every decoding step."""
         z = self.position(z.astype(self.dtype))
         return self.key(z), self.value(z)
 
-    def read(self, h: Array, memory: tuple[Array, Array]) -> Array:
-        """`h` plus what it reads from keys and values: `[B, L, D]`."""
+    def read(self, h: Float[Array, "B L D"], memory: LatentKeysValues) -> Float[Array, "B L D"]:
+        """`h` plus what it reads from the latent's keys and values."""
         update = self.zero_out(self.out(attend(self.query(self.zero_in(h)), *memory)))
-        self.sow(
-            "intermediates", "update", update
-        )  # for analyses; nothing is kept unless asked for
+        # For analyses; Flax stores it only if the caller makes "intermediates" mutable.
+        self.sow("intermediates", "update", update)
         return h + update
 
-    def __call__(self, h: Array, z: Array) -> Array:
+    def __call__(
+        self, h: Float[Array, "B L D"], z: Float[Array, "B N D_lat"]
+    ) -> Float[Array, "B L D"]:
         return self.read(h, self.keys_values(z))
 
 
 class LatentConditionedDecoder(nn.Module):
-    """The denoiser with cross-attention to the latent before the given layers: `([B, L], [B, N, D_lat]) -> [B, L, V]`.
+    """The denoiser, with cross-attention to the latent before some of its layers.
 
-    Its parameters are `{"backbone": <those of the TokenDenoiser>, "cross_<layer>": ...}`, so a trained
-    denoiser is put in as it is, and at initialization the two compute the same function exactly.
+    Its parameters are `{"backbone": <parameters of the TokenDenoiser>, "cross_<layer>": ...}`, so
+    that a trained denoiser's parameters fit unchanged. At initialization, both compute exactly the
+    same function.
     """
 
     backbone: TokenDenoiser
@@ -143,42 +159,44 @@ class LatentConditionedDecoder(nn.Module):
             for i in sorted(set(self.cross_layers))
         }
 
-    def memory(self, z: Array) -> Memory:
-        """What cross-attention reads of the latent `[B, N, D_lat]`: layer -> keys and values, each `[B, N, H, K]`."""
+    def memory(self, z: Float[Array, "B N D_lat"]) -> Memory:
+        """The keys and values of the latent that each cross-attention reads."""
         return {name: cross.keys_values(z) for name, cross in self.cross.items()}
+
+    def _cross_by_layer(self) -> list[tuple[int, CrossAttention]]:
+        return sorted((int(name), cross) for name, cross in self.cross.items())
 
     def before_last(
         self,
-        tokens: Array,
+        tokens: Int[Array, "B L"],
         memory: Memory,
         *,
         skip: tuple[int, ...] = (),
         deterministic: bool = True,
-    ) -> Array:
-        """What enters the backbone's last block, `[B, L, D]`, made without the blocks in `skip`; the latent is read all the same."""
+    ) -> Float[Array, "B L D"]:
+        """The input of the last block, computed without the blocks in `skip`.
+
+        The cross-attention before a skipped block still runs.
+        """
         h, done = self.backbone.embed(tokens), 0
-        for i, cross in sorted((int(name), cross) for name, cross in self.cross.items()):
-            h = cross.read(
-                self.backbone.layers(h, done, i, skip=skip, deterministic=deterministic),
-                memory[str(i)],
-            )
-            done = i
-        return self.backbone.layers(
-            h, done, self.backbone.num_layers - 1, skip=skip, deterministic=deterministic
-        )
+        for i, cross in self._cross_by_layer():
+            h = self.backbone.layers(h, done, i, skip=skip, deterministic=deterministic)
+            h, done = cross.read(h, memory[str(i)]), i
+        last = self.backbone.num_layers - 1
+        return self.backbone.layers(h, done, last, skip=skip, deterministic=deterministic)
 
     def states_at(
         self,
-        tokens: Array,
+        tokens: Int[Array, "B P"],
         memory: Memory,
         cache: Cache = (),
-        positions: Array | None = None,
+        positions: Int[Array, "B P"] | None = None,
         *,
         write: bool = True,
-    ) -> tuple[Array, Cache]:
-        """As of `TokenDenoiser`, given what cross-attention reads."""
+    ) -> tuple[Float[Array, "B P D"], Cache]:
+        """`TokenDenoiser.states_at`, with cross-attention to the latent's keys and values."""
         h, done = self.backbone.embed(tokens, positions), 0
-        for i, cross in sorted((int(name), cross) for name, cross in self.cross.items()):
+        for i, cross in self._cross_by_layer():
             h, cache = self.backbone.layers_at(h, done, i, cache, positions, write=write)
             h, done = cross.read(h, memory[str(i)]), i
         h, cache = self.backbone.layers_at(
@@ -186,25 +204,38 @@ class LatentConditionedDecoder(nn.Module):
         )
         return self.backbone.finish(h), cache
 
-    def last_keys_values(self, h: Array) -> tuple[Array, Array]:
-        """As of `TokenDenoiser`."""
+    def last_keys_values(self, h: Float[Array, "B L D"]) -> KeysValues:
+        """See `TokenDenoiser.last_keys_values`."""
         return self.backbone.last_keys_values(h)
 
-    def finish_at(self, h: Array, memory: tuple[Array, Array], positions: Array) -> Array:
-        """As of `TokenDenoiser`."""
+    def finish_at(
+        self, h: Float[Array, "B L D"], memory: KeysValues, positions: Int[Array, "B P"]
+    ) -> Float[Array, "B P D"]:
+        """See `TokenDenoiser.finish_at`."""
         return self.backbone.finish_at(h, memory, positions)
 
-    def hidden(self, tokens: Array, z: Array, *, deterministic: bool = True) -> Array:
-        """Final hidden states `[B, L, D]`."""
+    def hidden(
+        self,
+        tokens: Int[Array, "B L"],
+        z: Float[Array, "B N D_lat"],
+        *,
+        deterministic: bool = True,
+    ) -> Float[Array, "B L D"]:
+        """The final hidden states."""
         h = self.before_last(tokens, self.memory(z), deterministic=deterministic)
         last = self.backbone.num_layers - 1
-        return self.backbone.finish(
-            self.backbone.layers(h, last, last + 1, deterministic=deterministic)
-        )
+        h = self.backbone.layers(h, last, last + 1, deterministic=deterministic)
+        return self.backbone.finish(h)
 
-    def project(self, h: Array) -> Array:
-        """Hidden states `[..., D]` -> float32 logits `[..., V]`."""
+    def project(self, h: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
+        """Maps final hidden states to float32 logits."""
         return self.backbone.project(h)
 
-    def __call__(self, tokens: Array, z: Array, *, deterministic: bool = True) -> Array:
+    def __call__(
+        self,
+        tokens: Int[Array, "B L"],
+        z: Float[Array, "B N D_lat"],
+        *,
+        deterministic: bool = True,
+    ) -> Float[Array, "B L V"]:
         return self.project(self.hidden(tokens, z, deterministic=deterministic))

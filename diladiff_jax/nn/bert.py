@@ -1,39 +1,46 @@
-"""BERT-family encoders (arXiv 1810.04805): frozen extractors of contextual features, from public weights.
+"""BERT-family encoders (arXiv 1810.04805): frozen sources of contextual features.
 
-Post-norm blocks, learned positions, token types. Texts are rows without padding, so there is no attention mask.
+Post-norm blocks, learned positions and token types, with published weights. Every row of text is
+full, so there is no attention mask.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
-from diladiff_jax.nn.layers import Linear, Norm, SelfAttention
-from diladiff_jax.nn.stack import as_used, run_layers
+from diladiff_jax.nn.layers import Linear, Norm, SelfAttention, parameter
+from diladiff_jax.nn.stack import cast_matrices, run_layers
 from diladiff_jax.nn.weights_import import (
     ACTIVATIONS,
     Source,
-    as_it_is,
-    assemble,
-    require,
-    setting,
-    transposed,
+    assemble_parameters,
+    identity,
+    read_choice,
+    read_number,
+    transpose,
 )
 
-Array = jax.Array
 
+def windows(length: int, capacity: int) -> tuple[Int[np.ndarray, "n w"], int]:
+    """Cuts a text into windows for an encoder of limited length.
 
-def windows(length: int, capacity: int) -> tuple[np.ndarray, int]:
-    """How a text of `length` tokens is cut for an encoder that holds `capacity` at a time.
+    There are n = ceil(length / capacity) consecutive windows of w = ceil(length / n) tokens each.
+    If n w exceeds `length`, the last window moves back so that it ends with the text.
 
-    n = ceil(length / capacity) windows of w = ceil(length / n) tokens each, one after the other; where n w is above
-    `length`, the last one is moved back to end with the text. Returns positions int `[n, w]` and `shared`, how many
-    tokens the last window has in common with the one before it; those are read from the one before.
+    Args:
+      length: tokens of the text.
+      capacity: tokens that the encoder can read at a time.
+
+    Returns:
+      The positions in each window, and how many tokens the last window shares with the one before
+      it. The states of shared tokens are taken from the earlier window.
     """
     count = -(-length // capacity)
     size = -(-length // count)
@@ -42,7 +49,7 @@ def windows(length: int, capacity: int) -> tuple[np.ndarray, int]:
 
 
 class BertLayer(nn.Module):
-    """Post-norm transformer layer, `[B, L, D] -> [B, L, D]`."""
+    """Post-norm transformer layer."""
 
     width: int
     heads: int
@@ -52,20 +59,23 @@ class BertLayer(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, h: Array) -> Array:
+    def __call__(self, h: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         x = SelfAttention(
             self.width, self.heads, qk_norm=False, dtype=self.dtype, use_bias=True, name="attention"
         )(h)
         h = Norm("layernorm", self.epsilon, self.dtype, use_bias=True, name="attention_norm")(h + x)
-        x = ACTIVATIONS[self.activation](
-            Linear(self.hidden, ("embed", "mlp"), dtype=self.dtype, name="up")(h)
-        )
+        x = Linear(self.hidden, ("embed", "mlp"), dtype=self.dtype, name="up")(h)
+        x = ACTIVATIONS[self.activation](x)
         x = Linear(self.width, ("mlp", "embed"), dtype=self.dtype, name="down")(x)
         return Norm("layernorm", self.epsilon, self.dtype, use_bias=True, name="mlp_norm")(h + x)
 
 
 class Bert(nn.Module):
-    """Ids to last hidden states. `pieces`, `cls_id` and `sep_id` are the vocabulary's; `vocab_size` counts the table's rows."""
+    """Maps token ids to the last layer's hidden states.
+
+    `pieces`, `cls_id` and `sep_id` describe the vocabulary file; `vocab_size` is the number of rows
+    of the embedding table, which may be larger than `pieces`.
+    """
 
     vocab_size: int
     positions: int
@@ -79,19 +89,16 @@ class Bert(nn.Module):
     sep_id: int
     activation: str = "gelu"
     epsilon: float = 1e-12
-    scan: bool = False  # as in `TokenDenoiser`
+    scan: bool = False  # whether to scan one compiled layer; see `stack.run_layers`
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, ids: Array) -> Array:
-        """ids int `[B, L]`, L at most `positions`, all of token type 0 -> the last layer's states `[B, L, D]`."""
+    def __call__(self, ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        """The last layer's states. All ids have token type 0, and L is at most `positions`."""
 
         def table(name: str, rows: int, axis: str | None) -> Array:
-            return self.param(
-                name,
-                nn.with_logical_partitioning(nn.initializers.normal(0.02), (axis, "embed")),
-                (rows, self.width),
-            )
+            init = nn.initializers.normal(0.02)
+            return parameter(self, name, init, (axis, "embed"), (rows, self.width))
 
         h = jnp.take(table("words", self.vocab_size, "vocab"), ids, axis=0)
         h = (
@@ -116,35 +123,29 @@ class Bert(nn.Module):
             for layer in layers:
                 h = layer(h)
             return h
-        plain, parameters = (
-            layers[0].clone(parent=None, name=None),
-            [layer.variables["params"] for layer in layers],
-        )
+        layer = layers[0].clone(parent=None, name=None)
+        parameters = [layer.variables["params"] for layer in layers]
         if self.scan:
-            parameters = [as_used(own, self.dtype) for own in parameters]
-        return run_layers(
-            lambda h, own, _: (plain.apply({"params": own}, h), None),
-            h,
-            parameters,
-            scan=self.scan,
-            remat="none",
-        )[0]
+            parameters = [cast_matrices(own, self.dtype) for own in parameters]
 
-    def features(self, tokens: Array) -> Array:
-        """Contextual features of rows of text, int `[B, L]` with L of any size -> float32 `[B, L, D]`.
+        def run(h: Array, own: Any, _: None) -> tuple[Array, None]:
+            return cast(Array, layer.apply({"params": own}, h)), None
 
-        Each of `windows(L, positions - 2)` is encoded for itself as [CLS] tokens [SEP], and the states of those two are
-        dropped. Ids that the encoder's vocabulary lacks (specials added to it, an end-of-text among them) are read as [SEP].
+        return run_layers(run, h, parameters, scan=self.scan, remat="none")[0]
+
+    def features(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        """Contextual features of rows of text of any length L, in float32.
+
+        Each of `windows(L, positions - 2)` is encoded separately as [CLS] tokens [SEP], and the
+        states of [CLS] and [SEP] are dropped. Ids that the encoder's vocabulary lacks, such as an
+        end-of-text token that was added to it, are read as [SEP].
         """
         where, shared = windows(tokens.shape[1], self.positions - 2)
-        body = jnp.where(tokens < self.pieces, tokens, self.sep_id)[:, where].reshape(
-            -1, where.shape[1]
-        )
+        known = jnp.where(tokens < self.pieces, tokens, self.sep_id)
+        body = known[:, where].reshape(-1, where.shape[1])
         edge = jnp.ones_like(body[:, :1])
-        h = self(jnp.concatenate([edge * self.cls_id, body, edge * self.sep_id], axis=1))[
-            :, 1:-1
-        ].astype(jnp.float32)
-        h = h.reshape(tokens.shape[0], *where.shape, self.width)
+        h = self(jnp.concatenate([edge * self.cls_id, body, edge * self.sep_id], axis=1))
+        h = h[:, 1:-1].astype(jnp.float32).reshape(tokens.shape[0], *where.shape, self.width)
         before = h[:, :-1].reshape(tokens.shape[0], -1, self.width)
         return jnp.concatenate([before, h[:, -1, shared:]], axis=1)
 
@@ -155,59 +156,59 @@ def from_config(
     """The network that a BERT's config.json describes.
 
     Raises:
-      ValueError: another architecture, or a setting that is missing or cannot be.
+      ValueError: it describes another architecture, or a setting is missing or invalid.
     """
-    require(config, "model_type", None, ("bert",))
-    require(config, "position_embedding_type", "absolute", ("absolute",))
+    read_choice(config, "model_type", None, ("bert",))
+    read_choice(config, "position_embedding_type", "absolute", ("absolute",))
     network = Bert(
-        vocab_size=setting(config, "vocab_size", int),
-        positions=setting(config, "max_position_embeddings", int),
-        types=setting(config, "type_vocab_size", int, 2),
-        width=setting(config, "hidden_size", int),
-        num_layers=setting(config, "num_hidden_layers", int),
-        heads=setting(config, "num_attention_heads", int),
-        hidden=setting(config, "intermediate_size", int),
+        vocab_size=read_number(config, "vocab_size", int),
+        positions=read_number(config, "max_position_embeddings", int),
+        types=read_number(config, "type_vocab_size", int, 2),
+        width=read_number(config, "hidden_size", int),
+        num_layers=read_number(config, "num_hidden_layers", int),
+        heads=read_number(config, "num_attention_heads", int),
+        hidden=read_number(config, "intermediate_size", int),
         pieces=pieces,
         cls_id=cls_id,
         sep_id=sep_id,
-        activation=require(config, "hidden_act", "gelu", tuple(ACTIVATIONS)),
-        epsilon=setting(config, "layer_norm_eps", float, 1e-12),
+        activation=read_choice(config, "hidden_act", "gelu", tuple(ACTIVATIONS)),
+        epsilon=read_number(config, "layer_norm_eps", float, 1e-12),
         dtype=dtype,
     )
     if network.width % network.heads:
         raise ValueError(
-            f"num_attention_heads is {network.heads}; it must be a divisor of hidden_size = {network.width}"
+            f"num_attention_heads: got {network.heads}, "
+            f"expected a divisor of hidden_size = {network.width}"
         )
     if network.positions < 3:
         raise ValueError(
-            f"max_position_embeddings is {network.positions}; it must be at least 3, a token between [CLS] and [SEP]"
+            f"max_position_embeddings: got {network.positions}, expected at least 3: "
+            "a token between [CLS] and [SEP]"
         )
     if pieces > network.vocab_size:
         raise ValueError(
-            f"vocab_size is {network.vocab_size}; it must be at least the {pieces} pieces of the vocabulary file"
+            f"vocab_size: got {network.vocab_size}, "
+            f"expected at least the {pieces} pieces of the vocabulary file"
         )
     return network
 
 
 def parameters(tensors: Mapping[str, np.ndarray], network: Bert) -> dict[str, Any]:
-    """The network's parameters out of a published file's tensors, named with or without `bert.` in front.
+    """Parameters from the tensors of a published file, whose names may start with `bert.`.
 
     Raises:
-      ValueError: a tensor is missing, is not of floating point, or has another shape than the network.
+      ValueError: a tensor is missing, does not hold floating-point numbers, or has the wrong shape.
     """
-    # Files of before 2020 call a norm's gain and bias gamma and beta.
-    renamed = {
-        name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
-            "LayerNorm.beta", "LayerNorm.bias"
-        ): t
-        for name, t in tensors.items()
-    }
+    # Files from before 2020 call the scale and bias of a norm gamma and beta.
+    old_names = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+    for old, new in old_names.items():
+        tensors = {name.replace(old, new): tensor for name, tensor in tensors.items()}
     sources: dict[str, Source] = {
-        "words": ("embeddings.word_embeddings.weight", as_it_is),
-        "positions_table": ("embeddings.position_embeddings.weight", as_it_is),
-        "types_table": ("embeddings.token_type_embeddings.weight", as_it_is),
-        "norm/scale": ("embeddings.LayerNorm.weight", as_it_is),
-        "norm/bias": ("embeddings.LayerNorm.bias", as_it_is),
+        "words": ("embeddings.word_embeddings.weight", identity),
+        "positions_table": ("embeddings.position_embeddings.weight", identity),
+        "types_table": ("embeddings.token_type_embeddings.weight", identity),
+        "norm/scale": ("embeddings.LayerNorm.weight", identity),
+        "norm/bias": ("embeddings.LayerNorm.bias", identity),
     }
     linear = {
         "attention/query/linear": "attention.self.query",
@@ -217,20 +218,18 @@ def parameters(tensors: Mapping[str, np.ndarray], network: Bert) -> dict[str, An
         "up": "intermediate.dense",
         "down": "output.dense",
     }
+    norms = {"attention_norm": "attention.output.LayerNorm", "mlp_norm": "output.LayerNorm"}
     for i in range(network.num_layers):
         for ours, theirs in linear.items():
-            sources[f"layer_{i}/{ours}/kernel"] = (f"encoder.layer.{i}.{theirs}.weight", transposed)
-            sources[f"layer_{i}/{ours}/bias"] = (f"encoder.layer.{i}.{theirs}.bias", as_it_is)
-        for ours, theirs in {
-            "attention_norm": "attention.output.LayerNorm",
-            "mlp_norm": "output.LayerNorm",
-        }.items():
-            sources[f"layer_{i}/{ours}/scale"] = (f"encoder.layer.{i}.{theirs}.weight", as_it_is)
-            sources[f"layer_{i}/{ours}/bias"] = (f"encoder.layer.{i}.{theirs}.bias", as_it_is)
-    return assemble(renamed, sources, abstract_parameters(network, boxed=False), "bert.")
+            sources[f"layer_{i}/{ours}/kernel"] = (f"encoder.layer.{i}.{theirs}.weight", transpose)
+            sources[f"layer_{i}/{ours}/bias"] = (f"encoder.layer.{i}.{theirs}.bias", identity)
+        for ours, theirs in norms.items():
+            sources[f"layer_{i}/{ours}/scale"] = (f"encoder.layer.{i}.{theirs}.weight", identity)
+            sources[f"layer_{i}/{ours}/bias"] = (f"encoder.layer.{i}.{theirs}.bias", identity)
+    return assemble_parameters(tensors, sources, abstract_parameters(network, boxed=False), "bert.")
 
 
 def abstract_parameters(network: Bert, *, boxed: bool = True) -> Any:
-    """Shapes of the parameters, `boxed` in their logical axis names."""
+    """Shapes of the parameters, if `boxed` with their logical axis names."""
     shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     return shapes if boxed else nn.unbox(shapes)

@@ -1,32 +1,43 @@
 """Layers shared by every network: linear maps, norms, attention, MLPs and embeddings.
 
-Shape letters: B batch, L tokens, N latents, D width, H heads, K head width. Every parameter is kept in
-float32 and carries logical axis names ("embed", "heads", "mlp", "vocab", "latent", or None); which mesh
-axis each of them lies on is decided elsewhere (`diladiff_jax.parallel.sharding`). `dtype` is the compute type.
+Shape letters: B batch, L tokens, M keys, N latents, D width, H heads, K width of a head. `dtype` is
+the type of the computation. Parameters are float32 and carry logical axis names ("embed", "heads",
+"mlp", "vocab", "latent", or None), which `diladiff_jax.parallel.sharding` maps to mesh axes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from diladiff_jax.nn.attention import attend
 from diladiff_jax.nn.placement import constrain_sharding
 
-Array = jax.Array
 Initializer = Callable[..., Any]
 
-# Fan-in scaling keeps activations of order one from width 32 to width 8,192 alike.
+# Fan-in scaling keeps activations of order one at every width, from 32 to 8,192.
 default_init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 zeros = nn.initializers.zeros_init()
 
 
-def align_last(vector: Array, x: Array) -> Array:
-    """Reshapes `[D]` to `[1, ..., 1, D]` with the rank of `x`, so that no rank is promoted silently."""
+def parameter(
+    module: nn.Module,
+    name: str,
+    init: Initializer,
+    axes: tuple[str | None, ...],
+    shape: tuple[int, ...],
+) -> Float[Array, "*shape"]:
+    """Declares a parameter of `module` whose axes carry the logical names `axes`."""
+    return cast(Array, module.param(name, nn.with_logical_partitioning(init, axes), shape))
+
+
+def align_last(vector: Float[Array, " D"], x: Float[Array, "*batch D"]) -> Float[Array, "*ones D"]:
+    """Reshapes `[D]` to `[1, ..., 1, D]` with the rank of `x`, to avoid implicit rank promotion."""
     return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
 
 
@@ -38,16 +49,13 @@ class Linear(nn.Module):
     use_bias: bool = True
     kernel_init: Initializer = default_init
     dtype: Any = jnp.float32
-    out_dtype: Any = None  # of the result, where it should not be rounded to `dtype`
+    out_dtype: Any = None  # type of the result, if it should not be rounded to `dtype`
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        kernel = self.param(
-            "kernel",
-            nn.with_logical_partitioning(self.kernel_init, self.axes),
-            (x.shape[-1], self.features),
-        )
-        # As one matrix product over all leading axes: on CPUs the gradient is then nearly twice as fast.
+    def __call__(self, x: Float[Array, "*batch D_in"]) -> Float[Array, "*batch D_out"]:
+        shape = (x.shape[-1], self.features)
+        kernel = parameter(self, "kernel", self.kernel_init, self.axes, shape)
+        # One matrix product over all leading axes: its gradient is nearly twice as fast on CPUs.
         y = jnp.matmul(
             x.astype(self.dtype).reshape(-1, x.shape[-1]),
             kernel.astype(self.dtype),
@@ -55,18 +63,16 @@ class Linear(nn.Module):
         )
         y = y.reshape(*x.shape[:-1], self.features)
         if self.use_bias:
-            bias = self.param(
-                "bias", nn.with_logical_partitioning(zeros, self.axes[1:]), (self.features,)
-            )
+            bias = parameter(self, "bias", zeros, self.axes[1:], (self.features,))
             y = y + align_last(bias, y).astype(y.dtype)
         return y
 
 
 class Norm(nn.Module):
-    """Root-mean-square or layer normalization of the last axis with a learned gain (and bias, if asked for), in float32.
+    """Root-mean-square or layer normalization of the last axis, in float32, with a learned gain.
 
-    `epsilon` also bounds the gradient at a zero input by `1 / sqrt(epsilon)`: the zero-initialized query of
-    the decoder's cross-attention starts exactly there.
+    `epsilon` also bounds the gradient at a zero input by `1 / sqrt(epsilon)`. This matters because
+    the decoder's cross-attention starts with a query of exactly zero.
     """
 
     kind: str = "rmsnorm"  # or "layernorm"
@@ -75,28 +81,32 @@ class Norm(nn.Module):
     use_bias: bool = False
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        scale = self.param(
-            "scale",
-            nn.with_logical_partitioning(nn.initializers.ones_init(), (None,)),
-            x.shape[-1:],
-        )
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        scale = parameter(self, "scale", nn.initializers.ones_init(), (None,), x.shape[-1:])
         y = x.astype(jnp.float32)
         if self.kind == "layernorm":
             y = y - y.mean(axis=-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
         y = y * align_last(scale, y)
         if self.use_bias:
-            y = y + align_last(
-                self.param("bias", nn.with_logical_partitioning(zeros, (None,)), x.shape[-1:]), y
-            )
+            y = y + align_last(parameter(self, "bias", zeros, (None,), x.shape[-1:]), y)
         return y.astype(self.dtype)
 
 
-def rotary(x_BxLxHxK: Array, positions: Array | None = None, base: float = 10_000.0) -> Array:
-    """Rotates pairs (i, i + K/2) of every head by position times frequency (RoFormer, arXiv 2104.09864).
+def rotary(
+    x_BxLxHxK: Float[Array, "B L H K"],
+    positions: Int[Array, "#B L"] | None = None,
+    base: float = 10_000.0,
+) -> Float[Array, "B L H K"]:
+    """Rotates pairs (i, i + K/2) of every head by position times frequency (arXiv 2104.09864).
 
-    positions `[B, L]` where the rows of x are not positions 0 to L - 1.
+    Args:
+      x_BxLxHxK: queries or keys.
+      positions: positions of the rows of x, if not 0 to L - 1.
+      base: the ratio of the highest frequency, 1, to the lowest (nearly).
+
+    Returns:
+      The rotated queries or keys.
     """
     length, half = x_BxLxHxK.shape[1], x_BxLxHxK.shape[-1] // 2
     frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
@@ -108,7 +118,7 @@ def rotary(x_BxLxHxK: Array, positions: Array | None = None, base: float = 10_00
 
 
 class Heads(nn.Module):
-    """Projects `[B, L, D]` to heads `[B, L, H, K]` with `H * K = width`; optional RMS norm of every head."""
+    """Projects to H heads of width K = width / H, and optionally RMS-normalizes each head."""
 
     width: int
     heads: int
@@ -117,7 +127,7 @@ class Heads(nn.Module):
     use_bias: bool = False
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L H K"]:
         y = Linear(
             self.width, ("embed", "heads"), use_bias=self.use_bias, dtype=self.dtype, name="linear"
         )(x)
@@ -132,9 +142,9 @@ class Heads(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention, without biases unless asked for: `[B, L, D] -> [B, L, D]`.
+    """Multi-head self-attention, by default without biases.
 
-    `keys_values` and `read` are its two halves, for a sampler that wants the result at a few positions only.
+    `keys_values` and `read` are its two halves, for samplers that need only a few positions.
     """
 
     width: int
@@ -152,25 +162,35 @@ class SelfAttention(nn.Module):
         self.value = Heads(self.width, self.heads, False, self.dtype, self.use_bias)
         self.out = Linear(self.width, ("heads", "embed"), use_bias=self.use_bias, dtype=self.dtype)
 
-    def keys_values(self, x: Array, positions: Array | None = None) -> tuple[Array, Array]:
-        """`[B, M, D]`, standing at `positions [B, M]` (0 to M - 1 if not given) -> keys and values, each `[B, M, H, K]`."""
+    def keys_values(
+        self, x: Float[Array, "B M D"], positions: Int[Array, "B M"] | None = None
+    ) -> tuple[Float[Array, "B M H K"], Float[Array, "B M H K"]]:
+        """Keys and values of states x at `positions` (default: 0 to M - 1)."""
         k = self.key(x)
         return rotary(k, positions) if self.rotary else k, self.value(x)
 
-    def read(self, x: Array, memory: tuple[Array, Array], positions: Array | None = None) -> Array:
-        """What `x [B, L, D]`, standing at `positions [B, L]` (0 to L - 1 if not given), reads from keys and values: `[B, L, D]`."""
+    def read(
+        self,
+        x: Float[Array, "B L D"],
+        memory: tuple[Float[Array, "B M H K"], Float[Array, "B M H K"]],
+        positions: Int[Array, "B L"] | None = None,
+    ) -> Float[Array, "B L D"]:
+        """What states x at `positions` (default: 0 to L - 1) read from keys and values."""
         q = self.query(x)
         q = rotary(q, positions) if self.rotary else q
         return self.out(
             attend(q, *memory, positions=positions, causal=self.causal, plain=self.plain)
         )
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         return self.read(x, self.keys_values(x))
 
 
 class MLP(nn.Module):
-    """Perceptron of hidden width `ratio * width`: tanh-GELU with two matrices, or SwiGLU with three and no bias."""
+    """Perceptron with hidden width `ratio * width`.
+
+    It is a tanh-GELU with two matrices and biases, or a SwiGLU with three matrices and no bias.
+    """
 
     width: int
     ratio: float = 4.0
@@ -179,7 +199,9 @@ class MLP(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, *, deterministic: bool = True) -> Array:
+    def __call__(
+        self, x: Float[Array, "B L D"], *, deterministic: bool = True
+    ) -> Float[Array, "B L D"]:
         hidden = int(self.ratio * self.width)
         if self.kind == "swiglu":
             gate = Linear(hidden, ("embed", "mlp"), use_bias=False, dtype=self.dtype, name="gate")(
@@ -203,33 +225,44 @@ class MLP(nn.Module):
 
 
 class Positions(nn.Module):
-    """Learned absolute positions added to `[B, L, D]`, at `positions [B, L]` if not 0 to L - 1; `std` at initialization should match
-    what they are added to."""
+    """Adds learned absolute position embeddings.
+
+    `std`, the standard deviation at initialization, should match the scale of the input.
+    """
 
     length: int
     std: float = 0.02
 
     @nn.compact
-    def __call__(self, x: Array, positions: Array | None = None) -> Array:
-        table = self.param(
-            "table",
-            nn.with_logical_partitioning(nn.initializers.normal(self.std), (None, "embed")),
-            (self.length, x.shape[-1]),
-        )
-        return x + (
-            table[None, : x.shape[1]]
-            if positions is None
-            else jnp.take(table, positions, axis=0, mode="clip")
-        ).astype(x.dtype)
+    def __call__(
+        self, x: Float[Array, "B L D"], positions: Int[Array, "B L"] | None = None
+    ) -> Float[Array, "B L D"]:
+        """Adds the embeddings of `positions` (default: 0 to L - 1)."""
+        init, shape = nn.initializers.normal(self.std), (self.length, x.shape[-1])
+        table = parameter(self, "table", init, (None, "embed"), shape)
+        if positions is None:
+            added = table[None, : x.shape[1]]
+        else:
+            added = jnp.take(table, positions, axis=0, mode="clip")
+        return x + added.astype(x.dtype)
 
 
 def sinusoid(
-    value: Array, features: int, max_frequency: float = 1.0, max_period: float = 10.0
-) -> Array:
-    """Sines and cosines of `value [B]` at frequencies from `max_frequency` down by a factor `max_period`.
+    value: Float[Array, " B"], features: int, max_frequency: float = 1.0, max_period: float = 10.0
+) -> Float[Array, "B {features}"]:
+    """Cosines and sines of `value` at geometrically spaced frequencies.
 
-    Returns `[B, features]`. Low frequencies on purpose: a derivative in time of the embedding is what the
-    student's tangent is made of, and it grows with the highest frequency.
+    The frequencies are low on purpose: the student's tangent contains the derivative of the
+    embedding in time, which grows with the highest frequency.
+
+    Args:
+      value: one scalar per example, such as a time.
+      features: width of the result, half of it cosines and half sines.
+      max_frequency: the highest frequency, in radians per unit of `value`.
+      max_period: the ratio of the highest to the lowest frequency (nearly).
+
+    Returns:
+      The embedding.
     """
     half = features // 2
     frequency = max_frequency * max_period ** (-jnp.arange(half, dtype=jnp.float32) / half)
@@ -238,7 +271,10 @@ def sinusoid(
 
 
 class TimeEmbedding(nn.Module):
-    """A scalar per example `[B]` -> sinusoid -> two-layer MLP -> `[B, width]`, in float32: close times must stay apart."""
+    """Embeds one scalar per example: a sinusoid and a two-layer MLP.
+
+    It computes in float32, so that close times stay distinguishable.
+    """
 
     width: int
     features: int = 256
@@ -247,7 +283,7 @@ class TimeEmbedding(nn.Module):
     zero_init: bool = False
 
     @nn.compact
-    def __call__(self, value: Array) -> Array:
+    def __call__(self, value: Float[Array, " B"]) -> Float[Array, "B D"]:
         h = sinusoid(value, self.features, self.max_frequency, self.max_period)
         h = nn.silu(Linear(self.width, (None, "embed"), name="in")(h))
         init = zeros if self.zero_init else default_init

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -40,8 +40,8 @@ class NetworkOptions:
     remat: str = "none"
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> Self:
-        """The network options in a whole config; other blocks are ignored.
+    def of(cls, settings: Mapping[str, Any]) -> NetworkOptions:
+        """Reads the network options from a complete config, and ignores its other blocks.
 
         Raises:
           OptionError: a value that its rule excludes, or a conflict within one block.

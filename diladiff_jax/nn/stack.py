@@ -1,7 +1,7 @@
-"""Layers of one kind run one after the other: traced once and called for each, rematerialized, or as one compiled layer under a scan.
+"""Runs identical layers in sequence: traced once and called per layer, or as one scanned layer.
 
-Parameters are a layer's own everywhere else, under its own name: checkpoints, optimizers and published weights know nothing of how
-the layers are run.
+Everywhere else, each layer keeps its own parameters under its own name, so checkpoints, optimizers
+and published weights do not depend on how the layers run.
 """
 
 from __future__ import annotations
@@ -11,15 +11,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
-Array = jax.Array
 Layer = Callable[[Array, Any, Any], tuple[Array, Any]]
 
 REMAT: dict[str, Callable[..., bool]] = {
     "matmuls": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-"""What a rematerialized layer keeps for its gradient: the results of its linear maps (attention is made anew), or only what enters it."""
+"""What a rematerialized layer keeps for its gradient, by the value of `memory.remat`.
+
+"matmuls" keeps the results of its linear maps, and recomputes attention. "full" keeps only the
+layer's input.
+"""
 
 
 def run_layers(
@@ -32,19 +36,21 @@ def run_layers(
     remat: str,
     reverse: bool = False,
 ) -> tuple[Array, Any]:
-    """`h, y = layer(h, parameters[i], inputs[i])` for each layer in turn.
+    """Runs `h, y = layer(h, parameters[i], inputs[i])` for each layer i in turn.
 
     Args:
-      layer: a pure function; the same for all.
-      h: what enters the first layer.
-      parameters: a tree for each layer, all alike.
+      layer: a pure function, the same for all layers.
+      h: the input of the first layer.
+      parameters: one tree per layer, all of the same structure and shapes.
       inputs: a tree of arrays with a leading axis over the layers, or None.
-      scan: whether one compiled layer runs them all, on parameters stacked for it; the program does not grow with depth.
-      remat: "none", or one of `REMAT`.
-      reverse: whether the last of the `inputs` goes to the first layer, and so on back.
+      scan: whether to scan one compiled layer over stacked parameters. The size of the program then
+        does not depend on the depth.
+      remat: "none", or a key of `REMAT`.
+      reverse: whether to read `inputs` from the last to the first.
 
     Returns:
-      what leaves the last layer, and the `y` with a leading axis over the layers, first layer first.
+      The output of the last layer, and the `y` of all layers with a leading axis, in the order in
+      which the layers ran.
     """
 
     def run(h: Array, each: tuple[Any, Any]) -> tuple[Array, Any]:
@@ -55,11 +61,11 @@ def run_layers(
     if reverse:
         inputs = jax.tree.map(lambda x: x[::-1], inputs)
     if scan:
-        return jax.lax.scan(
-            run, h, (jax.tree.map(lambda *leaves: jnp.stack(leaves), *parameters), inputs)
-        )
-    # Traced for the first layer and called for all: half of a start from stored programs was tracing. The compiler puts each call's layer
-    # in its place, so that what runs is as if they were written out. (Outside any jit this compiles the layer anew at each call.)
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parameters)
+        return jax.lax.scan(run, h, (stacked, inputs))
+    # The inner jit traces the layer once for all calls; tracing took half of the startup time when
+    # programs came from the compilation cache. XLA inlines the calls, so the compiled program is
+    # the same. (Outside any jit, every call compiles the layer again.)
     called, out = jax.jit(run), []
     for i, own in enumerate(parameters):
         h, y = called(h, (own, jax.tree.map(lambda x, i=i: x[i], inputs)))
@@ -67,6 +73,10 @@ def run_layers(
     return h, jax.tree.map(lambda *ys: jnp.stack(ys), *out)
 
 
-def as_used(parameters: Any, dtype: Any) -> Any:
-    """Matrices in the type they are multiplied in: of what a scan stacks, half the copy, and half of what is gathered over devices."""
+def cast_matrices(parameters: Any, dtype: Any) -> Any:
+    """Casts matrices, and no vectors, to the type that they are multiplied in.
+
+    In bfloat16, this halves what a scan copies to stack the layers, and what is gathered over
+    devices.
+    """
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.ndim > 1 else leaf, parameters)

@@ -1,111 +1,48 @@
-"""The masked-diffusion backbone, which is also (run causally) the autoregressive scorer.
+"""The masked-diffusion backbone, which, run causally, is also the autoregressive scorer.
 
-One module covers the paper's backbone (learned positions, QK-norm, RMSNorm) and the DiT of the public MDLM
-and DUO checkpoints (rotary positions, LayerNorm without bias, adaLN with a constant time input, zero head).
+One module covers the paper's backbone (learned positions, QK-norm, RMSNorm) and the DiT of the
+public MDLM and DUO checkpoints (rotary positions, LayerNorm without bias, adaLN with a constant
+time input, a zero-initialized head).
 """
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
+from diladiff_jax.nn.block import Block, KeysValues
 from diladiff_jax.nn.layers import (
-    MLP,
     Linear,
     Norm,
     Positions,
-    SelfAttention,
     TimeEmbedding,
     default_init,
+    parameter,
     zeros,
 )
 from diladiff_jax.nn.placement import constrain_sharding
-from diladiff_jax.nn.stack import as_used, run_layers
+from diladiff_jax.nn.stack import cast_matrices, run_layers
 
-Array = jax.Array
-Cache = tuple[tuple[Array, Array], ...]
-"""Keys and values of every block at all positions, each `[B, L, H, K]`."""
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block, `[B, L, D] -> [B, L, D]`; with `condition` its norms and branches are modulated."""
-
-    width: int
-    heads: int
-    mlp_ratio: float = 4.0
-    mlp: str = "gelu"
-    norm: str = "rmsnorm"
-    qk_norm: bool = True
-    rotary: bool = False
-    causal: bool = False
-    dropout: float = 0.0
-    plain: bool = False  # see `attention.attend`
-    dtype: Any = jnp.float32
-
-    def setup(self) -> None:
-        self.attention_norm = Norm(self.norm, dtype=self.dtype)
-        self.attention = SelfAttention(
-            self.width, self.heads, self.qk_norm, self.rotary, self.causal, self.plain, self.dtype
-        )
-        self.mlp_norm = Norm(self.norm, dtype=self.dtype)
-        self.feed_forward = MLP(self.width, self.mlp_ratio, self.mlp, dtype=self.dtype, name="mlp")
-        self.modulation = Linear(
-            6 * self.width, (None, "embed"), kernel_init=zeros, dtype=self.dtype
-        )
-        self.drop = nn.Dropout(self.dropout)
-
-    def _modulations(self, condition: Array | None) -> list[Array | float]:
-        """Shift, scale and gate of the attention, then of the MLP: adaLN-zero, `[1, C]` -> six times `[1, 1, D]`."""
-        if condition is None:
-            return [0.0, 0.0, 1.0, 0.0, 0.0, 1.0]
-        return jnp.split(self.modulation(condition)[:, None, :], 6, axis=-1)
-
-    def keys_values(
-        self, h: Array, condition: Array | None = None, positions: Array | None = None
-    ) -> tuple[Array, Array]:
-        """The keys and values that `at` reads, each `[B, L, H, K]`; of states at `positions [B, L]` if not at 0 to L - 1."""
-        shift, scale, *_ = self._modulations(condition)
-        return self.attention.keys_values(self.attention_norm(h) * (1 + scale) + shift, positions)
-
-    def at(
-        self,
-        h: Array,
-        memory: tuple[Array, Array],
-        positions: Array | None = None,
-        condition: Array | None = None,
-        *,
-        deterministic: bool = True,
-    ) -> Array:
-        """The block at some positions only: their states `h [B, K, D]`, all keys and values, `positions [B, K]` -> `[B, K, D]`."""
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self._modulations(condition)
-        x = self.attention.read(self.attention_norm(h) * (1 + scale_a) + shift_a, memory, positions)
-        x = gate_a * self.drop(x, deterministic=deterministic)
-        self.sow(
-            "intermediates", "attention_update", x
-        )  # for analyses; nothing is kept unless asked for
-        h = h + x
-        x = self.feed_forward(self.mlp_norm(h) * (1 + scale_m) + shift_m)
-        return constrain_sharding(
-            h + gate_m * self.drop(x, deterministic=deterministic), "batch", None, None
-        )
-
-    def __call__(
-        self, h: Array, condition: Array | None = None, *, deterministic: bool = True
-    ) -> Array:
-        return self.at(
-            h, self.keys_values(h, condition), None, condition, deterministic=deterministic
-        )
+Cache = tuple[KeysValues, ...]
+"""Keys and values of every block at all L positions."""
 
 
 class TokenDenoiser(nn.Module):
-    """Tokens to logits: `[B, L] -> [B, L, V]`. The network sees no masking ratio (METHOD section 1).
+    """Maps tokens to logits. It does not see the masking ratio (docs/method.md, Masked diffusion).
 
-    The pieces are methods, so that the latent-conditioned decoder can act between layers and a sampler can
-    finish only the positions it needs: `embed`, `layers` (a range of blocks), `finish` (or `last_keys_values` and
-    `finish_at`), `project`; `layers_at` and `states_at` work at some positions on keys and values that were kept.
+    Its parts are methods, so that the latent-conditioned decoder can act between layers, and a
+    sampler can compute only the positions it needs:
+
+    - `embed`, `layers` (a range of blocks), `finish` and `project` make up `__call__`.
+    - `last_keys_values` and `finish_at` run the last block at some positions only.
+    - `layers_at` and `states_at` run all blocks at some positions, on cached keys and values.
+
+    Shape letters: B batch, L tokens, P chosen positions, D width, V vocabulary.
     """
 
     vocab_size: int
@@ -117,26 +54,19 @@ class TokenDenoiser(nn.Module):
     positions: str = "learned"  # or "rotary"
     norm: str = "rmsnorm"  # or "layernorm"
     qk_norm: bool = True
-    adaln: int = 0  # width of the constant time condition; 0 leaves adaLN out
-    embedding_std: float = 0.02  # of token embeddings and learned positions at initialization
+    adaln: int = 0  # width of the constant time condition; 0: no adaLN
+    embedding_std: float = 0.02  # token embeddings and learned positions at initialization
     tied_head: bool = False
     zero_head: bool = False
     causal: bool = False
     dropout: float = 0.0
-    scan: bool = (
-        False  # one compiled block for all layers, whose parameters are stacked when it runs
-    )
-    remat: str = "none"  # or one of stack.REMAT
+    scan: bool = False  # whether to scan one compiled block; see `stack.run_layers`
+    remat: str = "none"  # or a key of `stack.REMAT`
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
-        self.embedding = self.param(
-            "embedding",
-            nn.with_logical_partitioning(
-                nn.initializers.normal(self.embedding_std), ("vocab", "embed")
-            ),
-            (self.vocab_size, self.width),
-        )
+        init, shape = nn.initializers.normal(self.embedding_std), (self.vocab_size, self.width)
+        self.embedding = parameter(self, "embedding", init, ("vocab", "embed"), shape)
         if self.positions == "learned":
             self.position = Positions(self.length, self.embedding_std)
         if self.adaln:
@@ -172,70 +102,74 @@ class TokenDenoiser(nn.Module):
                 out_dtype=jnp.float32,
             )
 
-    def embed(self, tokens: Array, positions: Array | None = None) -> Array:
-        """`[B, L]` -> `[B, L, D]`, positions added where they are learned: `positions [B, L]`, or 0 to L - 1."""
+    def embed(
+        self, tokens: Int[Array, "B L"], positions: Int[Array, "B L"] | None = None
+    ) -> Float[Array, "B L D"]:
+        """Token embeddings, plus learned positions if there are any (default: 0 to L - 1)."""
         h = jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
         return constrain_sharding(
             self.position(h, positions) if self.positions == "learned" else h, "batch", None, None
         )
 
     def _condition(self) -> Array | None:
-        # The public checkpoints were trained with the time input held at zero.
+        # The public checkpoints were trained with a time input of zero.
         return nn.silu(self.time(jnp.zeros((1,)))) if self.adaln else None
 
     def layers(
         self,
-        h: Array,
+        h: Float[Array, "B L D"],
         start: int,
         stop: int,
         *,
         skip: tuple[int, ...] = (),
         deterministic: bool = True,
-    ) -> Array:
-        """Runs blocks `start` to `stop - 1`, without those in `skip`."""
-        condition, blocks = (
-            self._condition(),
-            [self.blocks[i] for i in range(start, stop) if i not in skip],
-        )
-        # Whoever asks for intermediates gets those of every layer by its name.
+    ) -> Float[Array, "B L D"]:
+        """Runs blocks `start` to `stop - 1`, except those in `skip`."""
+        condition = self._condition()
+        blocks = [self.blocks[i] for i in range(start, stop) if i not in skip]
+        # Call each block itself, so that intermediates are stored under its own name.
         if self.is_initializing() or self.is_mutable_collection("intermediates") or not blocks:
             for block in blocks:
                 h = block(h, condition, deterministic=deterministic)
             return h
-        plain, parameters = (
-            blocks[0].clone(parent=None, name=None),
-            [block.variables["params"] for block in blocks],
-        )
+        block = blocks[0].clone(parent=None, name=None)
+        parameters = [block.variables["params"] for block in blocks]
         dropout = self.dropout > 0 and not deterministic
 
         def layer(h: Array, own: Any, key: Array | None) -> tuple[Array, None]:
-            return plain.apply(
-                {"params": own},
-                h,
-                condition,
-                deterministic=deterministic,
-                rngs={"dropout": key} if dropout else {},
-            ), None
+            rngs: Any = {"dropout": key} if dropout else {}
+            call = functools.partial(block.apply, {"params": own}, rngs=rngs)
+            return cast(Array, call(h, condition, deterministic=deterministic)), None
 
         if self.scan:
-            parameters = [as_used(own, self.dtype) for own in parameters]
+            parameters = [cast_matrices(own, self.dtype) for own in parameters]
         keys = jax.random.split(self.make_rng("dropout"), len(blocks)) if dropout else None
         return run_layers(layer, h, parameters, keys, scan=self.scan, remat=self.remat)[0]
 
     def layers_at(
         self,
-        h: Array,
+        h: Float[Array, "B P D"],
         start: int,
         stop: int,
         cache: Cache,
-        positions: Array | None,
+        positions: Int[Array, "B P"] | None,
         *,
         write: bool = True,
-    ) -> tuple[Array, Cache]:
-        """Runs blocks `start` to `stop - 1` on states `h [B, K, D]` at `positions [B, K]`, which read keys and values from the cache.
+    ) -> tuple[Float[Array, "B P D"], Cache]:
+        """Runs blocks `start` to `stop - 1` at some positions, on cached keys and values.
 
-        With `write` their own are put there first; positions of L and above are left out of it. Without positions the states are
-        those of all positions, and the cache is made of them (what is given as `cache` is kept in front).
+        Args:
+          h: states at `positions`.
+          start: the first block to run.
+          stop: one past the last block to run.
+          cache: keys and values of every block.
+          positions: positions of the states. If None, the states are those of all positions, and
+            keys and values are computed from them and appended to `cache`.
+          write: whether to first update the cache at `positions`. Positions of L and above write
+            nothing.
+
+        Returns:
+          The new states, and the cache.
         """
         condition, made = self._condition(), list(cache)
         for i in range(start, stop):
@@ -243,51 +177,61 @@ class TokenDenoiser(nn.Module):
             if positions is None:
                 made.append(block.keys_values(h, condition))
             elif write:
+                (old_k, old_v), (k, v) = made[i], block.keys_values(h, condition, positions)
                 rows = jnp.arange(h.shape[0])[:, None]
-                own = block.keys_values(h, condition, positions)
-                made[i] = tuple(
-                    kept.at[rows, positions].set(new, mode="drop")
-                    for kept, new in zip(made[i], own, strict=True)
+                made[i] = (
+                    old_k.at[rows, positions].set(k, mode="drop"),
+                    old_v.at[rows, positions].set(v, mode="drop"),
                 )
             h = block.at(h, made[i], positions, condition)
         return h, tuple(made)
 
     def states_at(
         self,
-        tokens: Array,
+        tokens: Int[Array, "B P"],
         cache: Cache = (),
-        positions: Array | None = None,
+        positions: Int[Array, "B P"] | None = None,
         *,
         write: bool = True,
-    ) -> tuple[Array, Cache]:
-        """`layers_at` of all blocks, from tokens `[B, K]`: final hidden states `[B, K, D]`, and the cache."""
+    ) -> tuple[Float[Array, "B P D"], Cache]:
+        """Runs all blocks as `layers_at` does: final hidden states of `tokens`, and the cache."""
         h, cache = self.layers_at(
             self.embed(tokens, positions), 0, self.num_layers, cache, positions, write=write
         )
         return self.finish(h), cache
 
-    def last_keys_values(self, h: Array) -> tuple[Array, Array]:
-        """Keys and values of the last block, from what enters it at all positions, `[B, L, D]`."""
+    def last_keys_values(self, h: Float[Array, "B L D"]) -> KeysValues:
+        """Keys and values of the last block, from its input at all positions."""
         return self.blocks[-1].keys_values(h, self._condition())
 
-    def finish_at(self, h: Array, memory: tuple[Array, Array], positions: Array) -> Array:
-        """Last block and final norm for `positions [B, K]` alone: what enters the block at all positions `[B, L, D]`, and
-        its keys and values -> the final hidden states there, `[B, K, D]`."""
+    def finish_at(
+        self, h: Float[Array, "B L D"], memory: KeysValues, positions: Int[Array, "B P"]
+    ) -> Float[Array, "B P D"]:
+        """Runs the last block and the final norm at some positions only.
+
+        Args:
+          h: the last block's input at all positions.
+          memory: the last block's keys and values (`last_keys_values`).
+          positions: where to compute the final hidden states.
+
+        Returns:
+          The final hidden states at `positions`.
+        """
         chosen = jnp.take_along_axis(h, positions[:, :, None], axis=1)
         return self.finish(self.blocks[-1].at(chosen, memory, positions, self._condition()))
 
-    def finish(self, h: Array) -> Array:
-        """The final norm: `[B, L, D]` -> the hidden states that `project` maps to logits."""
+    def finish(self, h: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        """Applies the final norm. The result is what `project` maps to logits."""
         h = self.final_norm(h)
-        if self.adaln:
-            shift, scale = jnp.split(
-                self.final_modulation(self._condition())[:, None, :], 2, axis=-1
-            )
+        condition = self._condition()
+        if condition is not None:
+            modulation = self.final_modulation(condition)[:, None, :]
+            shift, scale = jnp.split(modulation, 2, axis=-1)
             h = h * (1 + scale) + shift
         return h
 
-    def project(self, h: Array) -> Array:
-        """Hidden states `[..., D]` -> float32 logits `[..., V]`."""
+    def project(self, h: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
+        """Maps final hidden states to float32 logits."""
         if self.tied_head:
             logits = jnp.einsum(
                 "...d,vd->...v",
@@ -299,24 +243,33 @@ class TokenDenoiser(nn.Module):
             logits = self.head(h)
         return constrain_sharding(logits, "batch", *[None] * (h.ndim - 2), "vocab")
 
-    def before_last(self, tokens: Array, *, skip: tuple[int, ...] = ()) -> Array:
-        """`[B, L]` -> what enters the last block, `[B, L, D]`, made without the blocks in `skip`."""
+    def before_last(
+        self, tokens: Int[Array, "B L"], *, skip: tuple[int, ...] = ()
+    ) -> Float[Array, "B L D"]:
+        """The input of the last block, computed without the blocks in `skip`."""
         return self.layers(self.embed(tokens), 0, self.num_layers - 1, skip=skip)
 
-    def hidden(self, tokens: Array, *, deterministic: bool = True) -> Array:
-        """`[B, L]` -> final hidden states `[B, L, D]`."""
+    def hidden(
+        self, tokens: Int[Array, "B L"], *, deterministic: bool = True
+    ) -> Float[Array, "B L D"]:
+        """The final hidden states."""
         return self.finish(
             self.layers(self.embed(tokens), 0, self.num_layers, deterministic=deterministic)
         )
 
-    def features(self, tokens: Array, *, with_embeddings: bool) -> Array:
-        """Contextual features of clean text, float32 `[B, L, D]`, or `[B, L, 2 D]` with the token embeddings beside them."""
-        h = self.hidden(tokens).astype(jnp.float32)
-        return (
-            jnp.concatenate([h, jnp.take(self.embedding, tokens, axis=0)], axis=-1)
-            if with_embeddings
-            else h
-        )
+    def features(
+        self, tokens: Int[Array, "B L"], *, with_embeddings: bool
+    ) -> Float[Array, "B L D_feat"]:
+        """Contextual features of clean text, in float32: the final hidden states.
 
-    def __call__(self, tokens: Array, *, deterministic: bool = True) -> Array:
+        `with_embeddings` concatenates the token embeddings, so that D_feat is 2 D.
+        """
+        h = self.hidden(tokens).astype(jnp.float32)
+        if not with_embeddings:
+            return h
+        return jnp.concatenate([h, jnp.take(self.embedding, tokens, axis=0)], axis=-1)
+
+    def __call__(
+        self, tokens: Int[Array, "B L"], *, deterministic: bool = True
+    ) -> Float[Array, "B L V"]:
         return self.project(self.hidden(tokens, deterministic=deterministic))

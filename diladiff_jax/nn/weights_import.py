@@ -1,4 +1,4 @@
-"""What the published networks (BERT, GPT-2) share: settings out of a config.json, parameters out of a file's tensors."""
+"""What importing BERT and GPT-2 weights shares: reading config.json, and assembling parameters."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jaxtyping import Array
 
-Array = jax.Array
-Source = tuple[
-    str, Callable[[np.ndarray], np.ndarray]
-]  # a tensor's name, and how the parameter comes out of it
+Source = tuple[str, Callable[[np.ndarray], np.ndarray]]
+"""Where a parameter comes from: a tensor's name, and the function to apply to the tensor."""
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": lambda x: nn.gelu(x, approximate=False),
@@ -21,14 +20,15 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": nn.relu,
     "silu": nn.silu,
 }
-"""The names of config.json; the plain "gelu" is the exact one, x Phi(x)."""
+"""Activations by their names in config.json. Plain "gelu" is the exact one, x Phi(x)."""
 
 
-def setting(config: Mapping[str, Any], name: str, kind: type, default: Any = None) -> Any:
-    """A value of config.json; numbers must be above 0, and no larger than any network has (of layers 1,024).
+def read_number(config: Mapping[str, Any], name: str, kind: type, default: Any = None) -> Any:
+    """Reads a number from a config.json.
 
     Raises:
-      ValueError: missing without a default, or not of the kind.
+      ValueError: the value is missing without a default, of another kind, not positive, or above a
+        sanity limit (1,024 layers; 2^24 for everything else).
     """
     value, most = config.get(name, default), 1024 if "layer" in name else 2**24
     if (
@@ -46,37 +46,43 @@ def setting(config: Mapping[str, Any], name: str, kind: type, default: Any = Non
     ):
         words = {
             int: f"a whole number from 1 to {most}",
-            float: f"a number above 0, and {most} at most",
-            str: "text",
+            float: f"a number above 0 and at most {most}",
         }[kind]
-        raise ValueError(f"{name} is {repr(value)[:100]}; it must be {words}")
+        raise ValueError(f"{name}: got {repr(value)[:100]}, expected {words}")
     return value
 
 
-def require(config: Mapping[str, Any], name: str, default: Any, allowed: tuple[Any, ...]) -> Any:
-    """A value of config.json that must be one of `allowed`.
+def read_choice(
+    config: Mapping[str, Any], name: str, default: Any, allowed: tuple[Any, ...]
+) -> Any:
+    """Reads a value from a config.json that must be one of `allowed`.
 
     Raises:
       ValueError: it is something else.
     """
     value = config.get(name, default)
     if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; it must be {' or '.join(map(repr, allowed))}")
+        raise ValueError(f"{name}: got {value!r}, expected {' or '.join(map(repr, allowed))}")
     return value
 
 
-def assemble(
+def assemble_parameters(
     tensors: Mapping[str, np.ndarray], sources: Mapping[str, Source], shapes: Any, prefix: str
 ) -> dict[str, Any]:
-    """A parameter tree, float32, out of named tensors.
+    """Assembles a float32 parameter tree from named tensors.
 
     Args:
-      tensors: by the names of the published file, all with `prefix` or all without; others than `sources` asks for are left alone.
-      sources: for each "/"-joined path in the tree where it comes from.
-      shapes: the tree of arrays or shapes that it must match.
+      tensors: the tensors of a published file. Either all or none of their names start with
+        `prefix`. Tensors that `sources` does not name are ignored.
+      sources: the source of each parameter, by its "/"-joined path in the tree.
+      shapes: a tree of arrays or shapes, which the result must match.
+      prefix: what the file may put in front of every name, such as "bert.".
+
+    Returns:
+      The parameters as numpy arrays.
 
     Raises:
-      ValueError: a tensor is missing, is not of floating point, or has another shape than the network.
+      ValueError: a tensor is missing, does not hold floating-point numbers, or has the wrong shape.
     """
     tree: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]:
@@ -85,17 +91,19 @@ def assemble(
         found = next((n for n in (name, prefix + name) if n in tensors), None)
         if found is None:
             raise ValueError(
-                f"tensor {name} is missing (with and without {prefix!r} in front); the file must hold every layer of the network"
+                f"tensor {name}: missing (with and without {prefix!r} in front), expected every "
+                "layer of the network. Use a complete weights file."
             )
         tensor = tensors[found]
         if tensor.dtype.name not in ("float32", "float16", "bfloat16", "float64"):
             raise ValueError(
-                f"tensor {found} is {tensor.dtype.name}; it must be float32, float16 or bfloat16"
+                f"tensor {found}: got {tensor.dtype.name}, expected float32, float16 or bfloat16"
             )
         value = read(tensor)
         if value.shape != leaf.shape:
             raise ValueError(
-                f"tensor {found} has shape {list(tensor.shape)}, which gives {list(value.shape)}; the network's config needs {list(leaf.shape)}"
+                f"tensor {found}: got shape {list(tensor.shape)}, which gives {list(value.shape)}, "
+                f"expected {list(leaf.shape)} by the network's config"
             )
         node = tree
         for key in keys[:-1]:
@@ -104,11 +112,11 @@ def assemble(
     return tree
 
 
-def as_it_is(tensor: np.ndarray) -> np.ndarray:
+def identity(tensor: np.ndarray) -> np.ndarray:
     """The tensor itself."""
     return tensor
 
 
-def transposed(tensor: np.ndarray) -> np.ndarray:
-    """PyTorch's linear layers keep `[out, in]`; ours `[in, out]`."""
+def transpose(tensor: np.ndarray) -> np.ndarray:
+    """Transposes a matrix: PyTorch's linear layers store `[out, in]`, and ours `[in, out]`."""
     return tensor.T

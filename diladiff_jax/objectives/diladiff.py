@@ -18,7 +18,7 @@ from diladiff_jax.nn.latent_denoiser import LatentDenoiser
 from diladiff_jax.objectives.base import WHOLE, Context, LossOutput, Params, Part
 from diladiff_jax.objectives.encoding import TextEncoder
 from diladiff_jax.objectives.ladiff import init_latent_denoiser
-from diladiff_jax.options import Options, above, at_least, between, one_of, setting
+from diladiff_jax.options import Options, above, at_least, between, key_of, one_of, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class DiLaDiffOptions(Options):
         "velocity",
         "how the student's prediction becomes an average velocity: the paper's straight step, or "
         "the teacher's DDIM step",
-        one_of(*meanflow.STEP_FORMS),
+        key_of(meanflow.STEP_FORMS),
     )
     teacher_noise: str = setting(
         "implied",

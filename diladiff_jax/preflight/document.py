@@ -83,13 +83,13 @@ def _devices(where: Slice) -> list[Any]:
         ).devices
     except (RuntimeError, ValueError) as error:
         raise TopologyError(
-            f"topology {where.name} is rejected by the TPU compiler:"
+            f"topology: {where.name} is rejected by the TPU compiler:"
             f" {str(error).strip().splitlines()[0]}"
         ) from None
     expected = where.chips * where.chip.devices
     if len(devices) != expected:
         raise TopologyError(
-            f"topology {where.name}: got {len(devices)} devices from the TPU compiler, expected"
+            f"topology: {where.name} has {len(devices)} devices for the TPU compiler, expected"
             f" {expected}. Another version of libtpu may know it better."
         )
     return list(devices)

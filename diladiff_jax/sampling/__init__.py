@@ -6,7 +6,15 @@ from diladiff_jax.sampling.categorical import (
     text_logits,
     token_distribution,
 )
-from diladiff_jax.sampling.latent import GAMMA_WARPS, SOLVERS, Solver, few_step, probability_flow
+from diladiff_jax.sampling.latent import (
+    GAMMA_WARPS,
+    SOLVERS,
+    Solver,
+    Step,
+    few_step,
+    probability_flow,
+    register_solver,
+)
 from diladiff_jax.sampling.options import SamplingOptions
 from diladiff_jax.sampling.orders import (
     ORDERS,
@@ -16,6 +24,7 @@ from diladiff_jax.sampling.orders import (
     ancestral,
     by_confidence,
     plain,
+    register_order,
 )
 from diladiff_jax.sampling.sampler import (
     Controls,
@@ -40,6 +49,7 @@ __all__ = [
     "Sampler",
     "SamplingOptions",
     "Solver",
+    "Step",
     "StudentLatents",
     "TokenControls",
     "TokenNetwork",
@@ -49,6 +59,8 @@ __all__ = [
     "nucleus_threshold",
     "plain",
     "probability_flow",
+    "register_order",
+    "register_solver",
     "sample_categorical",
     "text_logits",
     "token_distribution",

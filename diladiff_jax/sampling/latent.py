@@ -1,8 +1,8 @@
 """Latent samplers: solvers of the prior's probability-flow ODE, and the student's few steps.
 
 Pure functions of a denoiser, made to be closed over and jitted. Numbers of steps are run-time
-values, so one compiled program serves them all. `SOLVERS` is the table of all solvers, which
-can be extended.
+values, so one compiled program serves them all. `SOLVERS` is the table of all solvers;
+`register_solver` adds one.
 """
 
 from __future__ import annotations
@@ -124,6 +124,17 @@ SOLVERS: dict[str, Solver] = {
     "dpmpp_2m": Solver(dpmpp_2m, "DPM-Solver++(2M)"),
 }
 """Every solver by its name in `sampling.prior_method`."""
+
+
+def register_solver(name: str, solver: Solver) -> None:
+    """Makes a solver available as `sampling.prior_method = name`.
+
+    Raises:
+      ValueError: the name is taken.
+    """
+    if name in SOLVERS:
+        raise ValueError(f"solver {name} is registered already")
+    SOLVERS[name] = solver
 
 
 def probability_flow(

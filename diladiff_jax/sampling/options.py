@@ -5,7 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from diladiff_jax.options import Options, above, at_least, between, fraction_below, one_of, setting
+from diladiff_jax.options import (
+    Options,
+    above,
+    at_least,
+    between,
+    fraction_below,
+    key_of,
+    one_of,
+    setting,
+)
 from diladiff_jax.sampling.latent import GAMMA_WARPS, SELF_CONDITIONINGS, SOLVERS
 from diladiff_jax.sampling.orders import ORDERS
 
@@ -20,7 +29,7 @@ class SamplingOptions(Options):
     )
     top_p: float = setting(0.9, "mass of the nucleus; 1 keeps every token", between(0, 1))
     decode_steps: int = setting(64, "steps in which the tokens are unmasked", above(0))
-    order: str = setting("random", "which positions a step unmasks", one_of(*ORDERS))
+    order: str = setting("random", "which positions a step unmasks", key_of(ORDERS))
     threshold: float = setting(0.9, "order `threshold`: confidence to unmask at", between(0, 1))
     refresh_every: int = setting(
         1,
@@ -35,13 +44,13 @@ class SamplingOptions(Options):
         0.5, "share of the steps after which `skip_layers` applies", between(0, 1)
     )
     prior_steps: int = setting(200, "steps of the prior's solver", above(0))
-    prior_method: str = setting("euler", "solver of the prior's ODE", one_of(*SOLVERS))
+    prior_method: str = setting("euler", "solver of the prior's ODE", key_of(SOLVERS))
     prior_self_conditioning: str = setting(
         "previous", "what the prior is conditioned on", one_of(*SELF_CONDITIONINGS)
     )
     student_steps: int = setting(5, "steps of the student", above(0))
     gamma: float = setting(0.8, "fresh noise of the student's sampler", fraction_below(1))
-    gamma_warp: str = setting("noise_level", "time that it jumps to", one_of(*GAMMA_WARPS))
+    gamma_warp: str = setting("noise_level", "time that it jumps to", key_of(GAMMA_WARPS))
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Approximations need an order that supports them, and exclude each other."""

@@ -1,6 +1,6 @@
 """Decoding of tokens: which positions a step unmasks, and the loop over steps.
 
-`ORDERS` is the table of all unmasking orders; it can be extended. Each is a pure function
+`ORDERS` is the table of all unmasking orders; `register_order` adds one. Each is a pure function
 made to be jitted; the number of steps is a run-time value.
 """
 
@@ -286,6 +286,17 @@ ORDERS: dict[str, Order] = {
     "plain": Order(plain, "the reverse process, all logits in every step (slow; a reference)"),
 }
 """Every unmasking order by its name in `sampling.order`."""
+
+
+def register_order(name: str, order: Order) -> None:
+    """Makes an unmasking order available as `sampling.order = name`.
+
+    Raises:
+      ValueError: the name is taken.
+    """
+    if name in ORDERS:
+        raise ValueError(f"order {name} is registered already")
+    ORDERS[name] = order
 
 
 def _unmasking_steps(keys: Array, masked: Array, steps: Array | int, equal: bool) -> Array:

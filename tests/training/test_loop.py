@@ -296,7 +296,7 @@ def test_stages_without_their_settings_or_checkpoints_are_not_begun_anew(tmp_pat
     shutil.rmtree(tmp_path / "scorer" / "checkpoints")
     with pytest.raises(
         CheckpointError,
-        match="holds no checkpoint, and step 1 was there; put a copy back, or remove .*scorer to train this stage anew",
+        match="got no checkpoint, expected step 1, .* Restore a copy, or remove .*scorer to train this",
     ):
         train(micro_config(**SCORER), tmp_path, ("scorer",))
     shutil.rmtree(tmp_path / "scorer")
