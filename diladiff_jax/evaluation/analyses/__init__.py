@@ -9,9 +9,9 @@ from diladiff_jax.evaluation.analyses.latent_noise import (
     fit_omega,
     robustness,
 )
+from diladiff_jax.evaluation.analyses.likelihood import prior_likelihood
 from diladiff_jax.evaluation.analyses.masked_counts import by_masked_count, recovery_by_ratio
-from diladiff_jax.evaluation.analyses.mauve_table import mauve_table
-from diladiff_jax.evaluation.analyses.prior_likelihood import prior_likelihood
+from diladiff_jax.evaluation.analyses.mauve import mauve_table
 from diladiff_jax.evaluation.analyses.run import ANALYSES, Analysis, Context, analyse, analyse_rows
 from diladiff_jax.evaluation.analyses.sampling_settings import latent_samplers, sampled_rows
 from diladiff_jax.evaluation.analyses.schedules import schedule_curves

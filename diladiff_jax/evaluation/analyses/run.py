@@ -14,9 +14,9 @@ from diladiff_jax.evaluation.analyses import published, sweep_curves
 from diladiff_jax.evaluation.analyses.attention import attention_share
 from diladiff_jax.evaluation.analyses.latent_cost import latent_overhead
 from diladiff_jax.evaluation.analyses.latent_noise import robustness
+from diladiff_jax.evaluation.analyses.likelihood import prior_likelihood
 from diladiff_jax.evaluation.analyses.masked_counts import count_grid, recovery_by_ratio
-from diladiff_jax.evaluation.analyses.mauve_table import mauve_table
-from diladiff_jax.evaluation.analyses.prior_likelihood import prior_likelihood
+from diladiff_jax.evaluation.analyses.mauve import mauve_table
 from diladiff_jax.evaluation.analyses.sampling_settings import latent_samplers, sampled_rows
 from diladiff_jax.evaluation.analyses.schedules import schedule_curves
 from diladiff_jax.evaluation.analyses.similarity import latent_similarity

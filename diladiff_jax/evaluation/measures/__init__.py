@@ -15,7 +15,6 @@ from diladiff_jax.evaluation.measures.likelihood import (
     generative_perplexity,
     retokenize,
 )
-from diladiff_jax.evaluation.measures.mauve import mauve, mean_hidden
 from diladiff_jax.evaluation.measures.ode_likelihood import LatentModel, likelihood_bound
 from diladiff_jax.evaluation.measures.probability_flow import log_density
 from diladiff_jax.evaluation.measures.samples import sample_measures
@@ -42,9 +41,7 @@ __all__ = [
     "jackknife",
     "likelihood_bound",
     "log_density",
-    "mauve",
     "mean",
-    "mean_hidden",
     "oracle_measures",
     "proportion",
     "published_scorer",

@@ -13,7 +13,7 @@ from diladiff_jax.evaluation import analyses
 from diladiff_jax.evaluation.figures import Findings, check_analyses
 from diladiff_jax.evaluation.report import page, picture, plots
 from diladiff_jax.evaluation.report.samples import sample_models
-from diladiff_jax.evaluation.report.summary import summary, table
+from diladiff_jax.evaluation.report.text import summary, table
 from diladiff_jax.evaluation.results import Results, check_results
 from diladiff_jax.files import atomic_file, atomic_write_text
 from diladiff_jax.model import Model

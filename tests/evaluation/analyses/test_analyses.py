@@ -1,4 +1,4 @@
-"""Every analysis against a case whose answer is known, and all of them on a trained workdir."""
+"""Analyses of cases with known answers, and all analyses of a trained workdir."""
 
 import fnmatch
 import itertools
@@ -10,11 +10,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from evaluation.measures.test_measures import JOINT, LENGTH, MASK, NO_EOT, posterior_logits
+from evaluation.measures.test_measures import LENGTH, MASK, Vocabulary, posterior_logits
 
 from diladiff_jax.diffusion import gaussian
-from diladiff_jax.evaluation import figures
-from diladiff_jax.evaluation.analyses import decoder, generation, published, run, sweep_curves
+from diladiff_jax.evaluation import analyses, figures
+from diladiff_jax.evaluation.analyses import (
+    compression,
+    latent_noise,
+    masked_counts,
+    published,
+    schedules,
+    similarity,
+    sweep_curves,
+)
+from diladiff_jax.evaluation.analyses.attention import attention_share
+from diladiff_jax.evaluation.measures.likelihood import Denoiser
 from diladiff_jax.nn.layers import Norm, SelfAttention
 
 
@@ -49,42 +59,42 @@ def row(
 
 
 @pytest.mark.parametrize(("noise", "tolerance"), [(0.0, 1e-5), (0.005, 0.15)])
-def test_the_fit_recovers_planted_numbers(noise, tolerance):
-    """omega's four numbers, exactly without noise and nearly with a little."""
+def test_the_fit_of_omega_recovers_its_parameters(noise, tolerance):
+    """Exactly without noise, and nearly with a little."""
     u = np.linspace(0, 1, 21)
-    for planted in (decoder.Omega(0.05, 0.9, 6.0, 0.6), decoder.Omega(0.2, 0.7, 12.0, 0.3)):
-        found = decoder.fit_omega(u, planted(u) + noise * np.random.default_rng(0).normal(size=21))
+    for planted in (
+        latent_noise.Omega(0.05, 0.9, 6.0, 0.6),
+        latent_noise.Omega(0.2, 0.7, 12.0, 0.3),
+    ):
+        found = latent_noise.fit_omega(
+            u, planted(u) + noise * np.random.default_rng(0).normal(size=21)
+        )
         np.testing.assert_allclose(
             [found.w0, found.w1, found.k / 10, found.t0],
             [planted.w0, planted.w1, planted.k / 10, planted.t0],
             atol=tolerance,
         )
     with pytest.raises(ValueError, match="at least 5"):
-        decoder.fit_omega(u[:4], u[:4])
+        latent_noise.fit_omega(u[:4], u[:4])
 
 
 def test_the_fitted_schedule_makes_the_error_linear():
-    """Omega.schedule is its inverse; one too steep for float32 is lowered to the steepest that is not."""
-    omega = decoder.Omega(0.1, 0.8, 5.0, 0.6)
+    """It is the inverse of omega; if that is too steep for float32, it is lowered to the limit."""
+    omega = latent_noise.Omega(0.1, 0.8, 5.0, 0.6)
     t = np.linspace(0, 1, 11)
     error = omega(np.asarray(omega.schedule().angle(jnp.asarray(t, jnp.float32))) * 2 / np.pi)
     np.testing.assert_allclose(error, omega(0) + t * (omega(1) - omega(0)), atol=1e-5)
-    assert decoder.Omega(0, 1, 50.0, 0.5).schedule() == gaussian.EmpiricalSchedule(8.0, 0.5)
+    assert latent_noise.Omega(0, 1, 50.0, 0.5).schedule() == gaussian.EmpiricalSchedule(8.0, 0.5)
 
 
 def test_loss_and_recovery_by_count_match_enumeration():
-    """All subsets of each size under exact conditionals: 3,000 draws a row, within 5 standard errors."""
+    """Of all subsets of each size; 3,000 random ones per row agree within 5 standard errors."""
     rows = np.array([[0, 1, 2], [2, 2, 0], [1, 0, 0]], np.int32)
-    found = decoder.by_masked_count(
-        posterior_logits,
-        None,
+    found = masked_counts.by_masked_count(
+        Denoiser(posterior_logits, None),
         rows,
-        jax.random.key(0),
-        MASK,
-        NO_EOT,
-        np.arange(4) < MASK,
-        (1, 2, 3),
-        draws=3000,
+        masked_counts.Masks((1, 2, 3), draws=3000),
+        Vocabulary(),
         batch=2,
     )
     for i, count in enumerate((1, 2, 3)):
@@ -101,57 +111,59 @@ def test_loss_and_recovery_by_count_match_enumeration():
             assert measured["value"] == pytest.approx(
                 np.mean(exact) / count, abs=5 * np.std(exact) / count / np.sqrt(9000) + 1e-5
             )
-    assert JOINT.shape == (3, 3, 3)
 
 
-def test_counts_spread_from_one_to_all():
-    assert decoder.count_bins(32) == [1, 4, 8, 12, 16, 20, 24, 28, 32]
-    assert decoder.count_bins(3) == [1, 2, 3]
+def test_masked_counts_spread_from_one_to_all():
+    assert masked_counts.count_grid(32) == [1, 4, 8, 12, 16, 20, 24, 28, 32]
+    assert masked_counts.count_grid(3) == [1, 2, 3]
 
 
-def test_similarity_by_hand_and_of_chance():
-    """Identical: 1; disjoint: 0; independent uniform over 8 ids: 1/8 within 5 standard errors; fill counts for nothing."""
+def test_similarity_of_equal_disjoint_and_independent_rows():
+    """It is 1, 0 and, for 8 ids, 1/8 within 5 standard errors. Padding does not count."""
     rng = np.random.default_rng(0)
     a, b = rng.integers(1, 9, (2, 400, 20))
-    for same in (generation.equal_positions(a, a, 0), generation.jaccard(a, a, 2, 0)):
+    for same in (similarity.equal_positions(a, a, 0), similarity.jaccard(a, a, 2, 0)):
         np.testing.assert_array_equal(same, 1)
     assert (
-        generation.equal_positions(a, a + 10, 0).max()
-        == generation.jaccard(a, a + 10, 1, 0).max()
+        similarity.equal_positions(a, a + 10, 0).max()
+        == similarity.jaccard(a, a + 10, 1, 0).max()
         == 0
     )
-    assert generation.equal_positions(a, b, 0).mean() == pytest.approx(
+    assert similarity.equal_positions(a, b, 0).mean() == pytest.approx(
         1 / 8, abs=5 * np.sqrt(7 / 64 / 8000)
     )
     x, y = np.array([[1, 2, 3, 0, 0, 0]]), np.array([[1, 2, 4, 0, 0, 0]])
-    assert generation.equal_positions(x, y, 0) == [
+    assert similarity.equal_positions(x, y, 0) == [
         3 / 4
     ]  # three words and the end that closes them
     assert (
-        generation.jaccard(x, y, 1, 0) == [2 / 4]
-        and generation.jaccard(x, y, 2, 0) == [1 / 3]
-        and generation.jaccard(x, y, 4, 0) == [1]
+        similarity.jaccard(x, y, 1, 0) == [2 / 4]
+        and similarity.jaccard(x, y, 2, 0) == [1 / 3]
+        and similarity.jaccard(x, y, 4, 0) == [1]
     )
 
 
-def test_noise_preserves_variance():
-    """The latent itself at u = 0, noise alone at u = 1, variance 1 between, and cos(pi u / 2) of the latent left."""
+def test_latent_noise_preserves_variance():
+    """At u the latent keeps the factor cos(pi u / 2): all of it at 0, nothing at 1."""
     z = np.random.default_rng(1).normal(size=(200, 10, 10))
-    np.testing.assert_allclose(decoder.noisy_latents(z, 0.0), z, rtol=1e-6)
+    np.testing.assert_allclose(latent_noise.noisy_latents(z, 0.0), z, rtol=1e-6)
     for u in (0.3, 0.7, 1.0):
-        noisy = decoder.noisy_latents(z, u)
+        noisy = latent_noise.noisy_latents(z, u)
         assert noisy.std() == pytest.approx(1, abs=0.03)
         assert (noisy * z).mean() == pytest.approx(np.cos(np.pi * u / 2), abs=0.05)
 
 
-def test_attention_share_is_that_of_the_layers_own_updates(networks, random_parameters):
-    """Against the two attentions applied by hand; exactly zero where the zero-initialized map is zero."""
+def test_attention_share_is_the_ratio_of_the_layers_updates(networks, random_parameters):
+    """It matches the two attentions applied separately, and is zero if the last map is zero."""
     tokens = np.random.default_rng(0).integers(0, 10, (5, 8)).astype(np.int32)
     z = np.random.default_rng(1).normal(size=(5, 4, 6)).astype(np.float32)
     params = random_parameters(networks.decoder, jnp.asarray(tokens), jnp.asarray(z))
-    share = lambda p: decoder.attention_share(networks.decoder, p, tokens, z, 10, -1, (8,))[
-        "series"
-    ][0]["y"][0]
+
+    def share(params):
+        vocabulary = Vocabulary(mask_id=10)
+        found = attention_share(networks.decoder, params, tokens, z, vocabulary, (8,))
+        return found["series"][0]["y"][0]
+
     bound = networks.decoder.bind({"params": params})
     h = bound.backbone.embed(jnp.full((5, 8), 10))
     after = bound.cross["0"](h, jnp.asarray(z))
@@ -165,9 +177,9 @@ def test_attention_share_is_that_of_the_layers_own_updates(networks, random_para
     assert share(params) == 0
 
 
-def test_schedule_curves_are_figure_6():
-    """alpha(0.2) = 0.294 at d = 10, logSNR = -2 log(d tan(pi t / 2))."""
-    alpha, snr = generation.schedule_curves(gaussian.TangentSchedule(1.0))
+def test_schedule_curves_match_the_closed_forms():
+    """alpha(0.2) = 0.294 at d = 10, and log-SNR = -2 log(d tan(pi t / 2))."""
+    alpha, snr = schedules.schedule_curves(gaussian.TangentSchedule(1.0))
     lines = {s["name"]: s for s in alpha["series"]}
     assert list(lines) == ["d = 2", "d = 5", "d = 10", "d = 15", "this experiment"]
     assert lines["d = 10"]["y"][20] == pytest.approx(0.294, abs=5e-4)
@@ -177,8 +189,8 @@ def test_schedule_curves_are_figure_6():
     )
 
 
-def test_sweeps_from_rows():
-    """Sorted series a model, intervals kept, rows without the measure left out; one point is no curve."""
+def test_rows_of_a_sweep_become_curves_and_tables():
+    """One sorted series per model, with intervals. Rows without the measure are left out."""
     rows = [
         row("mdlm", 30, decode=8),
         row("mdlm", 40, decode=2, seconds=1.0),
@@ -192,7 +204,7 @@ def test_sweeps_from_rows():
         and figure["series"][0]["y"] == [40, 30]
     )
     assert figure["series"][0]["low"] == [39.9, 29.9] and len(figure["series"]) == 2
-    (figure,) = sweep_curves.against(rows, "decode_steps")
+    (figure,) = sweep_curves.quality_by_setting(rows, "decode_steps")
     assert [s["name"] for s in figure["series"]] == ["MDLM"] and figure["series"][0]["x"] == [2, 8]
     table = sweep_curves.main_table(rows)
     assert [r[0] for r in table["rows"]] == ["MDLM", "MDLM", "LaDiff", "data"] and table["rows"][0][
@@ -204,12 +216,12 @@ def test_sweeps_from_rows():
     assert bound["rows"] == [
         ["autoencoder", 3.0, 2.9, 3.1, 0.7, pytest.approx(0.6), pytest.approx(0.8)]
     ]
-    with pytest.raises(ValueError, match="2 columns and a row of 1"):
+    with pytest.raises(ValueError, match="got a row of 1, expected 2"):
         figures.table("x", "", "", ("a", "b"), [[1]])
 
 
 def test_compression_over_workdirs(tmp_path):
-    """L / N on one axis, a series an augmentation, the best generated row of each workdir."""
+    """One series per augmentation, with the best generated row of each workdir."""
     for name, latents, p_lat, recovery in (
         ("a", 16, 0.4, 0.7),
         ("b", 8, 0.4, 0.5),
@@ -231,12 +243,8 @@ def test_compression_over_workdirs(tmp_path):
         (tmp_path / name / "report" / "results.json").write_text(
             json.dumps({"setting": {}, "rows": rows})
         )
-    figures = {
-        f["id"]: f
-        for f in sweep_curves.compression_tradeoff(
-            [sweep_curves.evaluated(tmp_path / n) for n in "abc"]
-        )
-    }
+    runs = [compression.evaluated(tmp_path / name) for name in "abc"]
+    figures = {f["id"]: f for f in compression.compression_tradeoff(runs)}
     assert set(figures) == {
         "compression_recovery",
         "compression_bound_ppl",
@@ -253,17 +261,17 @@ def test_compression_over_workdirs(tmp_path):
     for damage in ("{", "[]", '{"setting": {}, "rows": [{}]}'):
         path.write_text(damage)
         with pytest.raises(ValueError, match="results.json is not what its command writes"):
-            sweep_curves.evaluated(tmp_path / "c")
+            compression.evaluated(tmp_path / "c")
     (tmp_path / "b" / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="config.json is not what its command writes"):
-        sweep_curves.evaluated(tmp_path / "b")
+        compression.evaluated(tmp_path / "b")
     path.unlink()
     with pytest.raises(ValueError, match="results.json does not exist"):
-        sweep_curves.evaluated(tmp_path / "c")
+        compression.evaluated(tmp_path / "c")
 
 
 def test_published_rows_say_whether_they_compare():
-    """Another corpus, another method, another number of steps, or the same setting: each row says which."""
+    """A row names what differs (corpus, method, number of steps), or says that nothing does."""
     rows = [
         row("data", 15),
         row("mdlm", 91, decode=1024),
@@ -311,8 +319,11 @@ def test_published_rows_say_whether_they_compare():
 
 
 @pytest.mark.slow
-def test_all_of_it_on_a_trained_workdir(trained):
-    """Every figure and table of one workdir is plain data of the one form, with values inside their intervals; what is missing is said."""
+def test_all_analyses_of_a_trained_workdir(trained):
+    """Figures and tables are of the documented form, with values inside their intervals.
+
+    What is left out is reported.
+    """
     import diladiff_jax as dl
     from diladiff_jax.data import DataOptions, load_prepared
 
@@ -321,21 +332,16 @@ def test_all_of_it_on_a_trained_workdir(trained):
         "setting": {"length": 32},
         "rows": [row("mdlm", 30, decode=8), row("mdlm", 40, decode=2)],
     }
+    prepared = load_prepared(DataOptions.of(model.config.data), trained)
     with jax.numpy_rank_promotion("allow"):
-        found = run.analyse(
-            model,
-            load_prepared(DataOptions.of(model.config.data), trained),
-            results,
-            lines.append,
-            samples=24,
-        )
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
+        found = analyses.analyse(model, prepared, results, lines.append, samples=24)
+    content = found.as_json()
+    assert json.loads(json.dumps(content, allow_nan=False)) == content
     assert not [line for line in lines if "left out" in line and "MAUVE" not in line]
-    figures.check_analyses(found)
-    assert {f["id"] for f in run.of_rows(model, results)["figures"]} < {
-        f["id"] for f in found["figures"]
-    }
-    ids = [f["id"] for f in found["figures"] + found["tables"]]
+    figures.check_analyses(content)
+    of_rows = {f["id"] for f in analyses.analyse_rows(model, results).figures}
+    assert of_rows < {f["id"] for f in found.figures}
+    ids = [f["id"] for f in found.figures + found.tables]
     assert {
         "speed_gen_ppl",
         "gen_ppl_by_decode_steps",
@@ -374,14 +380,14 @@ def test_all_of_it_on_a_trained_workdir(trained):
         assert fnmatch.filter(ids, name), (
             f"docs/paper_figures.md names {name}, but no figure or table has that name"
         )
-    for figure in found["figures"]:
+    for figure in found.figures:
         for s in figure["series"]:
             if s["low"] is not None:
                 assert all(
                     low <= y + 1e-9 and y <= high + 1e-9
                     for low, y, high in zip(s["low"], s["y"], s["high"], strict=True)
                 ), figure["id"]
-    samplers = next(t for t in found["tables"] if t["id"] == "latent_samplers")
+    samplers = next(t for t in found.tables if t["id"] == "latent_samplers")
     assert {(r[0], r[1], r[2]) for r in samplers["rows"]} >= {
         ("Euler", 200, 200),
         ("Heun", 3, 5),
@@ -389,7 +395,7 @@ def test_all_of_it_on_a_trained_workdir(trained):
         ("DPM-Solver++(2M)", 20, 20),
         ("student", 4, 8),
     }
-    likelihood = next(t for t in found["tables"] if t["id"] == "ladiff_likelihood")
+    likelihood = next(t for t in found.tables if t["id"] == "ladiff_likelihood")
     for r in likelihood["rows"]:
         assert r[4] == pytest.approx(r[7] + r[8] - r[9], rel=1e-6) and r[1] == pytest.approx(
             np.exp(r[4]), rel=1e-6

@@ -1,4 +1,4 @@
-"""MAUVE's limits and order, and the pooled features."""
+"""MAUVE: its limits, its order and its features."""
 
 import builtins
 
@@ -13,8 +13,8 @@ def cloud(seed, shift=0.0, n=200):
     return np.random.default_rng(seed).normal(size=(n, 8)) + shift * np.eye(8)[0]
 
 
-def test_limits_and_order():
-    """Alike: near 1; disjoint: near 0; between, in the order of the distance. All settings and counts are told."""
+def test_mauve_falls_from_one_to_zero_with_distance():
+    """The result holds all settings and counts."""
     pytest.importorskip("mauve")
     values = [
         mauve.mauve(cloud(0), cloud(1, shift), kmeans_num_redo=1) for shift in (0.0, 2.0, 20.0)
@@ -30,13 +30,12 @@ def test_limits_and_order():
         )
 
 
-def test_what_is_refused(monkeypatch):
-    """Unknown settings, arrays that do not go together, and a missing package: one line each."""
-    with pytest.raises(ValueError, match="no setting 'buckets'"):
+def test_invalid_input_and_a_missing_package_are_reported(monkeypatch):
+    with pytest.raises(ValueError, match="MAUVE setting: got 'buckets'"):
         mauve.mauve(cloud(0), cloud(1), buckets=3)
     with pytest.raises(ValueError, match="at least 20 samples"):
         mauve.mauve(cloud(0), cloud(1, n=5))
-    with pytest.raises(ValueError, match="one D"):
+    with pytest.raises(ValueError, match="the same D"):
         mauve.mauve(cloud(0), cloud(1)[:, :3])
     real = builtins.__import__
 
@@ -50,8 +49,8 @@ def test_what_is_refused(monkeypatch):
         mauve.mauve(cloud(0), cloud(1))
 
 
-def test_mean_hidden_counts_what_it_is_told():
-    """The mean over counted positions alone, whatever the batch."""
+def test_mean_hidden_averages_the_counted_positions():
+    """With any batch size."""
     tokens = np.array([[1, 2, 3], [4, 5, 6], [7, 8, 9]], np.int32)
     counted = np.array([[1, 1, 0], [1, 1, 1], [0, 0, 1]], bool)
     found = mauve.mean_hidden(

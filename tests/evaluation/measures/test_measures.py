@@ -1,50 +1,83 @@
-"""Every measure against a case whose answer is known."""
+"""Measures against cases with known answers."""
 
+import dataclasses
 import itertools
+from math import factorial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diladiff_jax.data import stories
+from diladiff_jax.data import TokenizerOptions, stories, tokenizers
 from diladiff_jax.evaluation.measures import intervals, likelihood, text
+from diladiff_jax.evaluation.measures.batches import map_batches
+from diladiff_jax.nn.transformer import TokenDenoiser
 
 
-def test_wilson_interval():
-    """The score interval solves |p_hat - p| = z sqrt(p (1 - p) / n), at 0 of n too."""
+def test_batches_return_every_row_once_and_in_order():
+    """The last batch wraps around, so that all calls have one size; its repeats are dropped."""
+    sizes = []
+
+    def function(rows):
+        sizes.append(len(rows))
+        return {"row": rows, "twice": np.stack([rows, 2 * rows])[:, None]}
+
+    found = map_batches(lambda rows: function(rows)["row"], 7, 3)
+    np.testing.assert_array_equal(found, np.arange(7))
+    found = map_batches(lambda rows: function(rows)["twice"], 2, 5, axis=2)
+    assert found.tolist() == [[[0, 1]], [[0, 2]]]
+    assert sizes == [3, 3, 3, 2]
+
+
+def test_the_interval_of_a_proportion_solves_the_score_equation():
+    """|p_hat - p| = z sqrt(p (1 - p) / n), also for 0 of n."""
     for k, n in ((0, 50), (7, 50), (50, 50)):
-        e = intervals.share(np.arange(n) < k)
+        e = intervals.proportion(np.arange(n) < k)
         assert e["value"] == k / n and 0 <= e["low"] <= e["value"] <= e["high"] <= 1
         for p in (e["low"], e["high"]):
             if 0 < p < 1:
                 assert abs(k / n - p) == pytest.approx(
                     1.959964 * np.sqrt(p * (1 - p) / n), rel=1e-5
                 )
-    assert intervals.share(np.zeros(50))["high"] > 0.05
+    assert intervals.proportion(np.zeros(50))["high"] > 0.05
 
 
-def test_bootstrap_covers():
-    """95% intervals of a mean cover it in 95% of 300 repeats; below 90% or above 99% has probability under 1e-3."""
+def test_bootstrap_intervals_cover_the_mean():
+    """95% intervals cover it in 95% of 300 repeats.
+
+    Coverage below 90% or above 99% has a probability under 1e-3.
+    """
     rng = np.random.default_rng(0)
     hits = 0
     for i in range(300):
-        e = intervals.bootstrap(
-            lambda index, x=rng.normal(3.0, 2.0, 100): x[index].mean(axis=1), 100, draws=300, seed=i
-        )
+        e = intervals.bootstrap(np.mean, rng.normal(3.0, 2.0, 100), resamples=300, seed=i)
         hits += e["low"] <= 3.0 <= e["high"]
     assert 0.90 <= hits / 300 <= 0.99
 
 
-def test_ratio_exp_weights_by_tokens():
-    """exp of the total over the total, not a mean of perplexities."""
-    assert intervals.ratio_exp(np.array([1.0, 9.0]), np.array([1.0, 3.0]))[
-        "value"
-    ] == pytest.approx(np.exp(10 / 4))
+def test_a_single_sample_is_its_own_interval():
+    e = intervals.mean(np.array([3.0]))
+    assert (e["low"], e["value"], e["high"]) == (3.0, 3.0, 3.0)
 
 
-def test_entropy_and_repetition():
-    """log n for n different ids, 0 for one; repeated trigrams are counted."""
+def test_the_samples_of_a_ratio_are_resampled_jointly():
+    """Numerator and denominator are equal, so that every resample has the ratio 1."""
+    x = np.random.default_rng(0).uniform(1, 9, 50)
+    e = intervals.ratio(x, x)
+    assert (e["low"], e["value"], e["high"]) == (1.0, 1.0, 1.0)
+
+
+def test_ratios_are_of_sums():
+    """Sum over sum, not a mean of ratios; and its exponential, which weights by tokens."""
+    numerator, denominator = np.array([1.0, 9.0]), np.array([1.0, 3.0])
+    assert intervals.ratio(numerator, denominator)["value"] == 2.5
+    assert intervals.ratio_exp(numerator, denominator)["value"] == pytest.approx(np.exp(10 / 4))
+
+
+def test_entropy_and_repetition_of_simple_rows():
+    """The entropy of n different ids is log n; repeated trigrams are counted."""
     assert text.unigram_entropy(np.arange(7)) == pytest.approx(np.log(7))
     assert text.unigram_entropy(np.zeros(7)) == 0
     assert text.repetition(np.arange(10)) == 0
@@ -52,8 +85,11 @@ def test_entropy_and_repetition():
     assert text.repetition(np.array([1, 2])) == 0
 
 
-def test_distinct_n_by_hand():
-    """a b a b | a b c: 3 of 7 unigrams; ab, ba, bc of 5 bigrams; aba, bab, abc of 3; none across rows or in the fill."""
+def test_distinct_n_matches_a_manual_count():
+    """a b a b | a b c has 3 different of 7 unigrams, 3 of 5 bigrams, 3 of 3 trigrams.
+
+    No n-gram crosses rows or includes padding.
+    """
     rows = np.array([[1, 2, 1, 2], [1, 2, 3, 0]])
     found = text.distinct_measures(rows, eot_id=0)
     assert [found[f"distinct_{n}"]["value"] for n in (1, 2, 3, 4)] == [3 / 7, 3 / 5, 1.0, 1.0]
@@ -64,8 +100,8 @@ def test_distinct_n_by_hand():
     )
 
 
-def test_jackknife_of_a_mean():
-    """With groups of one it is the textbook standard error of a mean; distinct rows keep their value inside the interval."""
+def test_the_jackknife_of_a_mean_is_its_standard_error():
+    """With groups of one sample. A statistic that never varies has an interval of width zero."""
     x = np.random.default_rng(0).normal(size=50)
     e = intervals.jackknife(lambda kept: x[kept].mean(), 50, groups=50)
     assert e["high"] - e["value"] == pytest.approx(1.959964 * x.std(ddof=1) / np.sqrt(50))
@@ -75,13 +111,8 @@ def test_jackknife_of_a_mean():
         intervals.jackknife(lambda kept: 1.0, 1)
 
 
-def test_ratio_is_of_sums():
-    """Sum over sum."""
-    assert intervals.ratio(np.array([1.0, 9.0]), np.array([1.0, 3.0]))["value"] == 2.5
-
-
-def test_oracle_on_its_own_language():
-    """True stories: all valid, exact NLL near the entropy; broken ones: none valid and no exact_nll."""
+def test_the_oracle_accepts_its_own_language_only():
+    """Its stories are valid with an exact NLL near the entropy; broken ones have no exact NLL."""
     good = list(stories.documents(400, 3))
     measures = text.oracle_measures(good)
     assert (
@@ -90,7 +121,7 @@ def test_oracle_on_its_own_language():
         == measures["distinct"]["value"]
         == 1
     )
-    # The mean of 400 documents: 5 standard errors, false alarm below 1e-6.
+    # The mean of 400 documents within 5 standard errors: a false alarm is rarer than 1e-6.
     spread = np.std([-stories.log_likelihood(d) for d in good]) / 20
     assert measures["exact_nll"]["value"] == pytest.approx(stories.entropy(), abs=5 * spread)
     bad = text.oracle_measures([d + " again" for d in good])
@@ -99,6 +130,15 @@ def test_oracle_on_its_own_language():
 
 JOINT = np.random.default_rng(1).dirichlet(np.full(27, 0.4)).reshape(3, 3, 3)
 MASK, LENGTH, NO_EOT = 3, 3, -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """What measures read of a tokenizer: three ids of text and a mask, without an end-of-text."""
+
+    mask_id: int = MASK
+    eot_id: int = NO_EOT
+    sampleable: np.ndarray = dataclasses.field(default_factory=lambda: np.arange(4) < MASK)
 
 
 def posterior_logits(_, x_t, condition=None):
@@ -122,19 +162,16 @@ def posterior_logits(_, x_t, condition=None):
 
 @pytest.mark.parametrize("estimator", ["count", "ratio"])
 def test_bound_is_tight_for_exact_conditionals(estimator):
-    """For a model of exact conditionals the bound is -log p(x): the estimate over many draws agrees within 1%."""
+    """The bound of a model of exact conditionals is -log p(x); many draws agree within 1%."""
     rng = np.random.default_rng(0)
     flat = rng.choice(27, size=64, p=JOINT.ravel())
     tokens = np.stack(np.unravel_index(flat, (3, 3, 3)), axis=1).astype(np.int32)
     exact = np.exp(-np.log(JOINT.ravel()[flat]).mean() / LENGTH)
     found = likelihood.bound_and_recovery(
-        posterior_logits,
-        None,
+        likelihood.Denoiser(posterior_logits, None),
         tokens,
         jax.random.key(0),
-        MASK,
-        NO_EOT,
-        np.arange(4) < MASK,
+        Vocabulary(),
         draws=2000,
         batch=40,
         estimator=estimator,
@@ -143,11 +180,9 @@ def test_bound_is_tight_for_exact_conditionals(estimator):
 
 
 def test_recovery_matches_enumeration():
-    """E over masks at t ~ U(0, 1]: each subset of k of 3 tokens has weight B(k + 1, 4 - k); argmax recovery enumerated."""
+    """Over masks at t ~ U(0, 1], a subset of k of 3 tokens has the weight B(k + 1, 4 - k)."""
     tokens = np.array([[0, 1, 2], [2, 2, 0]], np.int32)
     hits = total = 0.0
-    from math import factorial
-
     for row, pattern in itertools.product(tokens, itertools.product([0, 1], repeat=3)):
         k = sum(pattern)
         weight = factorial(k) * factorial(3 - k) / factorial(4)
@@ -158,36 +193,30 @@ def test_recovery_matches_enumeration():
         hits += weight * np.sum((guess == row) * np.array(pattern))
         total += weight * k
     found = likelihood.bound_and_recovery(
-        posterior_logits,
-        None,
+        likelihood.Denoiser(posterior_logits, None),
         tokens,
         jax.random.key(1),
-        MASK,
-        NO_EOT,
-        np.arange(4) < MASK,
+        Vocabulary(),
         draws=6000,
         batch=2,
     )
     assert found["recovery"]["value"] == pytest.approx(hits / total, abs=0.015)
 
 
-def test_generative_perplexity_of_a_uniform_scorer():
-    """A scorer with a zero head gives every allowed id the same probability: the perplexity is their number."""
-    from diladiff_jax.nn.transformer import TokenDenoiser
-
+def test_generative_perplexity_of_a_uniform_scorer_is_the_number_of_ids():
+    """A scorer with a zero head gives every allowed id the same probability."""
     scorer = TokenDenoiser(8, 5, 8, 1, 2, causal=True, zero_head=True)
-    import flax.linen as nn
-
     params = nn.unbox(scorer.init(jax.random.key(0), jnp.zeros((1, 5), jnp.int32)))["params"]
     tokens = np.random.default_rng(0).integers(0, 6, (7, 5)).astype(np.int32)
-    e = likelihood.generative_perplexity(scorer, params, tokens, 7, np.arange(8) < 6, batch=3)
+    vocabulary = Vocabulary(mask_id=6, eot_id=7, sampleable=np.arange(8) < 6)
+    e = likelihood.generative_perplexity(scorer, params, tokens, vocabulary, batch=3)
     assert e["value"] == pytest.approx(6.0, rel=1e-5) and e["low"] == pytest.approx(6.0, rel=1e-5)
 
 
-def test_fill_counts_once():
-    """Rows closed by end-of-text and filled up with it: tokens are counted up to the first one, the likelihood over all."""
+def test_padding_belongs_to_the_likelihood_but_is_not_counted():
+    """Tokens are counted up to the first end-of-text; the likelihood is over the whole row."""
     rows = np.array([[1, 2, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1], [0, 0, 2, 0, 1, 0]], np.int32)
-    counted = np.asarray(likelihood.content_mask(rows, 0))
+    counted = likelihood.content_positions(rows, 0)
     np.testing.assert_array_equal(
         counted, [[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1], [1, 0, 1, 1, 1, 1]]
     )
@@ -196,17 +225,21 @@ def test_fill_counts_once():
         return jnp.zeros((*x_t.shape, 4))
 
     found = likelihood.bound_and_recovery(
-        uniform, None, rows, jax.random.key(0), 3, 0, np.arange(4) < 3, draws=4, batch=3
+        likelihood.Denoiser(uniform, None),
+        rows,
+        jax.random.key(0),
+        Vocabulary(eot_id=0),
+        draws=4,
+        batch=3,
     )
-    # Every token costs log 3 whatever is masked, so the estimate has no variance: 18 tokens' cost over 14 counted ones.
+    # Every token costs log 3 whatever is masked, so the estimate has no variance: the cost of 18
+    # tokens over 14 counted ones.
     assert found["bound_ppl"]["value"] == pytest.approx(3.0 ** (18 / counted.sum()), rel=1e-5)
     assert found["recovery"]["value"] == pytest.approx(1 / 3, rel=1e-5)
 
 
-def test_scorer_reads_text_not_pieces():
-    """A word spelled byte by byte is scored as the word; documents keep their ends; rows are cut at L."""
-    from diladiff_jax.data import TokenizerOptions, tokenizers
-
+def test_retokenized_rows_hold_the_text_and_not_its_pieces():
+    """A word spelled byte by byte becomes the word; documents keep their ends; rows stay at L."""
     tokenizer = tokenizers.train(
         ["the red boat sails to the mill", "a rare word at the end"] * 50,
         TokenizerOptions(kind="unigram", vocab_size=288),

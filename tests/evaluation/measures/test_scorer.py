@@ -1,4 +1,4 @@
-"""Perplexity under a GPT-2 from files: against numpy's log-softmax, whatever the padding, batch and mesh."""
+"""Perplexity under a GPT-2 from files, compared with NumPy, for any padding, batch and mesh."""
 
 import json
 from types import SimpleNamespace
@@ -10,8 +10,7 @@ import pytest
 import safetensors.numpy
 
 from diladiff_jax.data import tokenizers
-from diladiff_jax.evaluation import sweep
-from diladiff_jax.evaluation.measures import scorer
+from diladiff_jax.evaluation.measures import samples, scorer
 from diladiff_jax.nn import gpt2
 from diladiff_jax.parallel import sharding
 from diladiff_jax.storage import pretrained
@@ -26,7 +25,7 @@ def folder(tmp_path_factory):
     from tokenizers import pre_tokenizers
 
     folder = tmp_path_factory.mktemp("gpt2")
-    words = sorted(pre_tokenizers.ByteLevel.alphabet()) + ["Ġt", "he", "Ġthe", "<|endoftext|>"]
+    words = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "Ġt", "he", "Ġthe", "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(words)}))
     (folder / "merges.txt").write_text("#version: 0.2\nĠ t\nh e\nĠt he\n")
     config = dict(
@@ -73,9 +72,11 @@ def make(folder, batch=4, mesh=None):
     )
 
 
-def test_against_a_loop(folder):
-    """Text by text without padding: log-softmax in numpy, end-of-text as the first context, cut at the model's positions; and
-    perplexity is exp of the total over the total, empty texts left out and counted."""
+def test_the_nll_matches_log_softmax_in_numpy(folder):
+    """Text by text without padding, after an end-of-text, cut at the model's positions.
+
+    Perplexity is exp of the total over the total; empty texts are left out and counted.
+    """
     judge, network, params = make(folder)
     logits_of = jax.jit(network.apply)
     nll, counts = judge.nll(TEXTS)
@@ -102,11 +103,11 @@ def test_against_a_loop(folder):
     assert "gen_ppl" not in judge.measures(["", ""])
 
 
-def test_neither_padding_nor_mesh_changes_the_result(folder):
-    """A text alone, beside one that makes its row longer, in another batch, and on 2 x 2 x 2 devices with split parameters."""
+def test_neither_padding_nor_batch_nor_mesh_changes_the_result(folder):
+    """The mesh is 2 x 2 x 2, with sharded parameters."""
     alone = [make(folder, batch=1)[0].nll([text])[0][0] for text in TEXTS]
     np.testing.assert_allclose(
-        make(folder, batch=6)[0].nll(TEXTS + ["the" * 60])[0][:6], alone, rtol=1e-5, atol=1e-4
+        make(folder, batch=6)[0].nll([*TEXTS, "the" * 60])[0][:6], alone, rtol=1e-5, atol=1e-4
     )
     judge, _, params = make(
         folder, batch=4, mesh=sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
@@ -115,8 +116,8 @@ def test_neither_padding_nor_mesh_changes_the_result(folder):
     np.testing.assert_allclose(judge.nll(TEXTS)[0], alone, rtol=1e-4, atol=1e-4)
 
 
-def test_tokenizer_json_gives_the_same_ids(folder, tmp_path):
-    """tokenizer.json, truncation and padding in it notwithstanding, reads as vocab.json and merges.txt do; folders without are refused."""
+def test_tokenizer_json_gives_the_ids_of_vocabulary_and_merges(folder, tmp_path):
+    """Truncation and padding in the file are ignored. A folder without a tokenizer is rejected."""
     engine = scorer.load_tokenizer(folder)
     engine.enable_truncation(3)
     engine.enable_padding()
@@ -131,13 +132,13 @@ def test_tokenizer_json_gives_the_same_ids(folder, tmp_path):
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(
         pretrained.PretrainedError,
-        match="has no tokenizer; it must hold tokenizer.json, or vocab.json",
+        match=r"no tokenizer, expected tokenizer\.json, or vocab\.json",
     ):
         scorer.load_tokenizer(tmp_path)
 
 
-def test_the_sweep_asks_it(folder):
-    """A published scorer judges the text of the rows, in place of the trained one, and the setting names it."""
+def test_a_published_scorer_replaces_the_trained_one(folder, monkeypatch):
+    """It judges the text of the rows, and the setting names it."""
     judge, tokenizer = (
         make(folder)[0],
         tokenizers.from_vocabulary(folder / "vocab.json", "byte_bpe"),
@@ -145,14 +146,31 @@ def test_the_sweep_asks_it(folder):
     rows = np.full((2, 12), tokenizer.eot_id, np.int32)
     for row, text in zip(rows, TEXTS, strict=False):
         row[: len(tokenizer.encode(text))] = tokenizer.encode(text)
-    config = SimpleNamespace(evaluation=SimpleNamespace(scorer="gpt2"))
-    model = SimpleNamespace(
-        tokenizer=tokenizer, published_scorer=judge, config=config, has=lambda stage: True
+    monkeypatch.setattr(scorer, "published_scorer", lambda model: judge)
+    config = SimpleNamespace(
+        evaluation=SimpleNamespace(scorer="gpt2"), data=SimpleNamespace(corpus="pydocs")
     )
-    measures = sweep.measures_of(model, "pydocs")(rows)
+    model = SimpleNamespace(tokenizer=tokenizer, config=config, has=lambda stage: True)
+    measures = samples.sample_measures(model)(rows)
     assert (
         measures["gen_ppl"] == judge.measures(TEXTS[:2])["gen_ppl"]
         and measures["empty"]["value"] == 0.5
         and "entropy" in measures
     )
-    assert sweep._scorer(model) == {"name": "gpt2", "length": POSITIONS}
+    assert samples.scorer_setting(model) == {"name": "gpt2", "length": POSITIONS}
+
+
+def test_a_published_scorer_is_loaded_once_per_model(folder):
+    class Loaded:
+        devices = 8
+        experiment = SimpleNamespace(mesh=sharding.make_mesh({"data": 8, "fsdp": 1, "tensor": 1}))
+        config = SimpleNamespace(
+            evaluation=SimpleNamespace(scorer=str(folder)), sampling=SimpleNamespace(batch=3)
+        )
+
+    model = Loaded()
+    judge = scorer.published_scorer(model)
+    assert judge.length == POSITIONS and scorer.published_scorer(model) is judge
+    assert scorer.published_scorer(Loaded()) is not judge
+    model.config = SimpleNamespace(evaluation=SimpleNamespace(scorer=""))
+    assert scorer.published_scorer(model) is None

@@ -1,4 +1,4 @@
-"""The report's page and figures: every form lands, text of any kind stays text, and the viewer works in a browser."""
+"""The report's page and figures: everything lands on it, all text stays text, the viewer works."""
 
 import html.parser
 import io
@@ -11,15 +11,18 @@ import xml.etree.ElementTree
 import matplotlib.image
 import numpy as np
 import pytest
-from headless import Browser, programs
 
 from diladiff_jax.data import TokenizerOptions, tokenizers
-from diladiff_jax.evaluation import figures
+from diladiff_jax.evaluation import figures, report
 from diladiff_jax.evaluation.analyses import published, sweep_curves
-from diladiff_jax.evaluation.report import page, plots, report, samples
+from diladiff_jax.evaluation.report import page, plots, samples
+from diladiff_jax.stages import MODELS
 
 ROOT = pathlib.Path(__file__).parents[3]
-HOSTILE = "</script><script>document.title='owned'</script><!-- \"quoted\" 'single' & <b>bold</b> \u2028 \u202e 🦊 \x00 ]]> $title ${style}"
+HOSTILE = (
+    "</script><script>document.title='owned'</script><!-- \"quoted\" 'single' & <b>bold</b>"
+    " \u2028 \u202e 🦊 \x00 ]]> $title ${style} {{ title }} {% raw %} {# note #}"
+)
 STEPS, LENGTH = 4, 9
 
 
@@ -27,12 +30,12 @@ def estimate(value, half=0.1):
     return {"value": value, "low": value - half, "high": value + half}
 
 
-def make_results():
-    """Two models at three numbers of steps, data and a bound, with an oracle and a scorer."""
+def make_results(models=("mdlm", "diladiff")):
+    """Models at three numbers of steps, data and a bound, with an oracle and a scorer."""
     rows = [("data", None, 1.0), ("autoencoder bound", None, None)]
     rows += [
         (model, steps, quality * steps / 8)
-        for model, quality in (("mdlm", 0.2), ("diladiff", 0.8))
+        for model, quality in zip(models, np.linspace(0.2, 0.8, len(models)), strict=True)
         for steps in (2, 4, 8)
     ]
     return {
@@ -68,17 +71,17 @@ def make_results():
 
 
 def make_found(results):
-    """Figures with and without intervals, on both scales, of few and of many points; tables with every kind of cell."""
+    """Figures with and without intervals, on both scales, of few and many points; odd tables."""
     rows, curve = results["rows"], np.linspace(0, 1, 101)
     drawn = [
         *sweep_curves.speed_quality(rows),
-        *sweep_curves.against(rows, "decode_steps", "figures 13 to 15"),
+        *sweep_curves.quality_by_setting(rows, "decode_steps", "figures 13 to 15"),
         figures.figure(
             "curve",
             "figure 6",
             'A curve of "many" points <&>',
-            "time t",
-            "alpha(t)",
+            figures.linear("time t"),
+            figures.linear("alpha(t)"),
             [figures.series("d = 2", curve, (1 - curve).tolist())],
             "a note <i>",
         ),
@@ -86,15 +89,13 @@ def make_found(results):
             "steep",
             "",
             "Log on both",
-            "u",
-            "v",
+            figures.log("u"),
+            figures.log("v"),
             [
                 figures.series(
                     "measured", [0.01, 0.5, 30], [estimate(2.0), estimate(20.0), estimate(300.0)]
                 )
             ],
-            x_scale="log",
-            y_scale="log",
         ),
     ]
     tables = [
@@ -115,11 +116,11 @@ def make_found(results):
             "note",
         ),
     ]
-    return {"figures": drawn, "tables": tables}
+    return figures.Findings(drawn, tables)
 
 
-def make_draws():
-    """Two models with two samples each: words, an end of text, a line break, hostile text, a given position."""
+def make_samples():
+    """Two models with two samples each, with an end of text, a line break and hostile text."""
     tokens = [
         [" Mia", " won", " a", " red", " kite", ".", "\n", HOSTILE, None],
         ["na", "ïve", " 🦊", " fox", ".", None, None, None, None],
@@ -128,7 +129,7 @@ def make_draws():
     return [
         {
             "model": model,
-            "title": figures.NAMES[model],
+            "title": MODELS[model].title,
             "latent_steps": latent,
             "decode_steps": STEPS,
             "temperature": 1.0,
@@ -153,19 +154,19 @@ def make_draws():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder as evaluate.py writes it, and what went into it."""
+    """A folder as evaluate.py writes it."""
     folder = tmp_path_factory.mktemp("report")
     results = make_results()
     found = make_found(results)
     report.write(results, folder)
-    assert report.write_page(results, found, make_draws(), folder) == folder / "report.html"
+    assert report.write_page(results, found, make_samples(), folder) == folder / "report.html"
     return folder
 
 
 class Read(html.parser.HTMLParser):
-    """What a browser would make of a page: elements with their attributes, text by element, raw content of scripts."""
+    """What a browser makes of a page: elements with attributes, text, and content of scripts."""
 
-    VOID = {"meta", "link", "input", "br", "img", "hr"}
+    VOID = frozenset({"meta", "link", "input", "br", "img", "hr"})
 
     def __init__(self, text):
         super().__init__()
@@ -195,39 +196,40 @@ class Read(html.parser.HTMLParser):
 
 
 def test_text_of_any_kind_stays_text(folder):
-    """A sample that would close the script, begin a comment or fill in the template is shown as it is and reaches the viewer unchanged."""
+    """A sample that would end the script, begin a comment or expand in the template is just shown.
+
+    It reaches the viewer unchanged.
+    """
     read = Read((folder / "report.html").read_text())
-    assert len(read.scripts) == 2 and json.loads(read.scripts[0]) == make_draws()
+    assert len(read.scripts) == 2 and json.loads(read.scripts[0]) == make_samples()
     assert not [tag for tag, _ in read.elements if tag in ("b", "i")]
-    assert (
-        len([words for words in read.words if HOSTILE in words]) >= 3
-    )  # a table's cell, and a sample of each model
-    assert page.embedded("</script>") == '"\\u003c/script\\u003e"'
+    shown = [words for words in read.words if HOSTILE in words]
+    assert len(shown) >= 3, "in a table's cell, and in a sample of each model"
+    assert not re.search("[<>&]", read.scripts[0])
 
 
-def test_a_lone_surrogate_does_not_cost_the_page(tmp_path):
-    """No UTF-8 holds it; a question mark stands for it."""
-    draws = make_draws()
-    draws[0]["samples"][0]["text"] = "half \ud83e a fox"
-    results = make_results()
-    text = report.write_page(results, {"figures": [], "tables": []}, draws, tmp_path).read_text()
-    assert "half ? a fox" in text
+def test_a_lone_surrogate_becomes_a_question_mark(tmp_path):
+    """UTF-8 cannot encode it."""
+    shown = make_samples()
+    shown[0]["samples"][0]["text"] = "half \ud83e a fox"
+    path = report.write_page(make_results(), figures.Findings(), shown, tmp_path)
+    assert "half ? a fox" in path.read_text()
 
 
-def test_every_form_lands_on_the_page_and_in_files(folder):
-    """Each figure as SVG on the page and as PNG and SVG beside it, each table with all its rows, and analyses.json as documented."""
+def test_every_figure_and_table_is_on_the_page_and_in_files(folder):
+    """Figures are SVG on the page, and PNG and SVG beside it; analyses.json is as documented."""
     results = make_results()
     found = make_found(results)
-    assert json.loads((folder / "analyses.json").read_text()) == found
-    figures.check_analyses(found)
+    assert json.loads((folder / "analyses.json").read_text()) == found.as_json()
+    figures.check_analyses(found.as_json())
     text = (folder / "report.html").read_text()
     read = Read(text)
     ids = [attributes["id"] for _, attributes in read.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     assert sorted(p.name for p in (folder / "figures").iterdir()) == sorted(
-        f"{f['id']}.{kind}" for f in found["figures"] for kind in ("png", "svg")
+        f"{f['id']}.{kind}" for f in found.figures for kind in ("png", "svg")
     )
-    for figure in found["figures"]:
+    for figure in found.figures:
         assert f"figure-{figure['id']}" in ids and text.count(f'id="{figure["id"]}-figure_1"') == 1
         assert (folder / "figures" / f"{figure['id']}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
         svg = xml.etree.ElementTree.parse(folder / "figures" / f"{figure['id']}.svg")
@@ -237,14 +239,14 @@ def test_every_form_lands_on_the_page_and_in_files(folder):
         assert figure["x"]["label"] in words and all(
             line["name"] in words for line in figure["series"] if len(figure["series"]) > 1
         )
-    for table in found["tables"]:
+    for table in found.tables:
         (part,) = re.findall(rf'<div[^>]* id="table-{table["id"]}">.*?</table>', text, re.DOTALL)
         assert part.count("<tr") == len(table["rows"]) + 1
     assert "0.123 <small>[0.100, 0.200]</small>" in text and ">1234.6<" in text and ">-3<" in text
 
 
 def test_the_page_needs_nothing_beside_it(folder):
-    """No address but anchors and data: and the names of XML's own dialects; and its policy would stop a request."""
+    """Its only addresses are anchors and `data:`, and its policy would stop a request."""
     read = Read((folder / "report.html").read_text())
     for tag, attributes in read.elements:
         for name in ("src", "href", "xlink:href", "action", "srcset", "data"):
@@ -257,23 +259,20 @@ def test_the_page_needs_nothing_beside_it(folder):
     assert policy.startswith("default-src 'none'")
 
 
-def test_a_page_without_samples_or_analyses():
-    """Nothing trained: the page says so, and has no viewer to break."""
-    read = Read(
-        page.render(
-            {"setting": {}, "rows": []}, {"figures": [], "tables": []}, [], "<svg></svg>", {}, []
-        )
-    )
+def test_a_page_without_a_trained_model_says_so():
+    """It has no viewer that could break."""
+    results = {"setting": {}, "rows": []}
+    read = Read(page.render(results, figures.Findings(), [], "<svg></svg>", {}, []))
     assert "No model is trained here." in read.words and json.loads(read.scripts[0]) == []
     assert not [a for _, a in read.elements if a.get("id") == "viewer"]
 
 
-def test_rows_out_of_reach_are_counted_and_marked(folder):
-    """Every published row of a run on another corpus, whether this run has a number beside it or not."""
+def test_published_rows_out_of_reach_are_counted_and_marked(folder):
+    """On another corpus these are all, whether this run has a number beside them or not."""
     text = (folder / "report.html").read_text()
     rows = [
         row
-        for table in make_found(make_results())["tables"]
+        for table in make_found(make_results()).tables
         if table["id"].startswith("published_")
         for row in table["rows"]
     ]
@@ -284,24 +283,21 @@ def test_rows_out_of_reach_are_counted_and_marked(folder):
     results["setting"]["length"] = 1024
     for row in results["rows"]:
         row["corpus"] = "openwebtext"
-    compared = {"figures": [], "tables": [published.main_comparison(results)]}
-    text = page.render(results, compared, [], "<svg></svg>", {}, [])
-    beyond = [row for row in compared["tables"][0]["rows"] if "another method" in row[-1]]
-    assert (
-        0 < len(beyond) < len(compared["tables"][0]["rows"])
-        and f"{len(beyond)} of {len(compared['tables'][0]['rows'])} rows" in text
-    )
+    compared = published.main_comparison(results)
+    text = page.render(results, figures.Findings([], [compared]), [], "<svg></svg>", {}, [])
+    beyond = [row for row in compared["rows"] if "another method" in row[-1]]
+    assert 0 < len(beyond) < len(compared["rows"])
+    assert f"{len(beyond)} of {len(compared['rows'])} rows are out of reach" in text
 
 
-def test_figures_of_an_earlier_run_go_and_other_files_stay(tmp_path):
+def test_figures_of_an_earlier_run_are_removed_and_other_files_stay(tmp_path):
     """A run without the analyses leaves no figure of one that had them."""
     results = make_results()
-    found = make_found(results)
-    few = {"figures": found["figures"][:1], "tables": []}
-    report.write_page(results, {"figures": found["figures"][:2], "tables": []}, [], tmp_path)
+    drawn = make_found(results).figures
+    report.write_page(results, figures.Findings(drawn[:2]), [], tmp_path)
     (tmp_path / "figures" / "mine.png").write_text("mine")
-    report.write_page(results, few, [], tmp_path)
-    kept = few["figures"][0]["id"]
+    report.write_page(results, figures.Findings(drawn[:1]), [], tmp_path)
+    kept = drawn[0]["id"]
     assert {p.name for p in (tmp_path / "figures").iterdir()} == {
         "mine.png",
         f"{kept}.png",
@@ -309,9 +305,29 @@ def test_figures_of_an_earlier_run_go_and_other_files_stay(tmp_path):
     }
 
 
+def test_every_color_is_defined_in_both_schemes_and_differs_between_them(tmp_path):
+    """The page takes colors of models from their records, so that no line loses its stroke."""
+    results = make_results(tuple(MODELS))
+    found = figures.Findings(sweep_curves.speed_quality(results["rows"]))
+    text = report.write_page(results, found, make_samples(), tmp_path).read_text()
+    light, dark = (
+        dict(re.findall(r"(--[\w-]+): (#\w+);", block))
+        for block in re.findall(r":root {(.*?)}", text, re.DOTALL)
+    )
+    set_inline = {"--model", "--width"}
+    used = set(re.findall(r"var\((--[\w-]+)", text)) - set_inline
+    assert {plots.css_variable(name) for name in MODELS} < used
+    assert used <= set(light) and set(light) == set(dark)
+    for name, model in MODELS.items():
+        variable = plots.css_variable(name)
+        assert (light[variable], dark[variable]) == (model.color, model.dark_color)
+        assert f"stroke: var({variable})" in text
+    assert not [name for name in light if light[name] == dark[name]]
+
+
 def test_the_same_numbers_draw_the_same_file():
-    """Byte for byte: no date, no random id."""
-    figure = make_found(make_results())["figures"][0]
+    """Byte for byte: the file has no date and no random id."""
+    figure = make_found(make_results()).figures[0]
     first, second = (plots.as_svg(plots.draw(figure), figure["id"]) for _ in range(2))
     assert first == second and len(first) > 2000
 
@@ -320,46 +336,44 @@ def test_the_same_numbers_draw_the_same_file():
     ("damage", "words"),
     [
         (lambda f: f.pop("tables"), "keys figures and tables"),
-        (lambda f: f["figures"][0].pop("note"), r"figures\[0\] has the keys"),
+        (lambda f: f["figures"][0].pop("note"), r"figures\[0\]: got the keys"),
         (
             lambda f: f["figures"][0]["x"].update(scale="cubic"),
-            "scale is 'cubic'; it must be linear or log",
+            "scale: got 'cubic', expected linear or log",
         ),
-        (lambda f: f["figures"][0].update(series=[]), r"figures\[0\].series is empty"),
-        (lambda f: f["figures"][0]["series"][0]["y"].pop(), r"y has 2 numbers for 3 points"),
+        (lambda f: f["figures"][0].update(series=[]), r"figures\[0\].series: got none"),
+        (lambda f: f["figures"][0]["series"][0]["y"].pop(), r"y: got 2 numbers, expected 3"),
         (
             lambda f: f["figures"][0]["series"][0]["low"].__setitem__(0, float("nan")),
-            "low holds nan; it must hold finite",
+            "low: got nan, expected a finite",
         ),
-        (lambda f: f["figures"][0]["series"][0]["x"].__setitem__(0, True), "x holds True"),
+        (lambda f: f["figures"][0]["series"][0]["x"].__setitem__(0, True), "x: got True"),
         (lambda f: f["tables"][0]["rows"][0].pop(), "columns"),
-        (lambda f: f["tables"][0]["rows"][0].__setitem__(0, float("inf")), "holds inf; a cell is"),
-        (lambda f: f["tables"][0].update(title=3), r"tables\[0\].title is 3; it must be str"),
-        (lambda f: f["tables"][1].update(id=f["figures"][0]["id"]), "stands twice"),
-        (lambda f: f["figures"][0].update(id="../x"), "the id '../x'"),
+        (
+            lambda f: f["tables"][0]["rows"][0].__setitem__(0, float("inf")),
+            "got inf, expected",
+        ),
+        (lambda f: f["tables"][0].update(title=3), r"tables\[0\].title: got 3, expected str"),
+        (lambda f: f["tables"][1].update(id=f["figures"][0]["id"]), "twice, expected unique ids"),
+        (lambda f: f["figures"][0].update(id="../x"), "id: got '../x'"),
     ],
 )
-def test_analyses_of_another_form_are_refused(damage, words):
-    """One line that names the place."""
-    found = json.loads(json.dumps(make_found(make_results())))
+def test_invalid_analyses_are_rejected_with_their_place(damage, words):
+    found = json.loads(json.dumps(make_found(make_results()).as_json()))
     damage(found)
     with pytest.raises(ValueError, match=words):
         figures.check_analyses(found)
 
 
-def test_the_template_is_part_of_the_package():
-    """The page's files are installed with the library, wherever it is installed from."""
+def test_the_templates_are_part_of_the_package():
+    """They are installed with the library."""
     given = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"][
         "package-data"
     ]["diladiff_jax.evaluation.report"]
     package = ROOT / "diladiff_jax" / "evaluation" / "report"
     packed = {p for pattern in given for p in package.glob(pattern)}
-    assert {p.name for p in packed} >= {
-        "page.html",
-        "viewer.html",
-        "viewer.js",
-        "style.css",
-    } and packed == set((package / "template").iterdir())
+    assert {p.name for p in packed} >= {"page.html", "macros.html", "viewer.js", "style.css"}
+    assert packed == set((package / "template").iterdir())
 
 
 @pytest.fixture(scope="module", params=["unigram", "wordpiece"])
@@ -389,8 +403,8 @@ def tokenizer(request, tmp_path_factory):
     return tokenizers.from_vocabulary(path, "wordpiece")
 
 
-def test_tokens_are_written_as_they_stand_in_the_text(tokenizer):
-    """Put together they are the decoded text; end-of-text is None, and what follows it begins anew."""
+def test_tokens_are_written_as_in_the_text(tokenizer):
+    """Joined they are the decoded text; end-of-text is None and starts a new text."""
     text = (
         "the red kites, the kite."
         if tokenizer.kind == "wordpiece"
@@ -400,7 +414,7 @@ def test_tokens_are_written_as_they_stand_in_the_text(tokenizer):
     row = np.concatenate(
         [ids, [tokenizer.eot_id], tokenizer.encode("the red"), [tokenizer.eot_id] * 2]
     )
-    written = samples.surfaces(tokenizer, row)
+    written = samples.written_tokens(tokenizer, row)
     assert (
         len(written) == len(row)
         and [w is None for w in written] == (row == tokenizer.eot_id).tolist()
@@ -409,97 +423,88 @@ def test_tokens_are_written_as_they_stand_in_the_text(tokenizer):
     assert first == tokenizer.decode(ids) and "".join(written[len(ids) + 1 : -2]) == "the red"
 
 
-needs_browser = pytest.mark.skipif(
-    programs() is None,
-    reason="no chromium with chromedriver here (on Debian: apt-get install chromium chromium-driver)",
-)
+@pytest.fixture
+def opened(folder, browser):
+    """The report opened in a browser with a mouse, and what its console and requests report."""
+    page, reports = browser.new_page(), []
+    page.on("console", lambda message: reports.append(message.text))
+    page.on("pageerror", lambda error: reports.append(str(error)))
+    page.on("requestfailed", lambda request: reports.append(request.url))
+    page.goto((folder / "report.html").as_uri())
+    yield page, reports
+    page.close()
 
 
-@needs_browser
-def test_decoding_is_stepped_through_in_a_browser(folder, tmp_path):
-    """Real clicks and keys: after step k exactly the tokens that unmasked_at says are in the page, the new ones marked; nothing is asked of a network."""
-    draws = make_draws()
-    with Browser(tmp_path / "profile") as browser:
-        browser.open(folder / "report.html")
+def expect(page, sample, step):
+    """Checks that after a step the tokens of `unmasked_at` are shown and the new ones marked."""
+    shown = page.eval_on_selector_all(
+        "#viewer-tokens .token",
+        """all => all.map(e => [
+            e.textContent, e.classList.contains("masked"), e.classList.contains("new")])""",
+    )
+    for (text, masked, new), token, when in zip(
+        shown, sample["tokens"], sample["unmasked_at"], strict=True
+    ):
+        assert masked == (when >= step) and new == (when == step - 1 and step > 0)
+        written = "\u220e" if token is None else token.replace("\n", "\u21b5").strip(" ")
+        assert text == ("" if masked else written)
+    assert page.text_content("#viewer-status").startswith(f"Step {step} of {STEPS}")
+    assert page.input_value("#viewer-step") == str(step)
 
-        def positions():
-            return browser.run(
-                "return [...document.querySelectorAll('#viewer-tokens .token')].map(e => [e.textContent, e.classList.contains('masked'), e.classList.contains('new')])"
-            )
 
-        def expect(sample, step):
-            for (text, masked, new), token, when in zip(
-                positions(), sample["tokens"], sample["unmasked_at"], strict=True
-            ):
-                assert masked == (when >= step) and new == (when == step - 1 and step > 0)
-                assert text == (
-                    ""
-                    if masked
-                    else "\u220e"
-                    if token is None
-                    else token.replace("\n", "\u21b5").strip(" ")
-                )
-            assert browser.run(
-                "return document.getElementById('viewer-status').textContent"
-            ).startswith(f"Step {step} of {STEPS}")
-            assert browser.run("return document.getElementById('viewer-step').value") == str(step)
+def test_buttons_keys_and_lists_step_through_the_decoding(opened):
+    """With real clicks and keys. Nothing is requested from a network or reported in the console."""
+    page, reports = opened
+    shown = make_samples()
+    first, second = shown[1]["samples"]  # the best model, last in the list, is shown first
+    expect(page, first, 0)
+    assert page.is_disabled("#viewer-previous")
+    for step in range(1, STEPS + 1):
+        page.click("#viewer-next")
+        expect(page, first, step)
+    assert page.is_disabled("#viewer-next")
+    assert "A valid document." in page.text_content("#viewer-status")
+    page.click("#viewer-previous")
+    expect(page, first, STEPS - 1)
+    page.click("#viewer-first")
+    expect(page, first, 0)
+    page.click("#viewer-last")
+    expect(page, first, STEPS)
+    page.press("#viewer-tokens", "ArrowLeft")
+    page.press("#viewer-tokens", "ArrowLeft")
+    expect(page, first, STEPS - 2)
+    page.press("#viewer-tokens", "ArrowRight")
+    expect(page, first, STEPS - 1)
+    page.press("#viewer-step", "ArrowLeft")  # the slider takes its own keys: one step, not two
+    expect(page, first, STEPS - 2)
+    page.select_option("#viewer-sample", label="2")
+    expect(page, second, 0)  # a given token is shown before the first step
+    page.select_option("#viewer-model", label="MDLM")
+    page.click("#viewer-play")
+    page.get_by_text("Not valid: breaks name.").wait_for()
+    expect(page, shown[0]["samples"][1], STEPS)
+    assert page.title() == "DiLaDiff on stories"
+    assert reports == []
 
-        first, second = draws[1]["samples"]  # the best model, last in the list, is shown first
-        expect(first, 0)
-        assert browser.run("return document.getElementById('viewer-previous').disabled")
-        for step in range(1, STEPS + 1):
-            browser.click("#viewer-next")
-            expect(first, step)
-        assert browser.run("return document.getElementById('viewer-next').disabled")
-        assert "A valid document." in browser.run(
-            "return document.getElementById('viewer-status').textContent"
-        )
-        browser.click("#viewer-previous")
-        expect(first, STEPS - 1)
-        browser.click("#viewer-first")
-        expect(first, 0)
-        browser.click("#viewer-last")
-        expect(first, STEPS)
-        browser.keys("#viewer-tokens", "\ue012\ue012")
-        expect(first, STEPS - 2)
-        browser.keys("#viewer-tokens", "\ue014")
-        expect(first, STEPS - 1)
-        browser.keys("#viewer-step", "\ue012")  # the slider takes its own keys: one step, not two
-        expect(first, STEPS - 2)
-        browser.keys("#viewer-sample", "2")
-        expect(second, 0)  # a given token stands there before the first step
-        browser.keys("#viewer-model", "M")
-        assert (
-            browser.run("return document.getElementById('viewer-model').selectedOptions[0].text")
-            == "MDLM"
-        )
-        browser.click("#viewer-play")
-        browser.wait(
-            "return document.getElementById('viewer-status').textContent.includes('Not valid: breaks name.')"
-        )
-        expect(draws[0]["samples"][1], STEPS)
 
-        assert browser.run("return document.title") == "DiLaDiff on stories"
-        assert not browser.log()
-        browser.run("document.getElementById('decoding').scrollIntoView({behavior: 'instant'})")
-        shots = {}
-        for scheme in ("light", "dark"):
-            browser.command(
-                "Emulation.setEmulatedMedia",
-                features=[{"name": "prefers-color-scheme", "value": scheme}],
-            )
-            shots[scheme] = matplotlib.image.imread(io.BytesIO(browser.screenshot()), format="png")[
-                ..., :3
-            ]
-        for shot in shots.values():
-            assert shot.shape[0] > 300 and shot.shape[1] > 300 and shot.std() > 0.05
-        assert shots["light"].mean() > 0.8 and shots["dark"].mean() < 0.3
-        # On a phone the page does not scroll sideways; wide tables do so by themselves.
-        browser.command(
-            "Emulation.setDeviceMetricsOverride",
-            width=375,
-            height=700,
-            deviceScaleFactor=2,
-            mobile=True,
-        )
-        assert browser.run("return document.documentElement.scrollWidth <= 375")
+def test_the_page_follows_the_color_scheme(opened):
+    """What is shown is light on a light page and dark on a dark one, and never blank."""
+    page, _ = opened
+    page.evaluate("document.getElementById('decoding').scrollIntoView({behavior: 'instant'})")
+    shots = {}
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        shot = matplotlib.image.imread(io.BytesIO(page.screenshot()), format="png")[..., :3]
+        assert shot.shape[0] > 300 and shot.shape[1] > 300 and shot.std() > 0.05
+        shots[scheme] = shot
+    assert shots["light"].mean() > 0.8 and shots["dark"].mean() < 0.3
+
+
+def test_the_page_does_not_scroll_sideways_on_a_phone(folder, browser):
+    """Wide tables scroll by themselves."""
+    phone = browser.new_page(
+        viewport={"width": 375, "height": 700}, device_scale_factor=2, is_mobile=True
+    )
+    phone.goto((folder / "report.html").as_uri())
+    assert phone.evaluate("document.documentElement.scrollWidth") <= 375
+    phone.close()
