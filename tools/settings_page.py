@@ -20,7 +20,7 @@ INTRODUCTION = """\
 # Settings
 
 ```bash
-python launch/train.py --config=configs/tiny.py --workdir=runs/tiny --stage=mdlm --config.mdlm.batch=64
+python launch/train.py --config=configs/tiny.py --workdir=W --stage=mdlm --config.mdlm.batch=64
 ```
 
 Every setting of an experiment, with its default and its valid values. The defaults are the paper's

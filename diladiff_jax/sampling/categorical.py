@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from diladiff_jax.diffusion.masking import restrict
+
+Keys = Key[Array, " B"] | UInt32[Array, "B words"]
+"""One JAX key per sample, new-style or old-style."""
 
 
 def nucleus_threshold(
@@ -91,22 +94,22 @@ def last_positive(probabilities: Float[Array, "*batch V"]) -> Int[Array, "*batch
     return size - 1 - jnp.argmax(jnp.flip(probabilities > 0, axis=-1), axis=-1)
 
 
-def uniform_per_sample(keys: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "B ..."]:
+def uniform_per_sample(keys: Keys, shape: tuple[int, ...]) -> Float[Array, "B ..."]:
     """Uniform [0, 1) `[B, *shape]`; row i depends on `keys[i]` alone."""
     return jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
 
 
-def normal_per_sample(keys: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "B ..."]:
+def normal_per_sample(keys: Keys, shape: tuple[int, ...]) -> Float[Array, "B ..."]:
     """Standard normal `[B, *shape]`; row i depends on `keys[i]` alone."""
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
 
-def split_per_sample(keys: PRNGKeyArray) -> tuple[PRNGKeyArray, PRNGKeyArray]:
+def split_per_sample(keys: Keys) -> tuple[Keys, Keys]:
     """Two independent keys `[B]` from each of `keys [B]`."""
     pairs = jax.vmap(lambda key: jax.random.split(key))(keys)
     return pairs[:, 0], pairs[:, 1]
 
 
-def fold_in_per_sample(keys: PRNGKeyArray, data: Int[Array, ""] | int) -> PRNGKeyArray:
+def fold_in_per_sample(keys: Keys, data: Int[Array, ""] | int) -> Keys:
     """`jax.random.fold_in` of each of `keys [B]`."""
     return jax.vmap(lambda key: jax.random.fold_in(key, data))(keys)

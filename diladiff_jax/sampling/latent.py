@@ -12,10 +12,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int
 
 from diladiff_jax.diffusion import gaussian, meanflow
 from diladiff_jax.sampling.categorical import (
+    Keys,
     fold_in_per_sample,
     normal_per_sample,
     split_per_sample,
@@ -216,7 +217,7 @@ def few_step(
     average_velocity: AverageVelocity,
     clean_prediction: Denoise | None,
     schedule: gaussian.Schedule,
-    keys: PRNGKeyArray,
+    keys: Keys,
     shape: tuple[int, int],
     steps: Int[Array, ""] | int,
     *,

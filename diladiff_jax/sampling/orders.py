@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int
 
 from diladiff_jax.diffusion.masking import DiscreteProcess
 from diladiff_jax.sampling.categorical import (
+    Keys,
     fold_in_per_sample,
     sample_categorical,
     split_per_sample,
@@ -65,7 +66,7 @@ Decoded = tuple[Int[Array, "B L"], Int[Array, "B L"]]
 """tokens, and the step in which each position was unmasked (-1 where it was given)."""
 
 OrderFunction = Callable[
-    [TokenNetwork, DiscreteProcess, PRNGKeyArray, Int[Array, "B L"], TokenControls], Decoded
+    [TokenNetwork, DiscreteProcess, Keys, Int[Array, "B L"], TokenControls], Decoded
 ]
 
 
@@ -89,7 +90,7 @@ class Order:
 def ancestral(
     network: TokenNetwork,
     process: DiscreteProcess,
-    keys: PRNGKeyArray,
+    keys: Keys,
     tokens: Int[Array, "B L"],
     controls: TokenControls,
     *,
@@ -167,7 +168,7 @@ def ancestral(
 def by_confidence(
     network: TokenNetwork,
     process: DiscreteProcess,
-    keys: PRNGKeyArray,
+    keys: Keys,
     tokens: Int[Array, "B L"],
     controls: TokenControls,
     *,
@@ -229,7 +230,7 @@ def by_confidence(
 def plain(
     network: TokenNetwork,
     process: DiscreteProcess,
-    keys: PRNGKeyArray,
+    keys: Keys,
     tokens: Int[Array, "B L"],
     controls: TokenControls,
     *,

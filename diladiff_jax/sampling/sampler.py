@@ -16,7 +16,7 @@ from diladiff_jax.diffusion.masking import DiscreteProcess
 from diladiff_jax.nn.call import apply
 from diladiff_jax.nn.networks import Networks
 from diladiff_jax.sampling import latent
-from diladiff_jax.sampling.categorical import normal_per_sample, split_per_sample
+from diladiff_jax.sampling.categorical import Keys, normal_per_sample, split_per_sample
 from diladiff_jax.sampling.options import SamplingOptions
 from diladiff_jax.sampling.orders import ORDERS, TokenControls, TokenNetwork
 
@@ -57,7 +57,7 @@ class LatentSource(Protocol):
         ...
 
     def __call__(
-        self, sampler: Sampler, params: Mapping[str, Any], keys: PRNGKeyArray, controls: Controls
+        self, sampler: Sampler, params: Mapping[str, Any], keys: Keys, controls: Controls
     ) -> Float[Array, "B N D"]:
         """Latents of samples `keys [B]`."""
         ...
@@ -83,7 +83,7 @@ class PriorLatents:
         )
 
     def __call__(
-        self, sampler: Sampler, params: Mapping[str, Any], keys: PRNGKeyArray, controls: Controls
+        self, sampler: Sampler, params: Mapping[str, Any], keys: Keys, controls: Controls
     ) -> Float[Array, "B N D"]:
         """Integrates from N(0, I) in `controls.latent_steps` steps."""
         bound, teacher = self.bind(sampler.options), sampler.networks.teacher
@@ -111,7 +111,7 @@ class StudentLatents:
         return self
 
     def __call__(
-        self, sampler: Sampler, params: Mapping[str, Any], keys: PRNGKeyArray, controls: Controls
+        self, sampler: Sampler, params: Mapping[str, Any], keys: Keys, controls: Controls
     ) -> Float[Array, "B N D"]:
         """Jumps in `controls.latent_steps` steps of two network calls each."""
         student, schedule = sampler.networks.student, sampler.schedule
@@ -146,7 +146,7 @@ class NullLatents:
         return self
 
     def __call__(
-        self, sampler: Sampler, params: Mapping[str, Any], keys: PRNGKeyArray, controls: Controls
+        self, sampler: Sampler, params: Mapping[str, Any], keys: Keys, controls: Controls
     ) -> Float[Array, "B N D"]:
         """Standard normal noise."""
         return normal_per_sample(keys, sampler.networks.latent_shape)
@@ -214,7 +214,7 @@ class Sampler:
     def decode(
         self,
         params: Mapping[str, Any],
-        keys: PRNGKeyArray,
+        keys: Keys,
         prompt: Int[Array, "B L"],
         latents: Float[Array, "B N D"] | None,
         controls: Controls,
@@ -286,6 +286,6 @@ class Sampler:
         return TokenNetwork(context, logits, refresh, self.options.refresh_every)
 
 
-def sample_keys(key: PRNGKeyArray, indices: Int[Array, " B"]) -> PRNGKeyArray:
+def sample_keys(key: PRNGKeyArray, indices: Int[Array, " B"]) -> Keys:
     """One key per sample `[B]`, a function of `key` and the sample's index."""
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
