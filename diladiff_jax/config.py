@@ -18,6 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from diladiff_jax import stages
+from diladiff_jax.data import corpora
 from diladiff_jax.data.options import DataOptions, TokenizerOptions
 from diladiff_jax.diffusion.gaussian import ScheduleOptions, make_schedule
 from diladiff_jax.nn.options import (
@@ -118,6 +119,9 @@ def stages_of(config: Config) -> tuple[str, ...]:
 
 def _conflicts(config: Config) -> Iterator[tuple[str, str]]:
     """(key, what would be valid) of settings that contradict those of another block."""
+    data = DataOptions.of(config.data)
+    corpus = corpora.corpus_of(data.corpus)
+    yield from ((f"data.{name}", valid) for name, valid in corpus.conflicts(data))
     if config.features.source == "bert" and config.tokenizer.kind != "wordpiece":
         yield "tokenizer.kind", "wordpiece when features.source is bert, which reads its own ids"
     if config.encoder.num_latents > config.data.length:
@@ -131,7 +135,7 @@ def _conflicts(config: Config) -> Iterator[tuple[str, str]]:
         yield "scorer_network.heads", "such that width / heads is even (rotary positions)"
     yield from _sampling_conflicts(config)
     if config.scorer.steps:
-        key = "scorer_documents" if config.data.corpus == "stories" else "scorer_fraction"
+        key = corpus.scorer_setting
         if not config.data[key]:
             yield f"data.{key}", "above 0 when scorer.steps is: the scorer needs text of its own"
 

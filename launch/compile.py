@@ -40,7 +40,7 @@ _LIBTPU = os.environ.pop("TPU_LIBRARY_PATH", None)
 for _name in ("TPU_MIN_LOG_LEVEL", "TPU_STDERR_LOG_LEVEL", "TF_CPP_MIN_LOG_LEVEL"):
     os.environ.setdefault(_name, "3")  # libtpu warns that there is no accelerator
 
-import cli  # noqa: E402  (jax reads the environment when it is imported)
+import cli  # noqa: E402  (after the environment is set, which jax reads on import)
 from absl import flags  # noqa: E402
 
 _CONFIG = cli.config_flag(

@@ -1,22 +1,19 @@
-"""Shared fixtures. Before jax is imported, it gets eight virtual CPU devices and quick compilation.
+"""Fixtures that all tests share, and what has to happen before jax and the library are imported.
 
-Sharding tests then run anywhere, and tests of tiny programs spend little time on compiling them.
+Eight virtual CPU devices let every sharding test run anywhere. Compiling takes nearly all of a
+test's time, because the programs are tiny, so XLA's expensive passes are off.
 """
 
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
-    " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    " --xla_llvm_disable_expensive_passes=true"
-)
-
-from jaxtyping import install_import_hook
-
-# Check every shape annotation of the four pure rooms. Has to precede the first import of the library.
-install_import_hook(
-    [f"diladiff_jax.{room}" for room in ("nn", "diffusion", "objectives", "sampling")],
-    "shape_checks.check_shapes",
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+    ]
 )
 
 import filelock
@@ -26,8 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Checks the shape annotations of the four pure rooms. It must precede their first import.
+install_import_hook(
+    [f"diladiff_jax.{room}" for room in ("nn", "diffusion", "objectives", "sampling")],
+    "shape_checks.check_shapes",
+)
 
 LENGTH, VOCAB, MASK, PAD = 8, 12, 10, 11
 
@@ -72,9 +75,9 @@ def network_settings():
 
 @pytest.fixture(scope="session")
 def networks(network_settings):
-    """All networks of a tiny experiment: text of 8 tokens out of 12, 4 latents of width 6.
+    """All networks of a tiny experiment: 8 tokens of a vocabulary of 12, 4 latents of width 6.
 
-    They have one layer each, since tests spend their time on compiling.
+    One layer each, because compiling is what takes time.
     """
     from diladiff_jax.nn.networks import NetworkOptions, build_networks
 
@@ -82,7 +85,7 @@ def networks(network_settings):
 
 
 def perturbed(tree, seed, scale=0.3):
-    """A copy of a parameter tree with noise on every leaf, so that nothing remains zero."""
+    """A copy of a parameter tree with noise on every leaf, so that no parameter stays at zero."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: jnp.asarray(x + scale * rng.normal(size=x.shape), x.dtype), tree)
 
@@ -90,7 +93,7 @@ def perturbed(tree, seed, scale=0.3):
 def random_parameters(module, *inputs, seed=0):
     """Parameters of the right shapes, none of them zero: kernels by fan-in, gains near 1.
 
-    The module's own `init` is only traced, since compiling it takes seconds.
+    The module's init is only traced, because compiling it takes seconds.
     """
     shapes = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"])
     rng = np.random.default_rng(seed)
@@ -118,9 +121,9 @@ def perturb():
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """A workdir in which every stage of the micro experiment is trained, on eight devices.
+    """A workdir with every stage of the micro experiment trained over eight devices.
 
-    The first test process that asks for it trains it for all of them.
+    The first test process that needs it trains it for all.
     """
     from micro import micro_config
 

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+import types
+from typing import Any, Union, get_args, get_origin
 
+import jax
+import numpy as np
 from beartype import beartype
 from jaxtyping import AbstractArray
 
 
+def is_shape(hint: Any) -> bool:
+    """Whether a type hint is a shape such as `Float[Array, "B L"]`."""
+    return isinstance(hint, type) and issubclass(hint, AbstractArray)
+
+
 def mentions_shape(hint: Any) -> bool:
-    """Whether a type hint is or contains a shape such as `Float[Array, "B L"]`."""
-    if isinstance(hint, type) and issubclass(hint, AbstractArray):
-        return True
-    return any(mentions_shape(part) for part in get_args(hint))
+    """Whether a type hint is or contains a shape."""
+    return is_shape(hint) or any(map(mentions_shape, get_args(hint)))
+
+
+def accept_numpy(hint: Any) -> Any:
+    """The same hint, but satisfied by numpy arrays too, which all of JAX accepts."""
+    if is_shape(hint) and hint.array_type is jax.Array:
+        return hint.dtype[jax.Array | np.ndarray, hint.dim_str]
+    if is_shape(hint) or not mentions_shape(hint):
+        return hint
+    parts = tuple(map(accept_numpy, get_args(hint)))
+    origin = get_origin(hint)
+    return Union[parts] if origin in (Union, types.UnionType) else origin[parts]  # noqa: UP007 (a tuple)
 
 
 def check_shapes(function):
@@ -21,11 +38,10 @@ def check_shapes(function):
     Other annotations are pyright's business. Leaving them out keeps tracing fast, and lets tests
     pass stand-ins for networks.
     """
-    hints = {
-        name: hint if mentions_shape(hint) else Any
-        for name, hint in function.__annotations__.items()
-    }
-    if all(hint is Any for hint in hints.values()):
+    hints = function.__annotations__
+    if not any(map(mentions_shape, hints.values())):
         return function
-    function.__annotations__ = hints
+    function.__annotations__ = {
+        name: accept_numpy(hint) if mentions_shape(hint) else Any for name, hint in hints.items()
+    }
     return beartype(function)

@@ -1,6 +1,7 @@
 """Who may import whom (the architecture's table), and what importing the library may not do."""
 
 import ast
+import graphlib
 import os
 import pathlib
 import subprocess
@@ -145,6 +146,28 @@ def test_each_room_imports_only_what_it_may(path):
         f"{room(path)} has no line in the table of who may import whom"
     )
     assert not list(violations(path))
+
+
+def module_name(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    """Imports inside functions and for type checking count; packages' own exports do not."""
+    modules = {module_name(path): path for path in LIBRARY if path.name != "__init__.py"}
+
+    def targets(path):
+        for name in imported(path):
+            module = name if name in modules else name.rpartition(".")[0]
+            if module in modules:
+                yield module
+
+    graph = {name: set(targets(path)) - {name} for name, path in modules.items()}
+    try:
+        tuple(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        pytest.fail("circle: " + " -> ".join(error.args[1]))
 
 
 def test_launchers_import_the_library_and_each_other_alone():

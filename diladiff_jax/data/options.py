@@ -6,9 +6,13 @@ import dataclasses
 from collections.abc import Iterator
 
 from diladiff_jax.data import packing
-from diladiff_jax.data.corpora import corpus_of
-from diladiff_jax.data.tokenizers import FROM_FILE, TRAINED
 from diladiff_jax.options import Options, Rule, at_least, between, fraction_below, one_of, setting
+
+TRAINED = ("unigram", "bpe")
+"""The tokenizer kinds that are trained on the corpus."""
+
+FROM_FILE = ("wordpiece", "byte_bpe", "sentencepiece")
+"""The tokenizer kinds that are read from the file of a published vocabulary."""
 
 # Larger values are almost certainly typos, and would trace or allocate for hours before failing.
 MAX_LENGTH = 2**17
@@ -20,7 +24,8 @@ class DataOptions(Options):
     """The text of an experiment: its corpus, its splits, and its rows of tokens.
 
     Documents are divided among the splits by a hash of their text, except for corpora that have
-    splits of their own, such as `stories`.
+    splits of their own, such as `stories`. `corpora.check` finds combinations that the corpus
+    cannot be read with.
     """
 
     # The order of the fields is that of the record in `prepared.json`.
@@ -66,9 +71,6 @@ class DataOptions(Options):
     )
     directory: str = setting("", "folder of the prepared text; by default WORKDIR/data")
 
-    def conflicts(self) -> Iterator[tuple[str, str]]:
-        return corpus_of(self.corpus).conflicts(self)
-
     @property
     def held_out_fraction(self) -> float:
         """The fraction of the documents that their hash assigns to validation.
@@ -77,11 +79,6 @@ class DataOptions(Options):
         """
         replaced = self.validation_files or self.validation_last
         return 0.0 if replaced else self.validation_fraction
-
-    @property
-    def scorer_setting(self) -> str:
-        """The setting that makes a split for the scorer if it is above 0."""
-        return corpus_of(self.corpus).scorer_setting
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from diladiff_jax import files
-from diladiff_jax.data import rows, text_store, tokenizers
+from diladiff_jax.data import corpora, rows, text_store, tokenizers
 from diladiff_jax.data.corpora import corpus_key
 from diladiff_jax.data.errors import DataError
 from diladiff_jax.data.hashing import short_hash
 from diladiff_jax.data.options import DataOptions, TokenizerOptions
+from diladiff_jax.options import OptionError
 
 _log = logging.getLogger(__name__)
 
@@ -100,6 +101,10 @@ def prepare(
       DataError: bad settings or documents, or the workdir's tokenizer was made with other settings
         (models trained there depend on it).
     """
+    try:
+        corpora.check(data)
+    except OptionError as error:
+        raise DataError(f"data.{error}") from None
     workdir = Path(workdir)
     root = _root(data, workdir)
     try:

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,10 +16,8 @@ from diladiff_jax import files
 from diladiff_jax.data import packing, text_store
 from diladiff_jax.data.errors import DataError, ReadError
 from diladiff_jax.data.hashing import short_hash
-
-if TYPE_CHECKING:
-    from diladiff_jax.data.options import DataOptions
-    from diladiff_jax.data.tokenizers import Tokenizer
+from diladiff_jax.data.options import DataOptions
+from diladiff_jax.data.tokenizers import Tokenizer
 
 DTYPES = ("<u2", "<i4")
 """The types of token ids on disk: the first one for vocabularies of up to 65,536 ids."""

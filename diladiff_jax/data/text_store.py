@@ -10,16 +10,14 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from diladiff_jax.data import corpora
 from diladiff_jax.data.batching import batched
 from diladiff_jax.data.errors import DataError
+from diladiff_jax.data.options import DataOptions
 from diladiff_jax.data.text_files import SEPARATOR
 from diladiff_jax.data.tfds_folders import prepared_folder
-
-if TYPE_CHECKING:
-    from diladiff_jax.data.options import DataOptions
 
 _BATCH = 1024  # documents per read
 _log = logging.getLogger(__name__)

@@ -53,7 +53,7 @@ def log_snr(schedule: Schedule, t: Float[Number, "*B"]) -> Float[Array, "*B"]:
     return 2.0 * (jnp.log(schedule.alpha(t)) - jnp.log(schedule.sigma(t)))
 
 
-def per_example(value: Number, z: Float[Array, ...]) -> Array:
+def per_example(value: Float[Number, "*#B"], z: Float[Array, "*B N D"]) -> Array:
     """Reshapes `[B]` (or a scalar) so that it multiplies `z [B, ...]`."""
     value = jnp.asarray(value)
     return value.reshape(value.shape + (1,) * (z.ndim - value.ndim))

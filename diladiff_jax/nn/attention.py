@@ -52,30 +52,25 @@ def attend(
     Returns:
       The attention outputs, with the heads concatenated.
     """
-    whole = functools.partial(attend_at_once, causal=causal)
-    moved = causal and positions is not None
-    positions = (
-        jnp.broadcast_to(jnp.arange(q.shape[1])[None], q.shape[:2])
-        if positions is None
-        else positions
-    )
+    at_once = functools.partial(attend_at_once, causal=causal)
+    elsewhere = causal and positions is not None  # queries not at 0 to L - 1
+    if positions is None:
+        positions = jnp.broadcast_to(jnp.arange(q.shape[1])[None], q.shape[:2])
     if plain:
-        return whole(q, k, v, positions)
+        return at_once(q, k, v, positions)
     forms: dict[str, Callable[..., Array]] = {}
     if q.shape[0] * q.shape[1] * q.shape[2] * k.shape[1] >= MANY_SCORES:
         forms["cpu"] = functools.partial(attend_in_blocks, causal=causal)
     # XLA cannot partition a kernel: on several devices, the shardings must be known here.
     known = jax.device_count() == 1 or not jax.sharding.get_abstract_mesh().empty
-    if not q.shape[1] % LANES and not k.shape[1] % LANES and not moved and known:
+    if not q.shape[1] % LANES and not k.shape[1] % LANES and not elsewhere and known:
         forms["tpu"] = functools.partial(attend_splash, causal=causal)
     # cuDNN's call looks for a GPU while it is traced, so do not even trace it elsewhere.
-    if jax.default_backend() == "gpu" and q.dtype.itemsize == 2 and not moved:
+    if jax.default_backend() == "gpu" and q.dtype.itemsize == 2 and not elsewhere:
         forms["cuda"] = functools.partial(attend_cudnn, causal=causal)
-    return (
-        jax.lax.platform_dependent(q, k, v, positions, default=whole, **forms)
-        if forms
-        else whole(q, k, v, positions)
-    )
+    if not forms:
+        return at_once(q, k, v, positions)
+    return jax.lax.platform_dependent(q, k, v, positions, default=at_once, **forms)
 
 
 def attend_at_once(

@@ -31,12 +31,12 @@ def parameter(
     init: Initializer,
     axes: tuple[str | None, ...],
     shape: tuple[int, ...],
-) -> Float[Array, ...]:
+) -> Float[Array, "*shape"]:
     """Declares a parameter of `module` whose axes carry the logical names `axes`."""
     return cast(Array, module.param(name, nn.with_logical_partitioning(init, axes), shape))
 
 
-def align_last(vector: Float[Array, " D"], x: Float[Array, ...]) -> Float[Array, ...]:
+def align_last(vector: Float[Array, " D"], x: Float[Array, "*batch D"]) -> Float[Array, "*ones D"]:
     """Reshapes `[D]` to `[1, ..., 1, D]` with the rank of `x`, to avoid implicit rank promotion."""
     return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
 

@@ -41,7 +41,7 @@ class NetworkOptions:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> NetworkOptions:
-        """The network options in a whole config; other blocks are ignored.
+        """Reads the network options from a complete config, and ignores its other blocks.
 
         Raises:
           OptionError: a value that its rule excludes, or a conflict within one block.

@@ -76,7 +76,7 @@ def run_layers(
 def cast_matrices(parameters: Any, dtype: Any) -> Any:
     """Casts matrices, and no vectors, to the type that they are multiplied in.
 
-    For layers that a scan stacks, this halves the copy (in bfloat16), and halves what is gathered
-    over devices.
+    In bfloat16, this halves what a scan copies to stack the layers, and what is gathered over
+    devices.
     """
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.ndim > 1 else leaf, parameters)

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from diladiff_jax.config import default_config
-from diladiff_jax.data import DataOptions, TokenizerOptions
+from diladiff_jax.data import DataOptions, TokenizerOptions, corpora
 from diladiff_jax.options import OptionError
 
 
@@ -32,7 +32,7 @@ def test_the_options_are_all_settings_of_their_config_blocks():
     ],
 )
 def test_a_validation_fraction_of_zero_is_valid_if_other_settings_hold_documents_out(settings):
-    DataOptions(**settings)
+    corpora.check(DataOptions(**settings))
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_a_validation_fraction_of_zero_is_valid_if_other_settings_hold_documents
 )
 def test_invalid_data_settings_are_rejected_by_name(settings, name):
     with pytest.raises(OptionError, match=f"^{name}: got .*, expected ") as error:
-        DataOptions(**settings)
+        corpora.check(DataOptions(**settings))
     assert error.value.name == name
 
 
@@ -77,5 +77,5 @@ def test_invalid_tokenizer_settings_are_rejected_by_name(settings, name):
 
 
 def test_a_corpus_names_the_setting_that_holds_out_text_for_the_scorer():
-    assert DataOptions(corpus="stories").scorer_setting == "scorer_documents"
-    assert DataOptions(corpus="pydocs").scorer_setting == "scorer_fraction"
+    assert corpora.corpus_of("stories").scorer_setting == "scorer_documents"
+    assert corpora.corpus_of("pydocs").scorer_setting == "scorer_fraction"

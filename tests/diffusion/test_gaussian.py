@@ -1,4 +1,9 @@
-"""Schedules, conversions and steps of the latent diffusion against closed forms, in float64 unless the claim is float32's."""
+"""Schedules, conversions and steps of the latent diffusion against closed forms.
+
+They run in float64, except where the claim is about float32.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +38,10 @@ def batch(seed=0):
 
 @each_tangent
 def test_tangent_schedule_is_arctan_of_d_tan(schedule, x64):
-    """theta = arctan(d tan(pi t / 2)), alpha and sigma its cosine and sine, logSNR = -2 log(d tan(pi t / 2))."""
+    """theta = arctan(d tan(pi t / 2)); alpha and sigma are its cosine and sine.
+
+    logSNR = -2 log(d tan(pi t / 2)).
+    """
     tangent = schedule.d * np.tan(np.pi * INTERIOR / 2)
     np.testing.assert_allclose(schedule.angle(INTERIOR), np.arctan(tangent), rtol=1e-12)
     np.testing.assert_allclose(schedule.alpha(INTERIOR), 1 / np.sqrt(1 + tangent**2), rtol=1e-12)
@@ -76,7 +84,10 @@ def test_derivatives_are_those_of_autodiff(schedule, x64):
 
 @each_schedule
 def test_unit_circle_and_inverse_angle(schedule, x64):
-    """alpha^2 + sigma^2 = 1, (alpha, sigma) = (cos, sin)(theta), time_of_angle inverts angle on all of [0, 1]."""
+    """alpha^2 + sigma^2 = 1 and (alpha, sigma) = (cos, sin)(theta).
+
+    `time_of_angle` inverts `angle` on all of [0, 1].
+    """
     t = np.linspace(0, 1, 65)
     theta = schedule.angle(t)
     np.testing.assert_allclose(schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2, 1, rtol=1e-12)
@@ -87,7 +98,10 @@ def test_unit_circle_and_inverse_angle(schedule, x64):
 
 @each_tangent
 def test_ends_are_exact_and_finite_in_float32_and_under_grad(schedule):
-    """alpha and sigma are exactly (1, 0) and (0, 1) at the ends, log SNR +-inf, and every derivative is finite there."""
+    """(alpha, sigma) is exactly (1, 0) and (0, 1) at the ends, where log SNR is +-inf.
+
+    Every derivative is finite there.
+    """
     ends = jnp.array([0.0, 1.0], jnp.float32)
     np.testing.assert_array_equal(schedule.alpha(ends), [1, 0])
     np.testing.assert_array_equal(schedule.sigma(ends), [0, 1])
@@ -103,7 +117,10 @@ def test_ends_are_exact_and_finite_in_float32_and_under_grad(schedule):
 
 @each_schedule
 def test_velocity_is_the_time_derivative_of_the_path(schedule, x64):
-    """v = d z_t / dt at fixed (z, eps), by forward differentiation of `diffuse`; the implied-noise form agrees."""
+    """v = d z_t / dt at fixed (z, eps), by forward differentiation of `diffuse`.
+
+    The form with the implied noise agrees.
+    """
     z, noise, t = batch()
     z_t, v = jax.jvp(lambda t: gaussian.diffuse(schedule, z, noise, t), (t,), (jnp.ones_like(t),))
     np.testing.assert_allclose(gaussian.velocity_of_noise(schedule, z, noise, t), v, rtol=1e-9)
@@ -117,7 +134,10 @@ def test_velocity_is_the_time_derivative_of_the_path(schedule, x64):
 
 @each_schedule
 def test_phi_is_the_formula_and_the_inverse_of_the_velocity(schedule, x64):
-    """Phi = (sigma v - sigma' z_t) / (sigma alpha' - sigma' alpha), and Phi(velocity(z)) = z, velocity(Phi(v)) = v."""
+    """Phi = (sigma v - sigma' z_t) / (sigma alpha' - sigma' alpha).
+
+    Phi(velocity(z)) = z, and velocity(Phi(v)) = v.
+    """
     z_t, v, t = batch(1)
     grad = lambda f: jax.vmap(jax.grad(f))(t)[:, None, None]
     alpha, sigma = schedule.alpha(t)[:, None, None], schedule.sigma(t)[:, None, None]
@@ -136,7 +156,10 @@ def test_phi_is_the_formula_and_the_inverse_of_the_velocity(schedule, x64):
 
 @each_schedule
 def test_ddim_is_exact_for_a_constant_prediction(schedule, x64):
-    """With the true z the rotation lands on the same path at every s < t, s = 0 included, and two steps make one."""
+    """With the true z, the rotation lands on the same path at every s < t, including s = 0.
+
+    Two steps equal one.
+    """
     z, noise, t = batch(2)
     z_t = gaussian.diffuse(schedule, z, noise, t)
     for share in (0.0, 0.3, 0.9):
@@ -154,7 +177,7 @@ def test_ddim_is_exact_for_a_constant_prediction(schedule, x64):
 
 
 def test_ddim_stays_accurate_near_clean_in_float32():
-    """Steps between times of 1e-6 keep float32's precision: nothing is divided by a small number."""
+    """Steps between times of 1e-6 keep float32's precision: no small number is a divisor."""
     schedule = gaussian.TangentSchedule(10.0)
     t, s = jnp.full(1, 2e-6), jnp.full(1, 1e-6)
     z, noise = jnp.full((1, 1, 1), 0.7), jnp.full((1, 1, 1), -1.3)
@@ -164,7 +187,7 @@ def test_ddim_stays_accurate_near_clean_in_float32():
 
 @each_schedule
 def test_euler_step_has_the_second_order_local_error(schedule, x64):
-    """Against the true path, halving t - s quarters Euler's error (ratio within 3.6 and 4.4)."""
+    """Halving t - s quarters Euler's error against the true path (ratio between 3.6 and 4.4)."""
     z, noise, _ = batch(3)
     t = jnp.full(33, 0.6)
     z_t = gaussian.diffuse(schedule, z, noise, t)
@@ -187,7 +210,7 @@ def test_jit_and_vmap_agree_with_plain_calls(schedule):
         gaussian.noise_of_clean,
         gaussian.clean_of_velocity,
     ):
-        each = jax.jit(jax.vmap(lambda a, b, t: f(schedule, a, b, t)))
+        each = jax.jit(jax.vmap(functools.partial(f, schedule)))
         np.testing.assert_allclose(
             each(z, noise, t), f(schedule, z, noise, t), rtol=2e-4, atol=1e-5
         )
@@ -229,7 +252,10 @@ def test_the_decoding_error_grows_linearly_under_its_own_schedule(schedule, x64)
 
 @pytest.mark.parametrize("schedule", [*EMPIRICAL, gaussian.EmpiricalSchedule(7.9, 0.5)], ids=repr)
 def test_empirical_ends_are_exact_in_float32(schedule):
-    """alpha(1) = 0 = sigma(0) exactly, rates finite and derivatives without NaN at both ends, time_of_angle the inverse."""
+    """alpha(1) = 0 = sigma(0) exactly, and `time_of_angle` inverts `angle`.
+
+    At both ends, rates are finite and derivatives are not NaN.
+    """
     ends = jnp.array([0.0, 1.0])
     np.testing.assert_array_equal(schedule.sigma(ends), [0, 1])
     np.testing.assert_array_equal(schedule.alpha(ends), [1, 0])
@@ -240,7 +266,7 @@ def test_empirical_ends_are_exact_in_float32(schedule):
 
 
 def test_a_flat_error_leaves_time_alone():
-    """k -> 0: theta linear in t; and what float32 cannot hold is refused."""
+    """As k -> 0, theta becomes linear in t. Values that float32 cannot represent are rejected."""
     np.testing.assert_allclose(
         gaussian.EmpiricalSchedule(0.01, 0.5).angle(INTERIOR), np.pi / 2 * INTERIOR, atol=1e-4
     )

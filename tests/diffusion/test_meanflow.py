@@ -1,4 +1,4 @@
-"""Average velocities against the closed-form flow of Gaussian data, and the laws of the sampled times."""
+"""Average velocities against the closed-form flow of Gaussian data, and laws of sampled times."""
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,10 @@ def points(seed=0, n=64):
 
 @each_schedule
 def test_the_exact_flow_has_no_error_against_its_own_target(schedule, x64):
-    """u = (z - Phi_{t->r}(z)) / (t - r) satisfies u = v - (t - r)(v du/dz + du/dt), v the velocity of E[z | z_t]."""
+    """u = (z - Phi_{t->r}(z)) / (t - r) satisfies u = v - (t - r)(v du/dz + du/dt).
+
+    v is the velocity of E[z | z_t].
+    """
     z_t, t, r = points()
     u = lambda z, t, r: (z - flow(schedule, z, t, r)) / gaussian.per_example(t - r, z)
     v = gaussian.velocity_of_clean(schedule, z_t, posterior_mean(schedule, z_t, t), t)
@@ -69,7 +72,10 @@ def test_the_exact_flow_has_no_error_against_its_own_target(schedule, x64):
 
 
 def test_target_is_the_formula_by_finite_differences(x64):
-    """For an arbitrary smooth u the bracket is its directional derivative along (v, 1, 0), scaled by w; w = 0 leaves v."""
+    """For any smooth u, the bracket is its directional derivative along (v, 1, 0), scaled by w.
+
+    w = 0 leaves v.
+    """
     z_t, t, r = points(1)
     v = jnp.sin(3 * z_t)
     u = lambda z, t, r: jnp.tanh(z * z[:, ::-1]) * gaussian.per_example(jnp.cos(2 * t) + r * t, z)
@@ -84,7 +90,7 @@ def test_target_is_the_formula_by_finite_differences(x64):
 
 
 def test_target_carries_no_gradient():
-    """The derivative of the target in the student's parameter and in v is exactly zero; that of u is not."""
+    """The target's gradient in the student's parameter and in v is exactly zero; u's is not."""
     z_t, t, r = (jnp.asarray(x, jnp.float32) for x in points(2))
 
     def both(a, v):
@@ -98,7 +104,10 @@ def test_target_carries_no_gradient():
 
 
 def test_adaptive_loss_and_its_gradient():
-    """e / (e + c) with e summed over the latent, and gradient 2 (u - target) / (e + c): the denominator is held fixed."""
+    """The loss is e / (e + c) with e summed over the latent.
+
+    Its gradient is 2 (u - target) / (e + c), because the denominator is held fixed.
+    """
     u, target = jax.random.normal(jax.random.key(0), (2, 4, 2, 3))
     loss, error = meanflow.adaptive_loss(u, target, 5.0)
     e = ((np.asarray(u) - np.asarray(target)) ** 2).reshape(4, -1).sum(axis=1)
@@ -111,7 +120,7 @@ def test_adaptive_loss_and_its_gradient():
 @each_schedule
 @each_form
 def test_at_equal_times_every_form_is_the_velocity(form, schedule, x64):
-    """u(z_t, t, t) = v(z_t, t), and Phi of it is the prediction itself (the student's self-conditioning)."""
+    """u(z_t, t, t) = v(z_t, t), and Phi of it is the prediction, as in self-conditioning."""
     z_t, t, _ = points(3)
     z = jnp.cos(z_t)
     u = meanflow.STEP_FORMS[form](schedule, z_t, z, t, t)
@@ -134,7 +143,10 @@ def test_velocity_form_is_the_same_for_every_r(schedule):
 
 @each_schedule
 def test_rotation_form_steps_as_ddim(schedule, x64):
-    """z_t - (t - r) u = ddim_step(t -> r) for every r, from 0 (where it lands on the prediction) to close below t."""
+    """z_t - (t - r) u = ddim_step(t -> r) for every r, from just below t down to 0.
+
+    At r = 0 the step lands on the prediction.
+    """
     z_t, t, _ = points(5)
     z = jnp.cos(z_t)
     for share, atol in ((0.0, 1e-10), (0.5, 1e-10), (0.99, 1e-10), (0.9995, 1e-7)):
@@ -149,7 +161,10 @@ def test_rotation_form_steps_as_ddim(schedule, x64):
 
 @each_schedule
 def test_rotation_form_is_smooth_where_its_quotient_is_replaced(schedule, x64):
-    """Through t - r = 0 and 1e-3 the value and its derivatives in t and r follow those of the plain quotient, taken at high precision."""
+    """Around t - r = 0 and 1e-3, it follows the plain quotient, computed at high precision.
+
+    This holds for the value and for its derivatives in t and r.
+    """
     z_t, t, _ = points(6)
     z = jnp.cos(z_t)
     plain = lambda t, r: (z_t - gaussian.ddim_step(schedule, z_t, z, t, r)) / (t - r)[:, None, None]
@@ -184,7 +199,11 @@ def test_forms_and_tangents_are_finite_in_float32_at_every_corner(form, schedule
 
 
 def test_times_follow_their_law():
-    """r <= t; P(r = t) = 1/4 (z < 4.5, false alarm 7e-6); where they differ, t and r are the larger and the smaller of two LogitNormal(-1, 1) (KS, 1e-4 each)."""
+    """r <= t, and P(r = t) = 1/4 (z < 4.5, false alarm 7e-6).
+
+    Where they differ, t and r are the larger and the smaller of two LogitNormal(-1, 1)
+    (Kolmogorov-Smirnov, false alarm 1e-4 each).
+    """
     n = 40_000
     t, r = (
         np.asarray(x, np.float64)
@@ -200,7 +219,10 @@ def test_times_follow_their_law():
 
 
 def test_shares_of_ends():
-    """`p_noise` sets t = 1, `p_clean` r = 0, `p_equal` r = t, each in its share (z < 4.5, false alarm 7e-6 each)."""
+    """`p_noise` sets t = 1, `p_clean` r = 0 and `p_equal` r = t, each with its probability.
+
+    z < 4.5, false alarm 7e-6 each.
+    """
     n = 40_000
     t, r = meanflow.sample_times(
         jax.random.key(1), n, mean=0.0, std=2.0, p_equal=0.1, p_noise=0.3, p_clean=0.2
@@ -213,7 +235,10 @@ def test_shares_of_ends():
 
 @each_schedule
 def test_renoised_state_has_exactly_the_level_of_s(schedule, x64):
-    """r <= s, and (alpha_s / alpha_r) z_r + gamma sigma_s eps has alpha_s of signal and sigma_s^2 of noise; gamma = 0 gives r = s, s = 0 gives 0."""
+    """The signal of (alpha_s / alpha_r) z_r + gamma sigma_s eps is alpha_s, its noise sigma_s^2.
+
+    r <= s. gamma = 0 gives r = s, and s = 0 gives r = 0.
+    """
     s = jnp.linspace(0.0, 0.99, 50)
     for gamma in (0.0, 0.3, 0.8, 0.99):
         r = meanflow.renoise_time(schedule, s, gamma)

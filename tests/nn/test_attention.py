@@ -1,4 +1,4 @@
-"""Attention: every form against numpy and against the others."""
+"""Every form of attention against numpy and against the other forms."""
 
 import functools
 import math
@@ -15,7 +15,7 @@ from diladiff_jax.parallel import sharding
 
 
 def test_attention_is_the_softmax_average():
-    """Against numpy, with and without the causal mask; H heads are laid side by side."""
+    """It agrees with numpy, with and without the causal mask; the H heads are concatenated."""
     q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 5, 2, 4))
     for causal in (False, True):
         out = jax.jit(attention.attend, static_argnames="causal")(q, k, v, causal=causal)
@@ -29,7 +29,7 @@ def test_attention_is_the_softmax_average():
 
 
 def test_attention_has_a_forward_derivative():
-    """Its jvp equals a central difference (the student's loss is made of it)."""
+    """Its jvp equals a central difference; the student's loss contains it."""
     q, dq = jax.random.normal(jax.random.key(0), (2, 1, 4, 2, 3))
     f = jax.jit(lambda q: attention.attend(q, jnp.sin(q), jnp.cos(q)))
     _, tangent = jax.jvp(f, (q,), (dq,))
@@ -39,8 +39,8 @@ def test_attention_has_a_forward_derivative():
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_attention_in_blocks_is_the_attention_at_once(causal, monkeypatch):
-    """Values and gradients agree, with a last block that is not full and with queries standing at chosen positions."""
+def test_attention_in_blocks_equals_attention_at_once(causal, monkeypatch):
+    """Values and gradients agree, with a partial last block and queries at chosen positions."""
     monkeypatch.setattr(attention, "BLOCK_SCORES", 2 * 9 * 4)  # four queries at a time
     q, k, v = (jax.random.normal(jax.random.key(i), (2, n, 3, 8)) for i, n in enumerate((7, 9, 9)))
     positions = jnp.array([[8, 0, 3, 5, 1, 2, 7], [4, 4, 6, 0, 8, 1, 2]])
@@ -58,7 +58,10 @@ def test_attention_in_blocks_is_the_attention_at_once(causal, monkeypatch):
 
 
 def test_long_text_on_cpus_never_holds_its_score_matrix(monkeypatch):
-    """Above the threshold the program compiled here has no array as large as all scores; the plain form, asked for, has one."""
+    """Above the threshold, no array of the compiled program is as large as all scores.
+
+    With `plain`, one is.
+    """
     monkeypatch.setattr(attention, "MANY_SCORES", 1)
     monkeypatch.setattr(attention, "BLOCK_SCORES", 16 * 4)
     q = jax.ShapeDtypeStruct((1, 16, 2, 8), jnp.float32)
@@ -75,9 +78,12 @@ def test_long_text_on_cpus_never_holds_its_score_matrix(monkeypatch):
 
 
 @pytest.mark.parametrize("causal, mesh", [(True, None), (False, (2, 1, 2)), (True, (1, 2, 4))])
-def test_splash_attention_is_the_attention_at_once(causal, mesh):
-    """The TPU's kernel, interpreted: values and gradients of the einsum, alone and cut over examples and heads; where the mesh's
-    `tensor` does not divide the three heads, they stay whole."""
+def test_splash_attention_equals_attention_at_once(causal, mesh):
+    """The TPU kernel, interpreted, has the values and gradients of the einsum.
+
+    It does so on one device and sharded over examples and heads. Three heads stay unsharded on a
+    mesh whose `tensor` axis does not divide them.
+    """
     heads = 4 if mesh != (1, 2, 4) else 3
     q, k, v = (
         jax.random.normal(jax.random.key(i), (2, n, heads, 8))
@@ -108,8 +114,11 @@ def test_splash_attention_is_the_attention_at_once(causal, mesh):
 
 
 def test_each_platform_gets_its_form():
-    """Lowered for TPUs, long text holds a Pallas kernel; lengths off the tiles, moved causal queries, what is differentiated forwards,
-    and what runs on several devices without a word of how (a kernel cannot be cut) hold none."""
+    """Lowered for TPUs, attention over long text contains a Pallas kernel.
+
+    There is none for lengths that the tiles do not divide, causal queries at other positions, code
+    that is differentiated forwards, and several devices without an active mesh.
+    """
 
     mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
 
@@ -132,6 +141,5 @@ def test_each_platform_gets_its_form():
         kernels(200) == kernels(256, plain=True) == kernels(256, causal=True, positions=moved) == 0
     )
     assert kernels(256, on_mesh=False) == 0
-    assert (
-        kernels(256, positions=moved) == 1
-    )  # without a mask it does not matter where a query stands
+    # Without a causal mask, the positions of the queries do not matter.
+    assert kernels(256, positions=moved) == 1

@@ -26,7 +26,7 @@ def encoder(random_parameters):
 
 
 def test_encoder_latents_are_normalized_float32(encoder):
-    """`[B, N, D_lat]`, of unit mean square at initialization (the exit norm), in float32."""
+    """Latents are `[B, N, D_lat]`, float32, and of unit mean square at initialization."""
     module, _ = encoder
     fresh = nn.unbox(jax.jit(module.init)(jax.random.key(3), F)["params"])
     z = module.apply({"params": fresh}, F)
@@ -35,7 +35,7 @@ def test_encoder_latents_are_normalized_float32(encoder):
 
 
 def test_every_latent_reads_every_token_and_its_position(encoder):
-    """Each latent changes with each token's features, and with their order; each example alone."""
+    """Every latent depends on each token's features and their order; examples do not mix."""
     module, params = encoder
     run = jax.jit(lambda f: module.apply({"params": params}, f))
     base = run(F)
@@ -47,7 +47,10 @@ def test_every_latent_reads_every_token_and_its_position(encoder):
 
 
 def test_without_positions_the_encoder_is_a_function_of_a_set(encoder):
-    """With the position table at zero any permutation of the tokens gives the same latents; permuted latent vectors give permuted latents."""
+    """With a zero position table, any permutation of the tokens gives the same latents.
+
+    Permuted latent vectors give permuted latents.
+    """
     module, params = encoder
     params = params | {"position": jax.tree.map(jnp.zeros_like, params["position"])}
     run = lambda p, f: module.apply({"params": p}, f)
@@ -60,7 +63,10 @@ def test_without_positions_the_encoder_is_a_function_of_a_set(encoder):
 
 
 def test_encoder_layer_is_the_stated_attention(random_parameters):
-    """z + Attn(Q(RMS z); [W_z RMS z; W_f RMS f]) + MLP, head by head in numpy, separate projections for z and f."""
+    """z + Attn(Q(RMS z); [W_z RMS z; W_f RMS f]) + MLP, head by head in numpy.
+
+    z and f have separate projections.
+    """
     z, f = np.asarray(jax.random.normal(jax.random.key(5), (3, 16))), np.asarray(F[0])
     module = EncoderLayer(16, 2)
     p = jax.tree.map(np.asarray, random_parameters(module, z[None], f[None]))
@@ -89,7 +95,10 @@ def test_encoder_layer_is_the_stated_attention(random_parameters):
     ids=["paper", "dit"],
 )
 def test_decoder_starts_as_the_denoiser_exactly(cross, variant, perturb, random_parameters):
-    """With the denoiser's weights in `backbone` and fresh cross-attention, logits are bitwise the denoiser's, for any latent."""
+    """With the denoiser's weights and fresh cross-attention, logits are bitwise the denoiser's.
+
+    This holds for any latent.
+    """
     backbone = TokenDenoiser(12, 8, 16, 2, 2, **variant)
     trained = random_parameters(backbone, TOKENS)
     decoder = LatentConditionedDecoder(backbone.clone(name=None), 4, cross)
@@ -111,7 +120,10 @@ def test_decoder_starts_as_the_denoiser_exactly(cross, variant, perturb, random_
 
 
 def test_zero_query_averages_the_values_and_has_finite_gradients():
-    """At initialization the attention inside is the plain mean of the values; the outer map's gradient is not zero, the inner one's is, all finite."""
+    """At initialization the attention is the plain mean of the values.
+
+    The gradient of the outer map is not zero, that of the inner one is, and both are finite.
+    """
     h = jax.random.normal(jax.random.key(0), (2, 8, 16))
     module = CrossAttention(16, 2, 4)
     params = nn.unbox(jax.jit(module.init)(jax.random.key(1), h, Z)["params"])

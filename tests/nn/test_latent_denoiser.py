@@ -31,7 +31,10 @@ def fresh(made):
 
 
 def test_starts_at_zero_and_reads_everything(made, fresh):
-    """The fresh network predicts 0; one with no zero parameter depends on z_t, t and the self-conditioning, and every output on every latent."""
+    """The fresh network predicts 0. With no zero parameter, it depends on every input.
+
+    Every output depends on z_t, t, the self-conditioning, and every latent.
+    """
     module, params = made["teacher"]
     assert (made["student"][0].apply({"params": fresh}, Z, T, C, T) == 0).all()
     run = jax.jit(lambda z, t, c: module.apply({"params": params}, z, t, c))
@@ -42,7 +45,7 @@ def test_starts_at_zero_and_reads_everything(made, fresh):
 
 
 def test_no_self_conditioning_is_zeros(made):
-    """None equals zeros, and adds exactly nothing (there is no bias on that path)."""
+    """None equals zeros, and adds exactly nothing, because that path has no bias."""
     module, params = made["teacher"]
     np.testing.assert_array_equal(
         module.apply({"params": params}, Z, T),
@@ -52,7 +55,10 @@ def test_no_self_conditioning_is_zeros(made):
 
 
 def test_interval_embedding_is_exactly_zero_at_initialization(made, fresh):
-    """Fresh, the student is the same function for every t - r, the teacher's with the teacher's weights; without zeros, it reads t - r."""
+    """At initialization, the student does not depend on t - r; without zero parameters, it does.
+
+    With the teacher's weights, it is then the teacher's function.
+    """
     module, params = made["student"]
     teacher, taught = made["teacher"]
     student = taught | {"interval_time": fresh["interval_time"]}
@@ -73,10 +79,14 @@ def test_only_the_interval_embedding_is_new(made):
 
 
 def test_skips_are_additive_from_the_first_half_to_the_second(random_parameters):
-    """With blocks that add nothing and a constant b_i before each: in four layers the third block gives 2 (h + b_0 + b_1) + b_2, the last 3 h + 3 b_0 + 2 b_1 + b_2 + b_3."""
+    """Blocks add nothing here, and layer i adds a constant b_i before its block.
+
+    In four layers the third block then gives 2 (h + b_0 + b_1) + b_2, and the last one
+    3 h + 3 b_0 + 2 b_1 + b_2 + b_3.
+    """
     module = LatentDenoiser(6, 16, 4, 2)
     drawn = random_parameters(module, Z, T, C)
-    # Nothing from blocks, times and self-conditioning; what stays are the projection in and the biases of the times.
+    # Blocks, times and self-conditioning add nothing but the biases of the time projections.
     params = {
         k: v if k in ("in", "final_norm", "out") else jax.tree.map(jnp.zeros_like, v)
         for k, v in drawn.items()
@@ -96,7 +106,7 @@ def test_skips_are_additive_from_the_first_half_to_the_second(random_parameters)
 
 
 def test_an_odd_middle_layer_has_no_skip(random_parameters):
-    """In three layers the first alone is pushed and the last alone pops: the same construction ends on 2 h."""
+    """In three layers only the first is pushed and only the last pops: the result is 2 h."""
     module = LatentDenoiser(6, 16, 3, 2)
     params = {
         k: v if k in ("in", "final_norm", "out") else jax.tree.map(jnp.zeros_like, v)
@@ -117,7 +127,7 @@ def test_an_odd_middle_layer_has_no_skip(random_parameters):
 
 
 def test_examples_do_not_mix(made):
-    """Each example's prediction is that of the batch of it alone; vmap over single examples agrees."""
+    """Each example's prediction is that of a batch of one; vmap over examples agrees."""
     module, params = made["student"]
     run = lambda z, t, c: module.apply({"params": params}, z, t, c, 0.5 * t)
     whole = jax.jit(run)(Z, T, C)
@@ -127,7 +137,7 @@ def test_examples_do_not_mix(made):
 
 
 def test_bfloat16_compute_stays_close(made):
-    """bf16 compute from the same parameters: mean error below 5% of the output's spread, and float32 out."""
+    """bf16 compute: the mean error is below 5% of the output's spread, and the output float32."""
     module, params = made["teacher"]
     exact, close = (m.apply({"params": params}, Z, T, C) for m in (module, made["half"][0]))
     assert close.dtype == jnp.float32
@@ -135,7 +145,7 @@ def test_bfloat16_compute_stays_close(made):
 
 
 def test_tangents_in_time_are_moderate(made):
-    """|d output / dt| follows a central difference: the time path is smooth at the scale of a step."""
+    """d output / dt follows a central difference: the network is smooth at the scale of a step."""
     module, params = made["student"]
     f = jax.jit(lambda t: module.apply({"params": params}, Z, t, C, t))
     _, tangent = jax.jvp(f, (0.9 * T,), (jnp.ones(3),))
@@ -145,7 +155,10 @@ def test_tangents_in_time_are_moderate(made):
 
 
 def test_published_size():
-    """About 130 M parameters at 12 layers of 768 with latents of width 768, by the formula (no array is made)."""
+    """12 layers of width 768 and latents of width 768 have about 130 M parameters, by the formula.
+
+    No array is allocated.
+    """
     d, h, n = 768, 12, 12
     settings = dict(width=d, num_layers=n, heads=h)
     module = LatentDenoiser(d, **settings)
@@ -159,7 +172,10 @@ def test_published_size():
 
 
 def test_learned_positions_tell_equal_latents_apart(random_parameters):
-    """Where all latents are equal, attention mixes equal values: with rotary positions alone every output is the same, with learned ones none is."""
+    """Where all latents are equal, attention mixes equal values.
+
+    With only rotary positions all outputs are then equal; with learned positions, none are.
+    """
     same = jnp.broadcast_to(Z[:, :1], Z.shape)
     for num_latents in (0, 5):
         module = LatentDenoiser(6, 16, 3, 2, num_latents=num_latents)
@@ -171,9 +187,12 @@ def test_learned_positions_tell_equal_latents_apart(random_parameters):
 @pytest.mark.parametrize(
     "layers, scan, remat", [(3, False, "matmuls"), (3, True, "full"), (4, True, "none")]
 )
-def test_how_layers_are_run_changes_nothing(random_parameters, layers, scan, remat):
-    """Scanned or rematerialized or both, with a layer between the halves and without: the same parameters, outputs, gradients, and
-    gradients through a forward derivative, as the student's loss takes them (rtol 1e-3)."""
+def test_scan_and_remat_change_nothing(random_parameters, layers, scan, remat):
+    """Scan and rematerialization change neither parameters nor outputs nor gradients (rtol 1e-3).
+
+    Gradients through a forward derivative, as in the student's loss, are the same too. The depth is
+    odd and even, with and without a layer between the halves.
+    """
     plain = LatentDenoiser(6, 16, layers, 2, interval=True, plain=True)
     z, t = jax.random.normal(jax.random.key(0), (2, 4, 6)), jnp.array([0.3, 0.9])
     params = random_parameters(plain, z, t, z, t)
@@ -197,7 +216,7 @@ def test_how_layers_are_run_changes_nothing(random_parameters, layers, scan, rem
 
 
 def test_a_scanned_program_does_not_grow_with_depth(random_parameters):
-    """Twelve layers make a program with as many products as four."""
+    """A scanned program of twelve layers has as many products as one of four."""
 
     def products(layers, **kw):
         module = LatentDenoiser(6, 16, layers, 2, **kw)

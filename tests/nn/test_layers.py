@@ -1,5 +1,7 @@
 """Norms, attention, rotary positions and embeddings against numpy."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -37,8 +39,8 @@ def test_norm_of_zero_has_a_bounded_gradient():
     np.testing.assert_allclose(jacobian, 100 * np.eye(4), rtol=1e-5)
 
 
-def test_rotary_depends_on_relative_positions_alone():
-    """<rotate(q, i), rotate(k, j)> is the same for all pairs of equal i - j, differs between them, and norms are kept."""
+def test_rotary_depends_only_on_relative_positions():
+    """<rotate(q, i), rotate(k, j)> depends on i - j, and on nothing else; norms do not change."""
     q, k = jax.random.normal(jax.random.key(0), (2, 8))
     at_all = lambda x: layers.rotary(jnp.broadcast_to(x, (1, 12, 1, 8)))[0, :, 0]
     products = np.asarray(at_all(q) @ at_all(k).T)
@@ -64,7 +66,7 @@ def test_rotary_rotates_complex_pairs():
 
 
 def test_self_attention_rotates_queries_and_keys(random_parameters):
-    """Against numpy: RMS norm per head, then both rotated, values not, and the output projection."""
+    """As in numpy: RMS norm per head, then rotation of queries and keys, but not of values."""
     x = np.asarray(jax.random.normal(jax.random.key(2), (1, 6, 16)))
     module = layers.SelfAttention(16, 2, rotary=True)
     p = jax.tree.map(np.asarray, random_parameters(module, x))
@@ -89,10 +91,13 @@ def test_self_attention_rotates_queries_and_keys(random_parameters):
 
 
 def test_time_sinusoid_is_slow():
-    """Frequencies from max_frequency down to above max_frequency / max_period: the derivative in time is at most max_frequency in every coordinate."""
+    """Frequencies lie between max_frequency / max_period and max_frequency.
+
+    The derivative in time is at most max_frequency in every coordinate.
+    """
     t = jnp.linspace(0, 1, 11)
     for top in (1.0, 8.0):
-        f = lambda t: layers.sinusoid(t, 64, top, 10.0)
+        f = functools.partial(layers.sinusoid, features=64, max_frequency=top, max_period=10.0)
         _, rate = jax.jvp(f, (t,), (jnp.ones(11),))
         assert 0.9 * top < np.abs(rate).max() <= top * (1 + 1e-6)
         np.testing.assert_allclose(f(t)[:, :32] ** 2 + f(t)[:, 32:] ** 2, 1, rtol=1e-5)
@@ -102,7 +107,10 @@ def test_time_sinusoid_is_slow():
 
 
 def test_mlp_kinds():
-    """tanh-GELU with biases and SwiGLU without, against numpy; SwiGLU is the down projection of silu(gate) * up."""
+    """tanh-GELU with biases and SwiGLU without, against numpy.
+
+    SwiGLU is the down projection of silu(gate) * up.
+    """
     x = jax.random.normal(jax.random.key(0), (2, 3, 16))
     gelu, swiglu = layers.MLP(16), layers.MLP(16, kind="swiglu")
     p, q = init(gelu, x), init(swiglu, x)
@@ -120,7 +128,7 @@ def test_mlp_kinds():
 
 
 def test_linear_starts_at_unit_gain():
-    """Fan-in scaling: unit-variance input gives unit-variance output at widths 32 and 512 (within 10%)."""
+    """Unit-variance input gives unit-variance output (within 10%) at widths 32 and 512."""
     for width in (32, 512):
         x = jax.random.normal(jax.random.key(1), (200, width))
         module = layers.Linear(width)

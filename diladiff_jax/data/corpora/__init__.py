@@ -7,6 +7,7 @@ of their own) in a file of its own. `CORPORA` lists them by the name in `data.co
 from diladiff_jax.data.corpora.base import Corpus, Reader, StreamCorpus
 from diladiff_jax.data.corpora.registry import (
     CORPORA,
+    check,
     corpus_key,
     corpus_of,
     register_corpus,
@@ -20,6 +21,7 @@ __all__ = [
     "Corpus",
     "Reader",
     "StreamCorpus",
+    "check",
     "corpus_key",
     "corpus_of",
     "register_corpus",

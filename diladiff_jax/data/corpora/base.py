@@ -5,13 +5,11 @@ from __future__ import annotations
 import abc
 import itertools
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from diladiff_jax.data.corpora.splitting import divide
 from diladiff_jax.data.errors import DataError
-
-if TYPE_CHECKING:
-    from diladiff_jax.data.options import DataOptions
+from diladiff_jax.data.options import DataOptions
 
 Reader = Callable[[], Iterator[str]]
 """Begins a pass over some documents."""

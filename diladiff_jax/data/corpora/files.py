@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from diladiff_jax.data import text_files
 from diladiff_jax.data.corpora.base import Reader, StreamCorpus
-
-if TYPE_CHECKING:
-    from diladiff_jax.data.options import DataOptions
+from diladiff_jax.data.options import DataOptions
 
 
 class TextFiles(StreamCorpus):

@@ -24,13 +24,10 @@ import types
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from diladiff_jax.data.corpora.base import Reader, StreamCorpus
 from diladiff_jax.data.errors import DataError
-
-if TYPE_CHECKING:
-    from diladiff_jax.data.options import DataOptions
+from diladiff_jax.data.options import DataOptions
 
 # Tests, vendored copies, generated tables, and programs whose docstrings have no readers.
 _SKIPPED_FOLDERS = frozenset(

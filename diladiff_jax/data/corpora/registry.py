@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 from diladiff_jax.data.corpora.base import Corpus, Reader
 from diladiff_jax.data.corpora.files import TextFiles
@@ -11,9 +10,8 @@ from diladiff_jax.data.corpora.pydocs import PythonDocs
 from diladiff_jax.data.corpora.stories import Stories
 from diladiff_jax.data.corpora.tfds_datasets import TFDSDataset
 from diladiff_jax.data.hashing import short_hash
-
-if TYPE_CHECKING:
-    from diladiff_jax.data.options import DataOptions
+from diladiff_jax.data.options import DataOptions
+from diladiff_jax.options import OptionError
 
 CORPORA: dict[str, Corpus] = {
     "stories": Stories(),
@@ -22,7 +20,7 @@ CORPORA: dict[str, Corpus] = {
 }
 """The corpora by the name that `data.corpus` selects them by; other names are TFDS datasets."""
 
-_ANY_OTHER = TFDSDataset()
+_ANY_OTHER = TFDSDataset(CORPORA)
 _NOT_OF_THE_TEXT = ("length", "packing", "directory")  # these settings don't change the documents
 
 
@@ -40,6 +38,16 @@ def register_corpus(name: str, corpus: Corpus) -> None:
 def corpus_of(name: str) -> Corpus:
     """The corpus that `data.corpus = name` selects."""
     return CORPORA.get(name, _ANY_OTHER)
+
+
+def check(options: DataOptions) -> None:
+    """Checks that the corpus can be read with these settings.
+
+    Raises:
+      OptionError: a setting contradicts another.
+    """
+    for name, valid in corpus_of(options.corpus).conflicts(options):
+        raise OptionError(name, getattr(options, name), valid)
 
 
 def splits(options: DataOptions) -> dict[str, Reader]:

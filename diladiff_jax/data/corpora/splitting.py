@@ -7,12 +7,9 @@ import functools
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING
 
 from diladiff_jax.data import text_files
-
-if TYPE_CHECKING:
-    from diladiff_jax.data.options import DataOptions
+from diladiff_jax.data.options import DataOptions
 
 SPLITS = ("train", "validation", "scorer")
 

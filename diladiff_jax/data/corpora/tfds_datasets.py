@@ -6,29 +6,35 @@ import contextlib
 import functools
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from diladiff_jax.data.batching import batched
 from diladiff_jax.data.corpora.base import Reader, StreamCorpus
 from diladiff_jax.data.errors import DataError
+from diladiff_jax.data.options import DataOptions
 from diladiff_jax.data.tfds_folders import prepared_folder
-
-if TYPE_CHECKING:
-    from diladiff_jax.data.options import DataOptions
 
 _BATCH = 1024  # documents per read
 
 
 class TFDSDataset(StreamCorpus):
-    """The 'train' split of the TFDS dataset that `data.corpus` names."""
+    """The 'train' split of the TFDS dataset that `data.corpus` names.
+
+    Args:
+      others: the names of all other corpora, for error messages.
+    """
+
+    def __init__(self, others: Collection[str]) -> None:
+        self._others = others
 
     def open(self, options: DataOptions) -> Reader:
-        return functools.partial(_documents, _builder(options.corpus), options.field)
+        builder = _builder(options.corpus, self._others)
+        return functools.partial(_documents, builder, options.field)
 
 
-def _builder(name: str) -> Any:
+def _builder(name: str, others: Collection[str]) -> Any:
     """The builder of a public dataset, downloaded if necessary, or of a prepared folder."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import registered
@@ -37,11 +43,11 @@ def _builder(name: str) -> Any:
         return prepared_folder(Path(name))
     # TFDS would take other names for a bucket, or fetch and run the code of a community dataset.
     if not re.fullmatch(r"\w[\w/.+-]*(:\d[\d.*]*)?", name):
-        raise _unknown(name)
+        raise _unknown(name, others)
     try:
         builder = tfds.builder(name, file_format="array_record")
     except (registered.DatasetNotFoundError, ValueError) as error:
-        raise _unknown(name) from error
+        raise _unknown(name, others) from error
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare()
@@ -53,11 +59,9 @@ def _builder(name: str) -> Any:
     return builder
 
 
-def _unknown(name: str) -> DataError:
-    from diladiff_jax.data.corpora.registry import CORPORA
-
+def _unknown(name: str, others: Collection[str]) -> DataError:
     return DataError(
-        f"data.corpus: got {name!r}, expected {', '.join(CORPORA)}, the name of a TFDS dataset "
+        f"data.corpus: got {name!r}, expected {', '.join(others)}, the name of a TFDS dataset "
         "or the folder of a prepared one"
     )
 

@@ -4,16 +4,15 @@
 that `Tokenizer.save` wrote.
 """
 
+from diladiff_jax.data.options import FROM_FILE, TRAINED
 from diladiff_jax.data.tokenizers.base import MASK_TEXT, Tokenizer
 from diladiff_jax.data.tokenizers.kinds import (
-    FROM_FILE,
     KINDS,
     from_vocabulary,
     load,
     source,
     vocabulary_files,
 )
-from diladiff_jax.data.tokenizers.sentence_piece import TRAINED
 from diladiff_jax.data.tokenizers.training import train
 
 __all__ = [

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from diladiff_jax.data.errors import DataError
+from diladiff_jax.data.options import FROM_FILE
 from diladiff_jax.data.tokenizers.base import Tokenizer
 from diladiff_jax.data.tokenizers.published import ByteBPE, WordPiece
-from diladiff_jax.data.tokenizers.sentence_piece import TRAINED, SentencePiece
+from diladiff_jax.data.tokenizers.sentence_piece import SentencePiece
 from diladiff_jax.files import expand
 
 KINDS: dict[str, tuple[type[Any], tuple[str, ...]]] = {
@@ -22,9 +23,6 @@ KINDS: dict[str, tuple[type[Any], tuple[str, ...]]] = {
     "sentencepiece": (SentencePiece, ("sentencepiece.model",)),
 }
 """For each kind, its class and its vocabulary files."""
-
-FROM_FILE = tuple(kind for kind in KINDS if kind not in TRAINED)
-"""The kinds that are read from the file of a published vocabulary."""
 
 
 def load(directory: str | os.PathLike[str]) -> Tokenizer:

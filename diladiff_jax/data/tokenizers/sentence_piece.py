@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Mapping
 
 from diladiff_jax.data.errors import DataError
+from diladiff_jax.data.options import TRAINED
 from diladiff_jax.data.tokenizers.base import Tokenizer
 
-TRAINED = ("unigram", "bpe")
 """The kinds of tokenizer that can be trained."""
 
 SPACE_SYMBOL = "\N{LOWER ONE EIGHTH BLOCK}"

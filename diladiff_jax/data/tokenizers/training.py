@@ -7,14 +7,11 @@ import io
 import itertools
 import re
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
 from diladiff_jax.data.errors import DataError
+from diladiff_jax.data.options import TRAINED, TokenizerOptions
 from diladiff_jax.data.tokenizers.base import SPECIAL_TEXTS, Tokenizer
-from diladiff_jax.data.tokenizers.sentence_piece import SPACE_SYMBOL, TRAINED, SentencePiece
-
-if TYPE_CHECKING:
-    from diladiff_jax.data.options import TokenizerOptions
+from diladiff_jax.data.tokenizers.sentence_piece import SPACE_SYMBOL, SentencePiece
 
 # A constant, because unigram training adds up sums per thread: another number of threads gives
 # another vocabulary.

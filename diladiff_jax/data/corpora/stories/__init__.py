@@ -24,16 +24,13 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from diladiff_jax.data.corpora.base import Corpus, Reader
 from diladiff_jax.data.corpora.splitting import SPLITS
 from diladiff_jax.data.corpora.stories.grammar import Grammar, Report, units
 from diladiff_jax.data.corpora.stories.language import AGREEMENTS, SENTENCES, SLOTS, Slot, Variant
 from diladiff_jax.data.hashing import seed_from
-
-if TYPE_CHECKING:
-    from diladiff_jax.data.options import DataOptions
+from diladiff_jax.data.options import DataOptions
 
 __all__ = [
     "AGREEMENTS",
