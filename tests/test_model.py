@@ -1,6 +1,5 @@
 """A trained model as a library user calls it, on eight devices."""
 
-import pathlib
 import re
 import shutil
 
@@ -13,8 +12,6 @@ import diladiff_jax as dl
 from diladiff_jax.data import DataOptions, load_prepared
 from diladiff_jax.parallel import sharding
 from diladiff_jax.sampling.sampler import StudentLatents
-
-ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -150,19 +147,6 @@ def test_the_sampler_can_be_jitted_and_vmapped_by_its_caller(model):
     keys = jax.random.split(jax.random.key(0), 3)
     many = jax.jit(jax.vmap(generate))(keys)
     np.testing.assert_array_equal(many[1], jax.jit(generate)(keys[1]))
-
-
-def test_the_example_of_the_readme_runs(trained, monkeypatch):
-    """The README's ten lines on the library, executed on a trained workdir."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    example = next(block for block in blocks if "dl.load" in block)
-    assert len([line for line in example.splitlines() if line.strip()]) <= 10
-    real = dl.load
-    monkeypatch.setattr(dl, "load", lambda _: real(trained))
-    found: dict = {}
-    exec(compile(example, "README.md", "exec"), found)
-    assert len(found["texts"]) == 8 and found["z"].shape == (1, 4, 8)
-    assert len(found["again"]) == len(found["filled"]) == 1
 
 
 # Invalid arguments.
