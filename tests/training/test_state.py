@@ -15,8 +15,8 @@ from diladiff_jax.diffusion import masking
 from diladiff_jax.experiment import Experiment
 from diladiff_jax.objectives.base import WHOLE, Context
 from diladiff_jax.parallel import sharding
-from diladiff_jax.training.loop import start_from
 from diladiff_jax.training.optimizer import make_optimizer
+from diladiff_jax.training.setup import start_from
 from diladiff_jax.training.state import (
     TrainState,
     average_decay,
