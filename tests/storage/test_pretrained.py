@@ -9,9 +9,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from diladiff_jax.objectives.build import frozen_sources, text_encoder
 from micro import micro_config
 
+from diladiff_jax import stages
 from diladiff_jax.config import ConfigError
 from diladiff_jax.data import tokenizers
 from diladiff_jax.experiment import Experiment
@@ -111,7 +111,7 @@ def test_sharded_parameters_give_the_features_of_replicated_ones(tmp_path, encod
     found = []
     for e in (replicated, split):
         params = e.restore("bert")
-        features = text_encoder(e.settings, e.networks).features
+        features = e.parts.text_encoder.features
         assert features.dim == 16
         tokens_there = jax.device_put(tokens, sharding.batch_sharding(e.mesh))
         found.append(jax.jit(features.__call__)(params, tokens_there))
@@ -125,16 +125,19 @@ def test_sharded_parameters_give_the_features_of_replicated_ones(tmp_path, encod
         ), name  # positions are sharded over fsdp only
     gradient = jax.grad(lambda p: features(p, tokens).sum())(params)
     assert all(not np.asarray(g).any() for g in jax.tree.leaves(gradient))
-    half = text_encoder(e.settings, rough.networks).features(params, tokens)
+    half = rough.parts.text_encoder.features(params, tokens)
     assert half.dtype == jnp.float32 and 0 < float(jnp.abs(half - found[0]).max()) < 0.3
 
 
 def test_the_decoder_starts_from_the_mdlm_whatever_the_features_are(encoder, tmp_path):
     """Features come from the encoder or the MDLM; the decoder's backbone always from the MDLM."""
     settings = experiment(tmp_path, encoder).settings
-    assert frozen_sources("autoencoder", settings) == {"features": ("bert",), "start": ("mdlm",)}
+    stage = stages.STAGES["autoencoder"]
+    assert stages.resolve_source(stage.frozen["features"], settings) == ("bert",)
+    assert stage.start.source == ("mdlm",)
     settings["features"]["source"] = "denoiser"
-    assert frozen_sources("diladiff", settings)["features"] == ("mdlm",)
+    features = stages.STAGES["diladiff"].frozen["features"]
+    assert stages.resolve_source(features, settings) == ("mdlm",)
 
 
 def test_bfloat16_files_are_read_as_float32(tmp_path, encoder):
@@ -241,9 +244,8 @@ def test_only_hub_names_are_downloaded_and_only_the_needed_files(tmp_path, encod
 
 def test_the_tokenizer_must_have_the_vocabulary_of_the_encoder(tmp_path, encoder):
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS[:-1]) + "\n")
-    with pytest.raises(
-        pretrained.PretrainedError, match="has 12 pieces and differs from the tokenizer's 11"
-    ):
+    words = "tokenizer.file: got a vocabulary of 11 pieces, expected the 12 pieces of"
+    with pytest.raises(pretrained.PretrainedError, match=words):
         experiment(tmp_path, encoder, vocabulary=tmp_path / "vocab.txt")
 
 
@@ -253,20 +255,20 @@ def test_the_tokenizer_must_have_the_vocabulary_of_the_encoder(tmp_path, encoder
         (
             dict(source="bert"),
             {},
-            "features.path is ''; it must be an encoder's folder or hub name",
+            "features.path: got '', expected an encoder's folder or hub name",
         ),
         (
             dict(source="bert", path="e", with_embeddings=True),
             {},
-            "features.with_embeddings is True; it must be false when features.source is bert",
+            "features.with_embeddings: got True, expected false when source is bert",
         ),
         (
             dict(source="bert", path="e", with_embeddings=False),
             {},
-            "tokenizer.kind is 'unigram'; it must be wordpiece",
+            "tokenizer.kind: got 'unigram', expected wordpiece",
         ),
-        (dict(source="elmo"), {}, "features.source is 'elmo'; it must be one of denoiser, bert"),
-        (dict(compute_dtype="int8"), {}, "features.compute_dtype is 'int8'"),
+        (dict(source="elmo"), {}, "features.source: got 'elmo', expected one of denoiser, bert"),
+        (dict(compute_dtype="int8"), {}, "features.compute_dtype: got 'int8'"),
     ],
 )
 def test_impossible_settings_are_rejected_before_any_file_is_opened(features, tokenizer, words):
