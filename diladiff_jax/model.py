@@ -1,4 +1,8 @@
-"""A trained model as one object: load, sample, encode, decode, infill."""
+"""A trained model as one object: load, sample, encode, decode, infill.
+
+This file is longer than others because it is the whole public interface of a model, and most of it
+is documentation.
+"""
 
 from __future__ import annotations
 

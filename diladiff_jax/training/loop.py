@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
-from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from diladiff_jax import stages
 from diladiff_jax.data.pipeline import Batches
@@ -27,10 +25,12 @@ from diladiff_jax.training.optimizer import make_optimizer
 from diladiff_jax.training.preview import make_preview
 from diladiff_jax.training.setup import (
     data_seed,
+    mean_metrics,
     require_memory,
     stage_keys,
     stage_throughput,
     start_from,
+    start_notes,
     validation_batches,
 )
 from diladiff_jax.training.state import (
@@ -82,76 +82,86 @@ class _StageTrainer:
         stop_at: int | None,
         resources: contextlib.ExitStack,
     ) -> None:
-        config, mesh = experiment.config, experiment.mesh
+        config = experiment.config
         self.experiment, self.stage, self.stop_signal = experiment, stage, stop_signal
         self.settings, self.options = config[stage], config.logging
-        self.is_main = jax.process_index() == 0
-        objective = experiment.objective(stage)
-        tx = make_optimizer(self.settings, objective.group)
+        self.objective = experiment.objective(stage)
+        self.tx = make_optimizer(self.settings, self.objective.group)
         self.key, self.validation_key, self.preview_key = stage_keys(config.seed, stage)
-
-        # 1. Shapes first, then shardings, then arrays that are initialized already sharded.
-        def initial(key: Array) -> TrainState:
-            dtype = jnp.dtype(config.memory.param_dtype)
-            return init_state(objective, tx, key, ema=self.settings.ema > 0, dtype=dtype)
-
-        boxed = jax.eval_shape(initial, self.key)
+        # Shapes first, then shardings, then arrays that are initialized already sharded.
+        boxed = jax.eval_shape(self._initial, self.key)
         self.abstract = nn.unbox(boxed)
-        self.shardings = nn.unbox(state_shardings(boxed, mesh))
+        self.shardings = nn.unbox(state_shardings(boxed, experiment.mesh))
         require_memory(stage, self.abstract, self.shardings)
         self.context = experiment.context(stage)
-
-        # 2. The last checkpoint, or a start from the predecessor.
-        rows = prepared.rows(stages.stage_named(stage).rows)
-        local_rows = sharding.local_rows(mesh, self.settings.batch)
-        seed = data_seed(config.seed, stage)
-        # Closed last to first: the checkpoints come first, whatever else fails.
-        self.batches = resources.enter_context(Batches(rows, self.settings.batch, seed, local_rows))
-        self.checkpoints = Checkpoints(
-            experiment.checkpoints_directory(stage), keep=self.options.keep_checkpoints
-        )
-        resources.callback(self.checkpoints.close)
-        self.state, skipped = self._restore_or_start(initial)
+        rows = self._open_data(prepared, resources)
+        self.state, skipped = self._restore_or_start()
         self.start = int(self.state.step)
         self.stop = min(self.settings.steps, stop_at or self.settings.steps)
-
-        # 3. Compiled functions and reports.
-        self.train_step, self.validate_step = compile_steps(
-            objective,
-            tx,
-            self.shardings,
-            self.context,
-            mesh,
-            ema=self.settings.ema,
-            accumulate=self.settings.accumulate,
-        )
-        self.is_finite = jax.jit(is_finite, out_shardings=sharding.replicated(mesh))
-        self.progress = Progress(stage, self.start, self.settings.steps, out=self.is_main)
-        resources.callback(self.progress.close)
-        folder = experiment.workdir / stage
-        self.metrics = (
-            MetricsWriter(folder / "metrics", self.progress.log) if self.is_main else None
-        )
-        if self.metrics is not None:
-            resources.callback(self.metrics.close)
-        self.anomalies = AnomalyMonitor(
-            stage, folder / "skipped", self.options.max_skips, self.progress.log, skipped=skipped
-        )
-        self.trace = TraceWindow(
-            folder / "profile", self.options.profile_at, self.options.profile_steps
-        )
-        resources.callback(self.trace.close)
-        self.throughput = stage_throughput(
-            objective, self.settings, self.context, self.abstract, prepared.length, mesh
-        )
-        self.validation = validation_batches(prepared, config, self.settings.batch, mesh)
-        self.preview = make_preview(experiment, stage, prepared)
-        self._log_start(len(rows), stop_at)
-        if self.is_main:  # everything has been validated by now
+        self._compile(prepared)
+        self._open_reports(skipped, resources)
+        self._log_start(rows, stop_at)
+        if jax.process_index() == 0:  # everything has been validated by now
             config_file.save(config, experiment.workdir)
         self.window: list[Metrics] = []
         self.pending: tuple[int, dict[str, Array], Array] | None = None
         self.checkpoint_due = False
+
+    def _initial(self, key: Array) -> TrainState:
+        dtype = jnp.dtype(self.experiment.config.memory.param_dtype)
+        ema = self.settings.ema > 0
+        return init_state(self.objective, self.tx, key, ema=ema, dtype=dtype)
+
+    def _open_data(self, prepared: Prepared, resources: contextlib.ExitStack) -> int:
+        """Opens batches and checkpoints; returns the number of rows in the corpus."""
+        experiment, batch = self.experiment, self.settings.batch
+        rows = prepared.rows(stages.stage_named(self.stage).rows)
+        local_rows = sharding.local_rows(experiment.mesh, batch)
+        seed = data_seed(experiment.config.seed, self.stage)
+        self.batches = resources.enter_context(Batches(rows, batch, seed, local_rows))
+        self.checkpoints = Checkpoints(
+            experiment.checkpoints_directory(self.stage), keep=self.options.keep_checkpoints
+        )
+        resources.callback(self.checkpoints.close)
+        return len(rows)
+
+    def _compile(self, prepared: Prepared) -> None:
+        """Prepares the jitted functions, which compile at their first call, and the clock."""
+        experiment, settings = self.experiment, self.settings
+        self.train_step, self.validate_step = compile_steps(
+            self.objective,
+            self.tx,
+            self.shardings,
+            self.context,
+            experiment.mesh,
+            ema=settings.ema,
+            accumulate=settings.accumulate,
+        )
+        replicated = sharding.replicated(experiment.mesh)
+        self.is_finite = jax.jit(is_finite, out_shardings=replicated)
+        self.validation = validation_batches(
+            prepared, experiment.config, settings.batch, experiment.mesh
+        )
+        self.preview = make_preview(experiment, self.stage, prepared)
+        self.throughput = stage_throughput(
+            self.objective, settings, self.context, self.abstract, prepared.length, experiment.mesh
+        )
+
+    def _open_reports(self, skipped: int, resources: contextlib.ExitStack) -> None:
+        """Opens what the loop reports to; only process 0 prints and writes metrics."""
+        folder, is_main = self.experiment.workdir / self.stage, jax.process_index() == 0
+        self.progress = Progress(self.stage, self.start, self.settings.steps, out=is_main)
+        resources.callback(self.progress.close)
+        log = self.progress.log
+        self.metrics = MetricsWriter(folder / "metrics", log) if is_main else None
+        if self.metrics is not None:
+            resources.callback(self.metrics.close)
+        options = self.options
+        self.anomalies = AnomalyMonitor(
+            self.stage, folder / "skipped", options.max_skips, log, skipped=skipped
+        )
+        self.trace = TraceWindow(folder / "profile", options.profile_at, options.profile_steps)
+        resources.callback(self.trace.close)
 
     def update(self, step: int) -> None:
         """Dispatches update `step`; then logs, validates and saves what is due.
@@ -183,7 +193,7 @@ class _StageTrainer:
         if stopping or (last and not saved):
             self._report_stop(done, last, saved)
 
-    def _restore_or_start(self, initial: Callable[[Array], TrainState]) -> tuple[TrainState, int]:
+    def _restore_or_start(self) -> tuple[TrainState, int]:
         """The state to continue from, and how many updates were skipped before."""
         if self.checkpoints.latest_step() is not None:
             # `quarantine_corrupt` has verified it.
@@ -192,7 +202,7 @@ class _StageTrainer:
             )
             self.batches.set_state(position)
             return TrainState.from_items(items), position.get("skipped", 0)
-        init = jax.jit(lambda key: nn.unbox(initial(key)), out_shardings=self.shardings)
+        init = jax.jit(lambda key: nn.unbox(self._initial(key)), out_shardings=self.shardings)
         state = init(self.key)
         start = stages.stage_named(self.stage).start
         if start is not None:
@@ -202,21 +212,14 @@ class _StageTrainer:
 
     def _log_start(self, rows: int, stop_at: int | None) -> None:
         """Says where the stage resumes, and what its user may not expect."""
-        log, batch = self.progress.log, self.settings.batch
         if self.start:
             beyond = f", which is not below stop_at = {stop_at}" if self.start >= self.stop else ""
-            log(f"{self.stage}: resumes from step {self.start} of {self.settings.steps}{beyond}")
-        if rows < batch:
-            log(
-                f"{self.stage}: the corpus has {rows} rows, so a batch of {batch} contains each of "
-                f"them about {batch / rows:.1f} times"
-            )
-        replicated = sharding.replicated_parameters(
-            self.abstract.params, self.shardings.params, self.experiment.mesh
-        )
-        if replicated:
-            names = ", ".join(f"{name} ({size / 2**20:.0f} MiB)" for name, size in replicated)
-            log(f"{self.stage}: replicated although fsdp x tensor could shard them: {names}")
+            steps = self.settings.steps
+            self.progress.log(f"{self.stage}: resumes from step {self.start} of {steps}{beyond}")
+        mesh, params = self.experiment.mesh, self.abstract.params
+        replicated = sharding.replicated_parameters(params, self.shardings.params, mesh)
+        for note in start_notes(rows, self.settings.batch, replicated):
+            self.progress.log(f"{self.stage}: {note}")
 
     def _observe_pending(self) -> None:
         """Waits for the update before this one and keeps its metrics."""
@@ -231,7 +234,7 @@ class _StageTrainer:
         if not self.window or not (now or done % self.options.metrics_every == 0):
             self.progress.advance(done, {})
             return
-        means = {name: float(np.mean([m[name] for m in self.window])) for name in self.window[0]}
+        means = mean_metrics(self.window)
         self.window.clear()
         if self.metrics is not None:
             skipped = {"skipped": float(self.anomalies.skipped)}
@@ -245,12 +248,11 @@ class _StageTrainer:
           TrainingError: the loss after the last step is not finite.
         """
         with self.throughput.paused():
-            found = []
-            for i, tokens in enumerate(self.validation()):
-                key = jax.random.fold_in(self.validation_key, i)
-                values = self.validate_step(self.state, self.context, tokens, key)
-                found.append(jax.device_get(values))
-            means = {name: float(np.mean([m[name] for m in found])) for name in found[0]}
+            found = [
+                jax.device_get(self.validate_step(self.state, self.context, tokens, key))
+                for tokens, key in self.validation(self.validation_key)
+            ]
+            means = mean_metrics(found)
             if self.metrics is not None:
                 self.metrics.write(done, means, "validation")
             shown = ", ".join(f"{name} {value:.4g}" for name, value in means.items())

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diladiff_jax import stages
 from diladiff_jax.config import Config, ConfigError
@@ -96,10 +97,33 @@ def require_memory(stage: str, abstract: TrainState, shardings: TrainState) -> N
         )
 
 
+def start_notes(rows: int, batch: int, replicated: list[tuple[str, int]]) -> list[str]:
+    """What the user of a stage may not expect: a small corpus, or replicated parameters."""
+    notes = []
+    if rows < batch:
+        notes.append(
+            f"the corpus has {rows} rows, so a batch of {batch} contains each of them about "
+            f"{batch / rows:.1f} times"
+        )
+    if replicated:
+        names = ", ".join(f"{name} ({size / 2**20:.0f} MiB)" for name, size in replicated)
+        notes.append(f"replicated although fsdp x tensor could shard them: {names}")
+    return notes
+
+
+def mean_metrics(found: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The mean of each metric."""
+    return {name: float(np.mean([metrics[name] for metrics in found])) for name in found[0]}
+
+
 def validation_batches(
     prepared: Prepared, config: Config, batch: int, mesh: jax.sharding.Mesh
-) -> Callable[[], Iterator[Array]]:
-    """The same first validation rows every time, in batches that the devices divide."""
+) -> Callable[[Array], Iterator[tuple[Array, Array]]]:
+    """`key -> (batch, key)`: the same first validation rows and keys at every call.
+
+    Raises:
+      TrainingError: there are fewer rows than devices.
+    """
     rows, devices = prepared.rows("validation"), sharding.batch_devices(mesh)
     size = min(batch, len(rows)) // devices * devices
     if not size:
@@ -109,4 +133,9 @@ def validation_batches(
         )
     total = size * config.logging.validation_batches
     fixed: Any = Batches.fixed(rows, size, total, sharding.local_rows(mesh, size))
-    return lambda: (sharding.batch_array(mesh, fixed[i], size) for i in range(len(fixed)))
+
+    def batches(key: Array) -> Iterator[tuple[Array, Array]]:
+        for i in range(len(fixed)):
+            yield sharding.batch_array(mesh, fixed[i], size), jax.random.fold_in(key, i)
+
+    return batches
