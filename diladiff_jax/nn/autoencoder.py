@@ -17,8 +17,10 @@ from diladiff_jax.nn.block import KeysValues
 from diladiff_jax.nn.layers import MLP, Heads, Linear, Norm, Positions, parameter, zeros
 from diladiff_jax.nn.transformer import Cache, TokenDenoiser
 
-Memory = dict[str, KeysValues]
-"""Keys and values of the latent, for each layer with cross-attention, by its index as text."""
+LatentKeysValues = tuple[Float[Array, "B N H K"], Float[Array, "B N H K"]]
+"""Keys and values of the latent for one cross-attention."""
+Memory = dict[str, LatentKeysValues]
+"""Keys and values of the latent for every cross-attention, by its layer's index as text."""
 
 
 class EncoderLayer(nn.Module):
@@ -121,12 +123,12 @@ class CrossAttention(nn.Module):
         self.out = Linear(self.width, ("heads", "embed"), use_bias=False, dtype=self.dtype)
         self.zero_out = Linear(self.width, ("embed", None), kernel_init=zeros, dtype=self.dtype)
 
-    def keys_values(self, z: Float[Array, "B N D_lat"]) -> KeysValues:
+    def keys_values(self, z: Float[Array, "B N D_lat"]) -> LatentKeysValues:
         """Keys and values of the latent, which are the same in every decoding step."""
         z = self.position(z.astype(self.dtype))
         return self.key(z), self.value(z)
 
-    def read(self, h: Float[Array, "B L D"], memory: KeysValues) -> Float[Array, "B L D"]:
+    def read(self, h: Float[Array, "B L D"], memory: LatentKeysValues) -> Float[Array, "B L D"]:
         """`h` plus what it reads from the latent's keys and values."""
         update = self.zero_out(self.out(attend(self.query(self.zero_in(h)), *memory)))
         # For analyses; Flax stores it only if the caller makes "intermediates" mutable.
