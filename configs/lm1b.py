@@ -1,9 +1,10 @@
-"""One Billion Words: single sentences at L = 128, the usual small benchmark of diffusion language models.
+"""One Billion Words: single sentences of 128 tokens, a common benchmark of diffusion LMs.
 
-    python launch/prepare.py --config=configs/lm1b.py --workdir=W      # needs the network once: TFDS lm1b
+    python launch/prepare.py --config=configs/lm1b.py --workdir=W      # downloads the corpus once
     python launch/train.py   --config=configs/lm1b.py --workdir=W --stage=all
 
-The method's published settings are for OpenWebText; here lengths and steps are scaled down, and the rest is kept.
+The paper publishes settings for OpenWebText only. Here the lengths and steps are scaled down, and
+everything else is kept.
 """
 
 from ml_collections import ConfigDict
@@ -12,10 +13,11 @@ from diladiff_jax.config import default_config
 
 
 def get_config() -> ConfigDict:
+    """Returns the config."""
     c = default_config()
     c.compute_dtype = "bfloat16"
     c.data.update(corpus="lm1b", length=128, validation_fraction=0.003)
-    c.tokenizer.update(kind="unigram", vocab_size=30_522)
+    c.tokenizer.update(kind="unigram", vocab_size=30_522)  # as many pieces as bert-base-uncased
     c.encoder.num_latents = 64  # compression 2x, as published
     c.mdlm.steps = 500_000
     c.autoencoder.steps = 100_000

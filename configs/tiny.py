@@ -1,12 +1,13 @@
-"""Two CPU cores and a quarter of an hour: every stage at tiny size, on a corpus that every machine has.
+"""All four stages at tiny size, for two CPU cores, on a corpus that every machine has.
 
-    bash launch/quickstart.sh runs/tiny                                                 # all of it, with a report
-    python launch/train.py --config=configs/tiny.py --workdir=runs/tiny --stage=all     # the training alone
+    bash launch/quickstart.sh runs/tiny                      # everything, with a report
+    python launch/train.py --config=configs/tiny.py --workdir=runs/tiny --stage=all
     python launch/train.py --config=configs/tiny.py:pydocs --workdir=runs/pydocs --stage=all
     python launch/train.py --config=configs/tiny.py:/my/texts --workdir=runs/mine --stage=all
 
-The part after the colon is the corpus: `stories` (the default: a probabilistic grammar with exact oracles),
-`pydocs` (the documentation of this Python), or a folder, glob or file of text.
+The part after the colon is the corpus: `stories` (the default, a probabilistic grammar with exact
+oracles), `pydocs` (the documentation of this Python), or a folder, glob or file of text. Training
+takes about a quarter of an hour.
 """
 
 from ml_collections import ConfigDict
@@ -15,13 +16,15 @@ from diladiff_jax.config import default_config
 
 
 def get_config(corpus: str = "stories") -> ConfigDict:
+    """Returns the config for a corpus: "stories", "pydocs", or a path of text."""
     c = default_config()
     if corpus == "stories":
         _stories(c)
     else:
         _real_text(c, corpus)
 
-    # Muon learns to copy a detail from one place to another several times faster than Adam alone at this size.
+    # At this size Muon learns to copy a detail from one place to another several times faster than
+    # AdamW.
     for stage in (c.mdlm, c.mdlm_long, c.autoencoder, c.ladiff, c.scorer):
         stage.update(
             optimizer="muon",
@@ -34,20 +37,23 @@ def get_config(corpus: str = "stories") -> ConfigDict:
         )
     for stage in (c.mdlm, c.mdlm_long, c.scorer):
         stage.update(learning_rate=3e-3, muon_learning_rate=0.02, ema=0.99)
-    # What a word is must stay legible beside what the first block adds of order one: from 0.02 it takes twice as many steps
-    # until a detail is copied, by the MDLM and by the autoencoder after it.
+    # The embedding of a word must not drown in the output of the first block, which is of order 1.
+    # With the default of 0.02, the MDLM and then the autoencoder need twice as many steps until
+    # they copy details.
     c.backbone.embedding_std = 1.0
-    # Each latent has a role of its own, which distances alone tell slowly: the prior learns three times as fast.
+    # Each latent has a role of its own. With learned positions the prior learns three times as fast
+    # as with relative distances only.
     c.latent_denoiser.learned_positions = True
     c.autoencoder.update(
         learning_rate=3e-3, muon_learning_rate=0.02, decoder_warmup=60, final_ratio=0.0
     )
-    # The control with the decoder's whole budget: as many further steps as the autoencoder's, to the same last rate.
+    # This control has the same budget as the decoder: the MDLM, trained for as many further steps
+    # as the autoencoder, with the same final learning rate.
     c.mdlm_long.update(steps=c.autoencoder.steps, final_ratio=c.autoencoder.final_ratio)
     c.ladiff.update(learning_rate=6e-3, muon_learning_rate=0.05, ema=0.99)
     c.diladiff.update(
         optimizer="muon",
-        learning_rate=3e-4,  # at 1e-3 the error grows as soon as the tangents are in
+        learning_rate=3e-4,  # at 1e-3 the error grows once the tangents have their full weight
         muon_learning_rate=0.002,
         schedule="linear",
         final_ratio=0.1,
@@ -56,7 +62,8 @@ def get_config(corpus: str = "stories") -> ConfigDict:
         epsilon=1e-8,
         weight_decay=0.0,
         ema=0.99,
-        # The student starts as the teacher's DDIM sampler, and visits t = 1 and r = 0, where sampling starts and ends.
+        # Rotation makes the student start as the teacher's DDIM sampler. The other two make it
+        # train on t = 1 and r = 0, where sampling starts and ends.
         step_form="rotation",
         p_noise=0.2,
         p_clean=0.3,
@@ -73,10 +80,9 @@ def _stories(c: ConfigDict) -> None:
         length=32,
         packing="document",
     )
-    c.tokenizer.update(
-        kind="unigram", vocab_size=512, whole_words=140
-    )  # the language has 139 units: one piece each
-    c.features.with_embeddings = True  # identity of the words, beside their context
+    # The language has 139 words and marks, and each gets a piece of its own.
+    c.tokenizer.update(kind="unigram", vocab_size=512, whole_words=140)
+    c.features.with_embeddings = True  # which word it is, in addition to its context
     c.backbone.update(width=96, num_layers=3, heads=4)
     c.encoder.update(num_latents=16, latent_dim=32, width=96, heads=4, num_layers=2)
     c.decoder.cross_layers = (0, 2)
@@ -84,11 +90,11 @@ def _stories(c: ConfigDict) -> None:
         width=128, num_layers=3, heads=4, mlp_ratio=2.75, max_frequency=8.0, max_period=10.0
     )
     c.scorer_network.update(width=96, num_layers=3, heads=4)
-    c.diffusion.d = 1.0  # chosen like the augmentation below: at this width a d of 10 spends its time on noise alone
+    c.diffusion.d = 1.0  # with 10, latents of this width are almost pure noise most of the time
     for stage in (c.mdlm, c.mdlm_long, c.autoencoder, c.ladiff, c.diladiff):
         stage.batch = 128
     c.mdlm.steps, c.autoencoder.steps, c.ladiff.steps, c.diladiff.steps = 350, 450, 400, 120
-    # The published masks of 0.7 leave a latent of this width no identity.
+    # With the published probabilities of 0.7, latents of this width lose which words they encode.
     c.autoencoder.update(noise=0.3, p_feat=0.3, p_lat=0.4, p_drop=0.5)
     c.diladiff.tangent_warmup = 36
     c.sampling.update(batch=128, decode_steps=8, prior_steps=25, student_steps=5)
@@ -105,7 +111,8 @@ def _real_text(c: ConfigDict, corpus: str) -> None:
         c.data.corpus = "pydocs"
     else:
         c.data.update(corpus="text_files", files=corpus)
-    # A quarter of the documents trains the scorer, on text that the model has not seen and is not measured on.
+    # The scorer trains on a quarter of the documents, which the model does not train on and is not
+    # evaluated on.
     c.data.update(length=32, packing="packed", validation_fraction=0.05, scorer_fraction=0.25)
     c.tokenizer.update(kind="unigram", vocab_size=1024)
     c.features.with_embeddings = True
@@ -121,7 +128,8 @@ def _real_text(c: ConfigDict, corpus: str) -> None:
         stage.batch = 64
     c.mdlm.steps, c.autoencoder.steps, c.ladiff.steps, c.diladiff.steps = 1200, 800, 2000, 200
     c.scorer.steps = 600
-    # Weaker masks (0.2) decode nine tenths of the text in one step, from a latent that is harder to learn.
+    # With weaker masking (0.2), one step decodes nine tenths of the text correctly, but from a
+    # latent that the prior finds harder to learn.
     c.autoencoder.update(noise=0.3, p_feat=0.3, p_lat=0.4, p_drop=0.5)
     c.diladiff.tangent_warmup = 60
     c.sampling.update(batch=64, decode_steps=8, prior_steps=50, student_steps=5)

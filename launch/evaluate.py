@@ -1,112 +1,125 @@
-"""Measures every model of a workdir and its controls, makes the paper's figures and tables, and writes a report.
+"""Measures every model of a workdir and its controls, and writes the report.
 
     python launch/evaluate.py --workdir=runs/tiny --out=runs/tiny/report
-    python launch/evaluate.py --workdir=runs/tiny --out=/tmp/report --config.evaluation.samples=2048
-    python launch/evaluate.py --workdir=W --config.evaluation.scorer=gpt2-large      # a folder or hub name of a GPT-2
-    python launch/evaluate.py --workdir=W --analyses=False                           # the sweep alone, minutes sooner
-    python launch/evaluate.py --workdir=W --compare=W2,W3                            # and compression over several workdirs
+    python launch/evaluate.py --workdir=runs/tiny --out=report --config.evaluation.samples=2048
+    python launch/evaluate.py --workdir=W --config.evaluation.scorer=gpt2-large
+    python launch/evaluate.py --workdir=W --analyses=False      # only the sweep: minutes faster
+    python launch/evaluate.py --workdir=W --compare=W2,W3       # compression across workdirs
 
-Written are results.json, table.txt and picture.png; run.json with every figure and table as numbers, the
-figures as PNG and SVG under figures/; and report.html, one file to open or to send, with a viewer of the decoding.
+evaluation.scorer is the hub name of a GPT-2 or a folder with one; by default the scorer of the
+workdir is used.
 
-Measured are: on samples, the oracle's validity and exact likelihood (stories), generative perplexity under the
-trained scorer or a published GPT-2, entropy and repetition, against decoding steps and seconds; on held-out text, the bound on the
-perplexity and the recovery of masked tokens; and by the analyses what the paper's figures show of the decoder, the latent and the prior.
+On samples it measures validity and exact likelihood (stories only), generative perplexity,
+entropy and repetition, against decoding steps and seconds. On held-out text it measures the bound
+on the perplexity and the recovery of masked tokens. The analyses make the paper's figures of the
+decoder, the latent and the prior.
+
+The folder then has results.json, table.txt and picture.png; analyses.json with every figure and
+table as numbers; the figures as PNG and SVG in figures/; and report.html, a single file to open or
+to send, in which the decoding can be replayed.
 """
 
 import pathlib
+from typing import Any
 
 import cli
 from absl import flags
 
 _CONFIG = cli.experiment_flags()
-_OUT = flags.DEFINE_string("out", None, "Folder for the results. Default: WORKDIR/report.")
+_OUT = flags.DEFINE_string("out", None, "Folder for the results; default: WORKDIR/report.")
 _ANALYSES = flags.DEFINE_bool(
     "analyses",
     True,
-    "Whether to run the analyses that need the models themselves, some minutes on two cores. Without, the report has the sweep, the samples and the viewer.",
+    "Whether to run the analyses that need the models, a few minutes on two cores. Without them,"
+    " the report has only the sweep, the samples and the replay of the decoding.",
 )
 _ANALYSIS_SAMPLES = flags.DEFINE_integer(
     "analysis_samples",
     128,
-    "Held-out rows, latents and drawn texts of each analysis.",
+    "Number of held-out rows, of latents and of samples that each analysis uses.",
     lower_bound=8,
 )
 _COMPARE = flags.DEFINE_list(
     "compare",
     [],
-    "Other workdirs, evaluated before into their own report/, for the figures of compression (the paper's 5 and 9).",
+    "Other workdirs that have been evaluated into their own report/, for the figures of compression"
+    " (figures 5 and 9 of arXiv 2605.23605).",
 )
+
+_REPORT_FILES = ("table.txt", "report.html", "analyses.json", "picture.png", "figures")
 
 
 def main(argv: list[str]) -> None:
     import diladiff_jax as dl
-    from diladiff_jax import config as config_lib
-    from diladiff_jax.data.prepare import load_prepared
-    from diladiff_jax.evaluation import schema, sweep
-    from diladiff_jax.evaluation.analyses import run, sweep_curves
-    from diladiff_jax.evaluation.report import report, samples
+    from diladiff_jax.data import DataOptions, load_prepared
+    from diladiff_jax.evaluation import NotFiniteError, analyses, evaluate, report
     from diladiff_jax.storage import bundles
 
     workdir = flags.FLAGS.workdir
     if bundles.is_bundle(workdir):
         raise cli.UsageError(
-            f"--workdir={workdir} is a bundle, which holds no text to measure with; give the workdir that it was made from"
+            f"--workdir={workdir} is a bundle, which has no text to measure with. Give the workdir"
+            " that it was exported from."
         )
     out = _OUT.value or f"{workdir}/report"
-    model = dl.load(workdir, config=cli.experiment(_CONFIG))
-    prepared = load_prepared(model.config.data, workdir)
+    model = dl.load(workdir, config=cli.load_config(_CONFIG))
+    prepared = load_prepared(DataOptions.of(model.config.data), workdir)
     try:
-        others = [sweep_curves.evaluated(other) for other in _COMPARE.value]
+        others = [analyses.evaluated(other) for other in _COMPARE.value]
     except ValueError as error:
         raise cli.UsageError(f"--compare: {error}") from None
-    if bundles.is_bundle(out):
-        raise cli.UsageError(f"--out={out} is a bundle, which stays as it is; give another folder")
-    folder = pathlib.Path(out)
-    cli.replaceable("out", folder / "results.json", {"setting", "rows"}, "results of evaluate.py")
-    stray = next(
-        (
-            name
-            for name in ("table.txt", "report.html", "analyses.json", "picture.png", "figures")
-            if (folder / name).exists()
-        ),
-        None,
-    )
-    if stray is not None and not (folder / "results.json").exists():
-        raise cli.UsageError(
-            f"--out={out} has a {stray} and no results.json: it is not an earlier report; give another folder"
+    _check_out(out)
+    _note_unfinished_stages(model)
+
+    results = evaluate(model, prepared)
+    try:
+        page = report.write_report(
+            model,
+            prepared,
+            results,
+            out,
+            analysis_samples=_ANALYSIS_SAMPLES.value if _ANALYSES.value else None,
+            others=others,
         )
+    except NotFiniteError as error:
+        raise cli.UsageError(
+            f"a measure is not finite ({error}), so nothing was written. The model has diverged:"
+            " train it again, or leave it out."
+        ) from None
+    print("", report.table(results), "", *report.summary(results), "", sep="\n")
+    for name, file in (("picture", "picture.png"), ("results", "results.json")):
+        print(f"{name}: {page.absolute().with_name(file)}")
+    print(f"report: {page.absolute()}")
+
+
+def _check_out(out: str) -> None:
+    """Checks that the folder is new, or has an earlier report."""
+    from diladiff_jax.storage import bundles
+
+    if bundles.is_bundle(out):
+        raise cli.UsageError(
+            f"--out={out} is a bundle, which must not change. Give another folder."
+        )
+    results = pathlib.Path(out) / "results.json"
+    cli.check_replaceable("out", results, {"setting", "rows"}, "a result of evaluate.py")
+    stray = next((name for name in _REPORT_FILES if results.with_name(name).exists()), None)
+    if stray is not None and not results.exists():
+        raise cli.UsageError(
+            f"--out={out} has a {stray} but no results.json, so it is not an earlier report. Give"
+            " another folder."
+        )
+
+
+def _note_unfinished_stages(model: Any) -> None:
+    from diladiff_jax import config as config_lib
+
     for stage in config_lib.stages_of(model.config):
-        if 0 < model.trained_steps(stage) < model.config[stage].steps:
+        trained, steps = model.trained_steps(stage), model.config[stage].steps
+        if 0 < trained < steps:
             print(
-                f"note: {stage} stands at step {model.trained_steps(stage)} of {model.config[stage].steps}, and is measured as it is",
+                f"note: {stage} is trained for {trained} of {steps} steps; it is measured as it is",
                 flush=True,
             )
-
-    results = sweep.evaluate(model, prepared)
-    try:
-        picture = report.write(results, out)  # at once: the sweep is not lost if an analysis fails
-    except schema.NotFiniteError as error:
-        raise cli.UsageError(
-            f"a measure is no finite number ({error}), and nothing was written; what was measured has diverged: train it anew, or leave it out"
-        ) from None
-    if _ANALYSES.value:
-        found = run.analyse(model, prepared, results, samples=_ANALYSIS_SAMPLES.value)
-    else:
-        found = run.of_rows(model, results)
-    if others:
-        found["figures"] += sweep_curves.compression_tradeoff(
-            [(model.config.to_dict(), results), *others]
-        )
-    page = report.write_page(
-        results, found, samples.draw(model, seed=model.config.evaluation.seed), out
-    )
-    print("\n" + report.table(results) + "\n")
-    for line in report.summary(results):
-        print(line)
-    print(
-        f"\npicture: {picture.absolute()}\nresults: {picture.absolute().with_name('results.json')}\nreport: {page.absolute()}"
-    )
 
 
 if __name__ == "__main__":

@@ -1,28 +1,29 @@
-"""Writes a trained workdir as a bundle: one folder of safetensors, JSON and the tokenizer, to publish or to serve from.
+"""Exports a trained workdir as a bundle: one folder with safetensors, JSON and the tokenizer.
 
     python launch/export.py --workdir=runs/stories --out=bundles/stories
-    python launch/export.py --workdir=W --out=B --model=diladiff --dtype=bfloat16   # what one model needs, in half the bytes
-    python launch/sample.py --workdir=B                                             # a bundle stands where a workdir can
+    python launch/export.py --workdir=W --out=B --model=diladiff --dtype=bfloat16
+    python launch/sample.py --workdir=B      # sample.py reads bundles as well as workdirs
 
-Every file's size and SHA-256 are in bundle.json, and held against it when the bundle is read. `dl.load(B)` opens it as a library, and
-`launch/train.py --init_from=B` trains on from it.
+bundle.json records the size and SHA-256 of every file; they are checked when the bundle is read.
+`dl.load(B)` loads the bundle in Python, and `launch/train.py --init_from=B` trains from it.
 """
 
 import cli
 from absl import flags
 
 _CONFIG = cli.experiment_flags()
-_OUT = flags.DEFINE_string("out", None, "Folder to make; it must not exist.")
+_OUT = flags.DEFINE_string("out", None, "Folder to create; it must not exist yet.")
 _MODEL = flags.DEFINE_string(
     "model",
     None,
-    "diladiff, ladiff, mdlm or mdlm_long: only the stages that it samples and encodes with; default all that are trained.",
+    "Export only the stages that this model samples and encodes with: one of {models}; default: all"
+    " stages that are trained.",
 )
 _DTYPE = flags.DEFINE_enum(
     "dtype",
     "float32",
     ["float32", "bfloat16"],
-    "Of matrices; gains, biases and statistics stay in float32.",
+    "Type of the matrices; gains, biases and statistics are always float32.",
 )
 
 
@@ -30,27 +31,24 @@ def main(argv: list[str]) -> None:
     import jax.numpy as jnp
 
     import diladiff_jax as dl
-    from diladiff_jax.model import NEEDED
-    from diladiff_jax.objectives.build import features_source
-    from diladiff_jax.parallel import sharding
+    from diladiff_jax.parallel import make_mesh
+    from diladiff_jax.stages import MODELS, features_source, sampled_models
     from diladiff_jax.storage import bundles
 
     if not _OUT.value:
-        raise cli.UsageError("--out is missing; give the bundle's folder, --out=DIR")
-    if _MODEL.value is not None and _MODEL.value not in NEEDED:
-        raise cli.UsageError(f"--model is {_MODEL.value!r}; it must be one of {', '.join(NEEDED)}")
-    mesh = sharding.make_mesh(
-        {"data": 1, "fsdp": -1, "tensor": 1}
-    )  # parameters cut over all devices at hand
-    experiment = dl.load(flags.FLAGS.workdir, config=cli.experiment(_CONFIG), mesh=mesh).experiment
+        raise cli.UsageError("--out is missing. Give the folder of the bundle, --out=DIR.")
+    if _MODEL.value is not None:
+        cli.require_one_of("model", _MODEL.value, sampled_models())
+    # Parameters are sharded over all devices of this machine.
+    mesh = make_mesh({"data": 1, "fsdp": -1, "tensor": 1})
+    model = dl.load(flags.FLAGS.workdir, config=cli.load_config(_CONFIG), mesh=mesh)
     stages = None
     if _MODEL.value is not None:
-        stages = NEEDED[_MODEL.value]
-        if (
-            "autoencoder" in stages and features_source(experiment.settings) == "mdlm"
-        ):  # the encoder reads its features
+        stages = MODELS[_MODEL.value].stages
+        # The encoder reads the MDLM's features.
+        if "autoencoder" in stages and features_source(model.experiment.settings) == "mdlm":
             stages = ("mdlm", *stages)
-    out = bundles.export(experiment, _OUT.value, stages=stages, dtype=jnp.dtype(_DTYPE.value))
+    out = bundles.export(model.experiment, _OUT.value, stages=stages, dtype=jnp.dtype(_DTYPE.value))
     files = [path for path in out.rglob("*") if path.is_file()]
     print(f"{len(files)} files, {sum(path.stat().st_size for path in files):,} bytes: {out}")
 

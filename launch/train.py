@@ -1,13 +1,15 @@
-"""Trains one stage of an experiment, or whatever is missing of it.
+"""Trains one stage of an experiment, or every stage that is not finished yet.
 
     python launch/train.py --config=configs/tiny.py --workdir=runs/tiny --stage=all
-    python launch/train.py --workdir=runs/tiny --stage=diladiff            # the config is the workdir's own
+    python launch/train.py --workdir=runs/tiny --stage=diladiff      # with the workdir's own config
     python launch/train.py --config=configs/owt.py --workdir=W --stage=mdlm --config.mdlm.batch=256
 
-A stopped run goes on with the same command; Ctrl-C saves first where one process runs, and SIGTERM with any number of
-them, which ends with exit code 75.
-`--stage=all` trains the four stages in their order and the baselines that the config gives steps; finished ones are
-passed over.
+To resume a stopped run, run the same command again. SIGTERM saves a checkpoint and ends the run
+with exit code 75, with any number of processes. Ctrl-C also saves a checkpoint if there is only one
+process.
+
+--stage=all trains the four stages in order, and the baselines for which the config sets a number of
+steps. It skips stages that are finished.
 """
 
 import os
@@ -20,56 +22,65 @@ from absl import flags
 
 _CONFIG = cli.experiment_flags()
 _STAGE = flags.DEFINE_string(
-    "stage", "all", "mdlm, autoencoder, ladiff, diladiff, mdlm_long, scorer, or all."
+    "stage",
+    "all",
+    "Stage to train: one of {stages}, or all.",
 )
 _INIT_FROM = flags.DEFINE_string(
     "init_from",
     None,
-    "Workdir or bundle whose earlier stages this one starts from, where its own lacks them.",
+    "Another workdir or bundle, whose earlier stages are reused if this workdir lacks them. Their"
+    " settings must match; without --config, all settings come from there.",
 )
 cli.distributed_flags()
 _STOP_AT = flags.DEFINE_integer(
-    "stop_at", None, "End after this many steps of a stage, with a checkpoint.", lower_bound=1
+    "stop_at",
+    None,
+    "Save a checkpoint and end after this many steps of a stage; default: train all its steps.",
+    lower_bound=1,
 )
-
-
-def _answer_before_training() -> None:
-    """Preparing text may take hours, and waiting for others minutes: told to end in them, the process ends at once, with the code on which launchers
-    start it again. By a thread, for a handler waits until libraries come back; once training has a handler of its own, that answers alone."""
-
-    def passed(number: int, frame: FrameType | None) -> None:
-        pass
-
-    def watch() -> None:
-        while told := os.read(heard, 64):
-            if signal.SIGTERM in told and signal.getsignal(signal.SIGTERM) is passed:
-                os.write(2, b"stopped by SIGTERM before training; the same command goes on\n")
-                os._exit(cli.PREEMPTED)  # what is half made lies aside
-
-    heard, told = os.pipe()
-    os.set_blocking(told, False)
-    signal.signal(signal.SIGTERM, passed)
-    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-    threading.Thread(target=watch, name="before training", daemon=True).start()
 
 
 def main(argv: list[str]) -> None:
     from diladiff_jax import config as config_lib
-    from diladiff_jax.training.loop import train
+    from diladiff_jax.stages import STAGES
+    from diladiff_jax.training import train
 
-    _answer_before_training()
+    _exit_on_sigterm_before_training()
     cli.join_processes()
-    config = cli.experiment(_CONFIG)
-    known = config_lib.STAGES + config_lib.BASELINES
-    if _STAGE.value != "all" and _STAGE.value not in known:
-        raise cli.UsageError(
-            f"--stage is {_STAGE.value!r}; it must be one of {', '.join(known)}, all"
-        )
+    config = cli.load_config(_CONFIG)
+    cli.require_one_of("stage", _STAGE.value, [*STAGES, "all"])
     stages = config_lib.stages_of(config) if _STAGE.value == "all" else (_STAGE.value,)
     train(config, flags.FLAGS.workdir, stages, init_from=_INIT_FROM.value, stop_at=_STOP_AT.value)
-    # All is saved: a SIGTERM that comes while the interpreter takes itself down has nothing left to stop, and must not look like a failure.
-    # (Ignored and not handled, for the interpreter gives its own handlers up before it is down.)
+    # Everything is saved, so a SIGTERM while the interpreter shuts down must not look like a
+    # failure. Ignored instead of handled, because the interpreter removes Python's handlers first.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _exit_on_sigterm_before_training() -> None:
+    """Makes SIGTERM end the process at once, until training installs its own handler.
+
+    Preparing text may take hours, and waiting for other processes minutes. The exit code tells the
+    launchers to run the command again. A thread does it, because a Python handler runs only when
+    the library call in progress returns.
+    """
+
+    def ignore(number: int, frame: FrameType | None) -> None:
+        pass
+
+    def watch() -> None:
+        while numbers := os.read(read_end, 64):
+            if signal.SIGTERM in numbers and signal.getsignal(signal.SIGTERM) is ignore:
+                os.write(
+                    2, b"stopped by SIGTERM before training. Run the same command to resume.\n"
+                )
+                os._exit(cli.PREEMPTED)  # unfinished files have temporary names
+
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    signal.signal(signal.SIGTERM, ignore)
+    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    threading.Thread(target=watch, name="before training", daemon=True).start()
 
 
 if __name__ == "__main__":

@@ -128,7 +128,7 @@ def trained(tmp_path_factory):
     from micro import micro_config
 
     from diladiff_jax.config import stages_of
-    from diladiff_jax.training.loop import train
+    from diladiff_jax.training.run import train
 
     base = tmp_path_factory.getbasetemp()
     workdir = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "trained"

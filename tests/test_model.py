@@ -1,6 +1,5 @@
 """The library's calls on a trained workdir, on eight devices."""
 
-import pathlib
 import re
 
 import jax
@@ -9,8 +8,6 @@ import pytest
 
 import diladiff_jax as dl
 from diladiff_jax.parallel import sharding
-
-ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -105,10 +102,12 @@ def test_infill_holds_what_is_given(model):
 
 def test_encode_is_standardized_and_decode_takes_it(model, trained):
     """Latents of training text have the frozen statistics' mean 0 and deviation 1, roughly, after few steps; decode reads them."""
-    from diladiff_jax.data.prepare import load_prepared
+    from diladiff_jax.data import DataOptions, load_prepared
 
     rows = np.stack(
-        load_prepared(model.config.data, trained).rows("train").__getitems__(range(256))
+        load_prepared(DataOptions.of(model.config.data), trained)
+        .rows("train")
+        .__getitems__(range(256))
     )
     z = np.asarray(model.encode(rows))
     assert z.shape == (256, 4, 8) and abs(z.mean()) < 0.5 and 0.3 < z.std() < 3.0
@@ -196,22 +195,6 @@ def test_a_damaged_checkpoint_is_named(tmp_path, trained):
     with pytest.raises(dl.CheckpointError, match="is damaged: ema/") as error:
         dl.load(tmp_path / "w").sample(0, model="mdlm")
     assert str(folder) in str(error.value) and "\n" not in str(error.value)
-
-
-def test_the_ten_lines_of_the_readme_run(trained, monkeypatch):
-    """The README's library example, executed as it stands on a trained workdir."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    example = next(block for block in blocks if "dl.load" in block)
-    assert len([line for line in example.splitlines() if line.strip()]) <= 10
-    real = dl.load
-    monkeypatch.setattr(dl, "load", lambda _: real(trained))
-    found: dict = {}
-    exec(compile(example, "README.md", "exec"), found)
-    assert (
-        len(found["texts"]) == 8
-        and found["z"].shape == (1, 4, 8)
-        and len(found["again"]) == len(found["filled"]) == 1
-    )
 
 
 def test_pure_pieces_under_jit_and_vmap(model):

@@ -1,12 +1,12 @@
-"""The errors this room raises: for bad input, and for a read that failed."""
+"""The errors of `diladiff_jax.data`: bad input, and reads that failed."""
 
 
 class DataError(ValueError):
-    """Bad data or data settings: one line that says what, where, and what would be right."""
+    """Bad data or data settings. The message is one line: what is wrong, where, and what to do."""
 
     def __init__(self, message: object):
         super().__init__(" ".join(str(message).split()))
 
 
 class ReadError(DataError, OSError):
-    """Data that is there and was not read this time; another read may succeed."""
+    """A read of existing data failed; another attempt may succeed."""

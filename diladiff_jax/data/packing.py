@@ -1,4 +1,4 @@
-"""Documents of tokens to rows of a fixed length. Rows hold no padding, only text and end-of-text."""
+"""Packs tokenized documents into rows of a fixed length, of text and end-of-text only."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ def pack(
 ) -> Iterator[np.ndarray]:
     """Packs documents of tokens into rows.
 
-    'packed': the stream `document, eot, document, eot, ...` is cut every `length` tokens; what is left at the
-    very end (fewer than `length` tokens) is dropped, nothing else is.
-    'document': each document starts a row and goes on in as many as it needs; what is left of its last row is
-    filled with eot (a document that fills its rows exactly is followed by none).
+    'packed': the stream `document, eot, document, eot, ...` is cut every `length` tokens. Only the
+    remainder at the very end, of fewer than `length` tokens, is dropped.
+    'document': each document starts a new row and takes as many rows as it needs. The rest of its
+    last row is filled with eot; a document that fills its rows exactly has no eot after it.
 
     Args:
-      token_documents: int32 [n_i] each, free of eot; empty ones hold nothing in 'document' mode.
-      length: L, tokens a row.
+      token_documents: int32 [n_i] each, without eot. In 'document' mode, empty documents give no
+        row.
+      length: L, tokens per row.
       eot_id: the end-of-text token.
       mode: 'packed' or 'document'.
 
@@ -31,12 +32,12 @@ def pack(
       int32 [L].
 
     Raises:
-      DataError: another mode, or a length below 2.
+      DataError: an unknown mode, or a length below 2.
     """
     if mode not in MODES:
-        raise DataError(f"data.packing={mode!r}: expected one of {', '.join(MODES)}")
+        raise DataError(f"data.packing: got {mode!r}, expected one of {', '.join(MODES)}")
     if length < 2:
-        raise DataError(f"data.length={length}: expected at least 2 tokens a row")
+        raise DataError(f"data.length: got {length}, expected at least 2")
     return (_packed if mode == "packed" else _by_document)(token_documents, length, eot_id)
 
 

@@ -1,8 +1,7 @@
-"""Batches of rows through Grain, in an order that no machine layout can change."""
+"""Batches of rows, read by Grain, in an order that does not depend on the machines."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import sys
 import time
@@ -12,80 +11,68 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diladiff_jax.data.errors import DataError
+from diladiff_jax.data.hashing import seed_from
 
 if TYPE_CHECKING:
     import grain
 
-_PAUSES = (
-    0.2,
-    1.0,
-    3.0,
-    8.0,
-)  # seconds before a read that failed is tried again; of the 30 that schedulers often wait after SIGTERM some must be left to save
+# Seconds before a failed read is tried again. Schedulers often wait 30 s after SIGTERM; some of
+# that must be left to save a checkpoint.
+_PAUSES = (0.2, 1.0, 3.0, 8.0)
 _log = logging.getLogger(__name__)
 
 
-def _patiently(read: Callable[[], np.ndarray]) -> np.ndarray:
-    """What `read` gives, tried again after each pause where it raises OSError; any other error is a bug and raised as it is.
+def _with_retries(read: Callable[[], np.ndarray]) -> np.ndarray:
+    """Calls `read`, and calls it again after each pause if it raises OSError.
 
     Raises:
-      DataError: it failed every time.
+      DataError: every attempt failed.
     """
     for pause in _PAUSES:
         try:
             return read()
         except OSError as error:
-            _log.warning("%s; read again in %g s", error, pause)
+            _log.warning("%s; retrying in %g s", error, pause)
             time.sleep(pause)
     try:
         return read()
     except OSError as error:
         raise DataError(
-            f"{error}; {len(_PAUSES) + 1} reads within {sum(_PAUSES):.0f} s failed. Mend it, and the same command goes on from the last checkpoint"
+            f"{error}; {len(_PAUSES) + 1} reads within {sum(_PAUSES):.0f} s failed. "
+            "Repair the file, and the same command continues from the last checkpoint."
         ) from error
 
 
 def _take(rows: Any, indices: Sequence[int]) -> np.ndarray:
-    """int32 [len(indices), L]: by one batched read where the source offers it."""
-    batched = getattr(rows, "__getitems__", None)
-    return np.stack(batched(indices) if batched else [rows[i] for i in indices]).astype(
-        np.int32, copy=False
-    )
+    """int32 [len(indices), L], in one batched read if the source supports it."""
+    read_many = getattr(rows, "__getitems__", None)
+    found = read_many(indices) if read_many else [rows[i] for i in indices]
+    return np.stack(found).astype(np.int32, copy=False)
 
 
-def _checked(rows: Any, batch_size: int, places: Sequence[int] | None) -> Sequence[int]:
-    """The places within a global batch that are read; all of them where none are given."""
+def _valid_places(rows: Any, batch_size: int, places: Sequence[int] | None) -> Sequence[int]:
+    """The places within a global batch that are read; all of them by default."""
     if len(rows) < 1:
-        raise DataError("the row source is empty: expected at least one row")
+        raise DataError("rows: got none, expected at least one")
     if batch_size < 1:
-        raise DataError(f"batch_size={batch_size}: expected at least 1")
+        raise DataError(f"batch_size: got {batch_size}, expected at least 1")
     places = range(batch_size) if places is None else [int(place) for place in places]
     if not len(places) or min(places) < 0 or max(places) >= batch_size:
-        raise DataError(
-            f"places {list(places)[:8]} of a batch: expected some of 0 to {batch_size - 1}"
-        )
+        raise DataError(f"places: got {list(places)[:8]}, expected some of 0 to {batch_size - 1}")
     return places
-
-
-def _generator_seed(seed: int) -> int:
-    """A 32-bit seed for Grain, which shuffles epoch e with seed + e.
-
-    Neighbouring seeds given to it directly would train on the same epochs, moved by one.
-    """
-    return int.from_bytes(hashlib.blake2b(str(int(seed)).encode(), digest_size=4).digest(), "big")
 
 
 class Batches:
     """Endless shuffled batches: this process's rows of each global batch, int32 [len(places), L].
 
-    Global batch k holds the rows at places k * batch_size ... (k + 1) * batch_size - 1 of the endless sequence
-    `permutation(seed, epoch 0), permutation(seed, epoch 1), ...` of all rows, so a batch may straddle two epochs
-    and each epoch holds every row once. Of each, the rows at `places` are read and no others: which process holds
-    which place changes nothing in the global batch. The position is the number of global batches taken, whatever
-    the places, threads and prefetch.
+    All rows form an endless sequence `permutation(seed, epoch 0), permutation(seed, epoch 1) ...`,
+    and global batch k holds its rows k * batch_size to (k + 1) * batch_size - 1. So each epoch
+    holds every row once, and a batch may straddle two epochs. Of each global batch, only the rows
+    at `places` are read; which process reads which place does not change the global batch. The
+    position is the number of global batches taken, whatever the places, threads and prefetch.
 
-    The threads are Grain's, within this process; there are no worker processes. A source that raises OSError is read
-    again a few times, with a warning, and none of its batches is left out or given twice.
+    Threads of Grain in this process read the rows; there are no worker processes. A read that
+    raises OSError is tried again a few times with a warning. No batch is lost or repeated.
     """
 
     def __init__(
@@ -99,25 +86,30 @@ class Batches:
         threads: int = 2,
         prefetch: int = 8,
     ):
-        """Args:
-          rows: a random-access source (`len`, `[i] -> int32 [L]`, and `__getitems__` where it has it).
-          batch_size: rows of a global batch.
-          seed: of the permutations; any integer.
-          places: which of them, from 0, this process's devices hold; default all.
-          shuffle: False for the rows in order, epoch after epoch.
-          threads: reading threads; 0 reads in the caller's.
-          prefetch: batches read ahead.
+        """Starts at position 0.
+
+        Args:
+          rows: a random-access source with `len`, `[i] -> int32 [L]`, and maybe `__getitems__`.
+          batch_size: number of rows in a global batch.
+          seed: seed of the permutations; any integer.
+          places: the places in a global batch, from 0, that this process's devices hold; by
+            default all.
+          shuffle: whether to permute the rows; if not, they come in order, epoch after epoch.
+          threads: number of reading threads; 0 reads in the caller's thread.
+          prefetch: number of batches to read ahead.
 
         Raises:
-          DataError: no rows, or places that are not of a batch.
+          DataError: no rows, or places outside a batch.
         """
         import grain
 
-        places = _checked(rows, batch_size, places)
-        order = grain.MapDataset.range(len(rows))
+        places = _valid_places(rows, batch_size, places)
+        order: Any = grain.MapDataset.range(len(rows))
         if shuffle:
-            order = order.shuffle(seed=_generator_seed(seed))
-        order = order.repeat()  # reshuffles with a new seed each epoch
+            # Grain shuffles epoch e with seed + e. Hashing keeps neighbouring seeds from giving
+            # the same epochs, shifted by one.
+            order = order.shuffle(seed=seed_from(str(int(seed))))
+        order = order.repeat()
 
         def batch(k: int) -> np.ndarray:
             return _take(rows, [int(order[k * batch_size + place]) for place in places])
@@ -138,47 +130,50 @@ class Batches:
                 )
             )
         )
-        self._iterator = iter(self._batches)
+        self._iterator: Any = iter(self._batches)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return self
 
     def __next__(self) -> np.ndarray:
-        """The next batch. Raises DataError where it cannot be read, for good; asked again, it is the same batch."""
+        """The next batch.
+
+        Raises:
+          DataError: the rows cannot be read. Another call tries to read the same batch.
+        """
         if self._iterator is None:
             raise ValueError("these batches are closed")
-        return _patiently(self._read)
+        return _with_retries(self._read)
 
     def _read(self) -> np.ndarray:
         try:
             return next(self._iterator)
         except BaseException:
-            self._iterator.set_state(
-                self._iterator.get_state()
-            )  # Grain's buffer is past the batch that failed, its position is not
+            # Grain's buffer has moved past the batch that failed, but its position has not.
+            self._iterator.set_state(self._iterator.get_state())
             raise
 
     def get_state(self) -> dict[str, int]:
-        """The position and what it is a position in, as plain integers; batches in flight are not counted."""
+        """The position and what it refers to, as plain integers; prefetched batches don't count."""
         if self._iterator is None:
             raise ValueError("these batches are closed")
         return {"position": int(self._iterator.get_state()["next_index"]), **self._identity}
 
     def set_state(self, state: Mapping[str, int]) -> None:
-        """Goes to a position saved by `get_state`, under any process count.
+        """Continues from a state that `get_state` gave, under any number of processes.
 
         Raises:
-          DataError: the state is of other rows, another seed or batch size, or no state.
+          DataError: the state is invalid, or belongs to other rows, seeds or batch sizes.
         """
         for name, own in self._identity.items():
             if state.get(name) != own:
                 raise DataError(
-                    f"data position: saved with {name}={state.get(name)}, this run has {name}={own}; "
-                    "resume with the same value or start anew"
+                    f"data position: got a state with {name}={state.get(name)}, expected "
+                    f"{name}={own}. Resume with the same value, or start in a new workdir."
                 )
         position = state.get("position")
         if not isinstance(position, int) or position < 0:
-            raise DataError(f"data position: {position!r} is not a number of batches")
+            raise DataError(f"data position: got {position!r}, expected a number of batches")
         self.close()
         self._iterator = iter(self._batches)
         self._iterator.set_state({"next_index": position})
@@ -199,22 +194,33 @@ class Batches:
     def fixed(
         rows: Any, batch_size: int, count: int = 0, places: Sequence[int] | None = None
     ) -> grain.MapDataset:
-        """The first rows in their order, as a finite sequence to pass over many times, for validation.
+        """The first rows in order, as a finite sequence of batches for validation.
 
-        It holds `min(count, len(rows)) // batch_size` whole global batches, of each the rows at `places`,
-        int32 [len(places), L]; `count=0` means all rows.
+        It may be iterated over many times.
+
+        Args:
+          rows: as for `Batches`.
+          batch_size: number of rows in a global batch.
+          count: number of rows to use; 0 uses all. An incomplete last batch is dropped.
+          places: as for `Batches`.
+
+        Returns:
+          For each global batch, its rows at `places`: int32 [len(places), L].
 
         Raises:
-          DataError: fewer rows than one batch, or places that are not of a batch.
+          DataError: fewer rows than one batch, or places outside a batch.
         """
         import grain
 
-        places = _checked(rows, batch_size, places)
+        places = _valid_places(rows, batch_size, places)
         available = min(count, len(rows)) if count else len(rows)
         if available < batch_size:
             raise DataError(
-                f"{available} rows do not fill one batch of {batch_size}: use a smaller batch or more rows"
+                f"batch_size: got {batch_size}, but only {available} rows. "
+                "Use a smaller batch or more rows."
             )
         return grain.MapDataset.range(available // batch_size).map(
-            lambda k: _patiently(lambda: _take(rows, [k * batch_size + place for place in places]))
+            lambda k: _with_retries(
+                lambda: _take(rows, [k * batch_size + place for place in places])
+            )
         )

@@ -9,29 +9,28 @@ import io
 import json
 import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from diladiff_jax.data.errors import DataError
 from diladiff_jax.files import expand
 
-SEPARATOR = (
-    "<|endoftext|>"  # a line of its own in a .txt file that separates documents (as in TinyStories)
-)
+SEPARATOR = "<|endoftext|>"
+"""Separates the documents of a .txt file, on a line of its own, as in TinyStories."""
+
 _COMPRESSED = (".gz", ".xz", ".zst")
 _KINDS = (".txt", ".jsonl", ".parquet")
 _READABLE = ".txt, .jsonl (either also .gz, .xz or .zst) or .parquet"
 
 
 def matching(files: str) -> list[Path]:
-    """The readable files under a folder, behind a glob or of one path, sorted by path.
+    """The readable files in a folder, of a glob, or at a path, sorted by path.
 
     Raises:
-      DataError: nothing matches, or a file that was named is of no readable kind.
+      DataError: nothing matches, or a matching file outside a folder has an unknown format.
     """
     if not files:
-        raise DataError(f"data.files is empty: name a folder, a glob or a file of {_READABLE}")
+        raise DataError(f"data.files: got '', expected a folder, a glob or a file of {_READABLE}")
     path = expand(files)
     if path.is_dir():
         found = sorted(p for p in path.rglob("*") if p.is_file() and _kind(p))
@@ -39,18 +38,17 @@ def matching(files: str) -> list[Path]:
         found = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
         unreadable = [p for p in found if not _kind(p)]
         if unreadable:
-            raise DataError(
-                f"{unreadable[0]}: not a kind of file that can be read; expected {_READABLE}"
-            )
+            raise DataError(f"{unreadable[0]} has an unknown format, expected {_READABLE}")
     if not found:
         raise DataError(
-            f"data.files={files!r} matches no file; expected a folder, a glob or a file of {_READABLE}"
+            f"data.files={files!r} matches no file; "
+            f"expected a folder, a glob or a file of {_READABLE}"
         )
     return found
 
 
 def documents(files: str, field: str = "text") -> Iterator[str]:
-    """Yields the documents of `matching(files)`, file after file; empty documents are left out.
+    """Yields the documents of `matching(files)`, file after file, without blank ones.
 
     Args:
       files: a folder, a glob or one file.
@@ -67,7 +65,7 @@ def documents(files: str, field: str = "text") -> Iterator[str]:
 
 
 def _kind(path: Path) -> str:
-    """'.txt', '.jsonl', '.parquet', or '' for a file of another kind."""
+    """'.txt', '.jsonl', '.parquet', or '' for a file of unknown format."""
     suffix = path.suffix.lower()
     if suffix in _COMPRESSED:
         suffix = path.with_suffix("").suffix.lower()
@@ -76,7 +74,7 @@ def _kind(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[BinaryIO]:
+def _open(path: Path) -> Iterator[Iterable[bytes]]:
     suffix = path.suffix.lower()
     with contextlib.ExitStack() as stack:
         if suffix == ".gz":
@@ -87,7 +85,7 @@ def _open(path: Path) -> Iterator[BinaryIO]:
             import zstandard
 
             raw = stack.enter_context(open(path, "rb"))
-            # Files made in parallel hold many frames, of which the reader's default is to read one.
+            # Files compressed in parallel hold many frames; by default only the first is read.
             reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
             yield stack.enter_context(io.BufferedReader(reader, 1 << 20))
         else:
@@ -95,31 +93,32 @@ def _open(path: Path) -> Iterator[BinaryIO]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yields (line number from 1, line with its line end)."""
+    """Yields (line number from 1, line with its line ending)."""
     number = 0
     try:
         with _open(path) as stream:
             for number, line in enumerate(stream, 1):
                 if b"\0" in line:
                     raise DataError(
-                        f"{path}, line {number}: holds NUL bytes, so it is no text; remove it or its bytes"
+                        f"{path}, line {number}: holds NUL bytes, expected text. "
+                        "Remove the file or these bytes."
                     )
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start}); "
-            "convert the file to UTF-8"
+            f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start}). "
+            "Convert the file to UTF-8."
         ) from error
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"{path}, after line {number}: cannot be read ({error})") from error
-    except Exception as error:  # zstandard's own error, without importing it for every file
+    except Exception as error:  # zstandard's error, without importing it for every file
         if type(error).__name__ != "ZstdError":
             raise
         raise DataError(f"{path}, after line {number}: cannot be read ({error})") from error
 
 
 def _txt(path: Path, field: str) -> Iterator[str]:
-    del field  # plain text has none
+    del field  # plain text has no fields
     lines: list[str] = []
     for _, line in _lines(path):
         if line.strip() == SEPARATOR:
@@ -136,23 +135,22 @@ def _jsonl(path: Path, field: str) -> Iterator[str]:
             continue
         try:
             record = json.loads(line)
-        except (
-            ValueError,
-            RecursionError,
-        ) as error:  # numbers of too many digits and records too deep are no JSONDecodeError
+        # Numbers with too many digits are a ValueError, and deep nesting is a RecursionError.
+        except (ValueError, RecursionError) as error:
             reason = (
                 f"{error.msg} at column {error.colno}"
                 if isinstance(error, json.JSONDecodeError)
                 else error
             )
             raise DataError(
-                f"{path}, line {number}: not JSON ({reason}); expected one object a line"
+                f"{path}, line {number}: not JSON ({reason}), expected one object per line"
             ) from error
         text = record.get(field) if isinstance(record, dict) else None
         if not isinstance(text, str):
             if text is not None:
                 raise DataError(
-                    f"{path}, line {number}: field {field!r} is of type {type(text).__name__}; expected a text"
+                    f"{path}, line {number}: field {field!r} is of type {type(text).__name__}, "
+                    "expected text"
                 )
             keys = (
                 ", ".join(sorted(record))
@@ -160,7 +158,8 @@ def _jsonl(path: Path, field: str) -> Iterator[str]:
                 else f"a {type(record).__name__}"
             )
             raise DataError(
-                f"{path}, line {number}: no text in field {field!r} (found {keys}); set data.field"
+                f"{path}, line {number}: no text in field {field!r} (found {keys}). "
+                "Set data.field to the field that holds the text."
             )
         yield text
 
@@ -174,14 +173,17 @@ def _parquet(path: Path, field: str) -> Iterator[str]:
         file = pyarrow.parquet.ParquetFile(path)
         if field not in file.schema_arrow.names:
             raise DataError(
-                f"{path}: no column {field!r} (found {', '.join(file.schema_arrow.names)}); set data.field"
+                f"{path}: no column {field!r} (found {', '.join(file.schema_arrow.names)}). "
+                "Set data.field to the column that holds the text."
             )
         for batch in file.iter_batches(batch_size=1024, columns=[field]):
-            for row, text in enumerate(batch.column(0).to_pylist(), row + 1):
+            for text in batch.column(0).to_pylist():
+                row += 1
                 if not isinstance(text, str):
                     raise DataError(
-                        f"{path}, row {row}: column {field!r} holds {type(text).__name__}, not text"
+                        f"{path}, row {row}: column {field!r} holds {type(text).__name__}, "
+                        "expected text"
                     )
                 yield text
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}, after row {row}: not readable parquet ({error})") from error
+        raise DataError(f"{path}, after row {row}: cannot be read as Parquet ({error})") from error

@@ -1,4 +1,4 @@
-"""Stage 2: the autoencoder, fine-tuned from the masked diffusion model (METHOD section 2)."""
+"""Stage 2: the autoencoder, fine-tuned from the MDLM ("Autoencoder" in docs/method.md)."""
 
 from __future__ import annotations
 
@@ -8,68 +8,102 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from diladiff_jax.diffusion import masking
 from diladiff_jax.nn.autoencoder import LatentConditionedDecoder, LatentEncoder
-from diladiff_jax.objectives.base import WHOLE, Context, Metrics, Params, Part
+from diladiff_jax.nn.call import apply
+from diladiff_jax.objectives.base import (
+    WHOLE,
+    Context,
+    LossOutput,
+    Params,
+    Part,
+    bernoulli_rows,
+)
 from diladiff_jax.objectives.encoding import FeatureExtractor
-from diladiff_jax.objectives.mdlm import masked_loss
+from diladiff_jax.objectives.mdlm import MDLMOptions, masked_loss
 from diladiff_jax.objectives.statistics import Moments
-
-Array = jax.Array
-
-
-def _half(key: Array, x: Array) -> Array:
-    """True for each example with probability one half, shaped to select rows of `x`."""
-    return jax.random.bernoulli(key, 0.5, x.shape[:1] + (1,) * (x.ndim - 1))
+from diladiff_jax.options import Rule, at_least, between, fraction_below, setting
 
 
-def augment_features(key: Array, f: Array, *, p_feat: float, noise: float) -> Array:
-    """Standardized features `[B, L, D]`: half of the examples lose elements, the others gain noise.
+@dataclasses.dataclass(frozen=True)
+class AutoencoderOptions(MDLMOptions):
+    """Augmentation, statistics and warm-up of the autoencoder stage; the defaults are published."""
 
-    Zeroing with probability `p_feat` (not rescaled); or sqrt(1 - s^2) f + s eps, which keeps the variance.
+    noise: float = setting(0.5, "s, the noise on features", fraction_below(1))
+    p_feat: float = setting(0.7, "share of a feature vector's elements zeroed", between(0, 1))
+    p_lat: float = setting(0.7, "share of a latent's elements zeroed", between(0, 1))
+    p_drop: float = setting(
+        0.75, "probability that noise replaces the latent, in half of the examples", between(0, 1)
+    )
+    statistics_decay: float = setting(
+        0.99,
+        "memory of the latents' running moments per update (the encoder moves while it learns)",
+        Rule(lambda value: 0 < value <= 1, "in (0, 1]"),
+    )
+    decoder_warmup: int = setting(
+        10_000,
+        "warm-up steps of the decoder; longer, so that the encoder learns first",
+        at_least(0),
+    )
+
+
+def augment_features(
+    key: PRNGKeyArray, f: Float[Array, "B L D"], *, p_feat: float, noise: float
+) -> Float[Array, "B L D"]:
+    """Augments standardized features: half of the examples lose elements, the others gain noise.
+
+    Elements are zeroed with probability `p_feat` (not rescaled); noise keeps the variance:
+    sqrt(1 - s^2) f + s eps.
     """
     half, mask, eps = jax.random.split(key, 3)
     zeroed = jnp.where(jax.random.bernoulli(mask, p_feat, f.shape), 0.0, f)
     noised = jnp.sqrt(1.0 - noise**2) * f + noise * jax.random.normal(eps, f.shape)
-    return jnp.where(_half(half, f), zeroed, noised)
+    return jnp.where(bernoulli_rows(half, 0.5, f), zeroed, noised)
 
 
-def augment_latents(key: Array, z: Array, *, p_lat: float, p_drop: float) -> Array:
-    """Standardized latents `[B, N, D]`: half of the examples are replaced whole by noise with probability `p_drop`,
-    the others lose elements with probability `p_lat`. N(mu_z, sigma_z^2) is N(0, I) once standardized."""
+def augment_latents(
+    key: PRNGKeyArray, z: Float[Array, "B N D"], *, p_lat: float, p_drop: float
+) -> Float[Array, "B N D"]:
+    """Augments standardized latents: noise replaces some entirely, the others lose elements.
+
+    In half of the examples N(0, I), the latents' distribution once standardized, replaces the
+    latent with probability `p_drop`. In the other half each element is zeroed with probability
+    `p_lat`.
+    """
     half, drop, mask, eps = jax.random.split(key, 4)
-    dropped = jax.random.bernoulli(drop, p_drop, z.shape[:1] + (1,) * (z.ndim - 1))
+    dropped = bernoulli_rows(drop, p_drop, z)
     replaced = jnp.where(dropped, jax.random.normal(eps, z.shape), z)
     zeroed = jnp.where(jax.random.bernoulli(mask, p_lat, z.shape), 0.0, z)
-    return jnp.where(_half(half, z), replaced, zeroed)
+    return jnp.where(bernoulli_rows(half, 0.5, z), replaced, zeroed)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Autoencoder:
     """Encoder and latent-conditioned decoder, trained together by the masked cross-entropy.
 
-    Parameters `{"encoder", "decoder"}`; frozen `{"features"}`; statistics `{"features", "latents"}`. The
-    decoder reads standardized latents throughout, so a prior over standardized latents needs no way back.
+    Parameters {"encoder", "decoder"}; frozen {"features"}; statistics {"features", "latents"}. The
+    decoder reads standardized latents throughout, so a prior over standardized latents needs no
+    inverse.
+
+    Attributes:
+      features: the frozen feature extractor.
+      encoder, decoder: the networks that are trained.
+      process: the diffusion process of the tokens.
+      options: see `AutoencoderOptions`.
+      loss_positions: see `masking.token_nll_by_position`.
     """
 
     features: FeatureExtractor
     encoder: LatentEncoder
     decoder: LatentConditionedDecoder
-    mask_id: int
-    sampleable: np.ndarray
-    noise: float = 0.5
-    p_feat: float = 0.7
-    p_lat: float = 0.7
-    p_drop: float = 0.75
-    statistics_decay: float = (
-        0.99  # of the latents': the encoder moves while it learns; the features do not
-    )
-    weighting: str = "one"
-    loss_positions: int = 128  # see `masking.token_nll_by_position`
+    process: masking.DiscreteProcess
+    options: AutoencoderOptions = dataclasses.field(default_factory=AutoencoderOptions)
+    loss_positions: int = 128
 
-    def init(self, key: Array) -> Params:
+    def init(self, key: PRNGKeyArray) -> Params:
+        """See `Objective.init`."""
         length = self.encoder.length
         encoder_key, decoder_key = jax.random.split(key)
         tokens = jnp.zeros((1, length), jnp.int32)
@@ -81,6 +115,7 @@ class Autoencoder:
         }
 
     def init_statistics(self) -> dict[str, Moments]:
+        """Empty moments of features (per coordinate) and latents (per index and coordinate)."""
         return {
             "features": Moments.zeros((self.features.dim,)),
             "latents": Moments.zeros((self.encoder.num_latents, self.encoder.latent_dim)),
@@ -90,15 +125,17 @@ class Autoencoder:
         self,
         params: Params,
         context: Context,
-        tokens: Array,
-        key: Array,
-        step: Array,
+        tokens: Int[Array, "B L"],
+        key: PRNGKeyArray,
+        step: Int[Array, ""] | int,
         *,
         train: bool = True,
         part: Part = WHOLE,
-    ) -> tuple[Array, tuple[Metrics, dict[str, Any]]]:
+    ) -> LossOutput:
+        """See `Objective.loss`."""
         time_key, key = jax.random.split(key)
         keys = jax.random.split(jax.random.fold_in(key, part.index), 5)
+        options = self.options
         # 1. Features of the clean text, standardized per coordinate over tokens.
         f = self.features(context.frozen["features"], tokens)
         moments = dict(context.statistics)
@@ -106,39 +143,43 @@ class Autoencoder:
             moments["features"] = moments["features"].update(f.reshape(-1, f.shape[-1]))
         f = moments["features"].standardize(f)
         if train:
-            f = augment_features(keys[0], f, p_feat=self.p_feat, noise=self.noise)
+            f = augment_features(keys[0], f, p_feat=options.p_feat, noise=options.noise)
         # 2. The latent, standardized per (index, coordinate).
-        z = self.encoder.apply(
-            {"params": params["encoder"]}, f, deterministic=not train, rngs={"dropout": keys[1]}
-        )
+        encode = functools.partial(apply, self.encoder, params["encoder"])
+        z = encode(f, deterministic=not train, rngs={"dropout": keys[1]})
         if train:
-            moments["latents"] = moments["latents"].update(
-                z, self.statistics_decay ** (1 / part.of)
-            )
-        z = moments["latents"].standardize(z)
-        clean = z
+            decay = options.statistics_decay ** (1 / part.of)
+            moments["latents"] = moments["latents"].update(z, decay)
+        clean = z = moments["latents"].standardize(z)
         if train:
-            z = augment_latents(keys[2], z, p_lat=self.p_lat, p_drop=self.p_drop)
-        # 3. Decode the partly masked text given the latent.
+            z = augment_latents(keys[2], z, p_lat=options.p_lat, p_drop=options.p_drop)
+        # 3. Decode the corrupted text given the latent.
         t = masking.stratified_times(time_key, tokens.shape[0], *part)
-        x_t = masking.mask_tokens(keys[3], tokens, t, self.mask_id)
-        decoder = functools.partial(self.decoder.apply, {"params": params["decoder"]})
-
-        def nll_of(x: Array, z: Array, **apply: Any) -> tuple[Array, Array]:
-            h = decoder(x, z, method="hidden", **apply)
-            project = functools.partial(decoder, method="project")
-            return masking.token_nll_by_position(
-                project, h, tokens, jnp.asarray(self.sampleable), positions=self.loss_positions
-            )
-
-        nll, right = nll_of(x_t, z, deterministic=not train, rngs={"dropout": keys[4]})
-        loss, metrics = masked_loss(nll, right, x_t, t, self.mask_id, self.weighting)
-        if not train:  # dead latents show here, with every token masked, and not in the loss
-            blank = jnp.full_like(tokens, self.mask_id)
-            metrics["one_step_recovery"] = nll_of(blank, clean)[1].mean()
-            # The statistics are of augmented text, the prior's data of clean text: 1 says that they agree.
+        x_t = self.process.corrupt(keys[3], tokens, t)
+        nll, right = self._nll(
+            params, tokens, x_t, z, deterministic=not train, rngs={"dropout": keys[4]}
+        )
+        loss, metrics = masked_loss(nll, right, x_t, t, self.process, options.weighting)
+        if not train:
+            # Dead latents show in one-step decoding and not in the loss.
+            blank = jnp.asarray(self.process.initial(tokens.shape))
+            metrics["one_step_recovery"] = self._nll(params, tokens, blank, clean)[1].mean()
+            # The moments are of augmented text, the prior's data of clean text: 1 if they agree.
             metrics["clean_latent_rms"] = jnp.sqrt(jnp.square(clean).mean())
         return loss, (metrics, moments)
 
+    def _nll(
+        self, params: Params, tokens: Array, x: Array, z: Array, **options: Any
+    ) -> tuple[Array, Array]:
+        """`masking.token_nll` of `tokens` by the decoder given x and z."""
+        decode = functools.partial(apply, self.decoder, params["decoder"])
+        h = decode(x, z, method="hidden", **options)
+        project = functools.partial(decode, method="project")
+        sampleable = jnp.asarray(self.process.sampleable)
+        return masking.token_nll_by_position(
+            project, h, tokens, sampleable, positions=self.loss_positions
+        )
+
     def group(self, path: tuple[str, ...]) -> str:
+        """Groups "encoder" and "decoder"; the decoder's embedding table is frozen."""
         return "frozen" if path[-1] == "embedding" else path[0]

@@ -1,8 +1,8 @@
 """What every training objective has in common.
 
-An objective is a frozen dataclass of networks and settings with two pure functions,
-`init(key) -> params` and `loss(params, context, tokens, key, step) -> (loss, (metrics, statistics))`,
-and `group(path)`, which names the optimizer group of a parameter. One train loop runs them all.
+An objective is a frozen dataclass of networks and options with two pure functions, `init` and
+`loss`, and with `group`, which names the optimizer group of a parameter. One train loop runs all
+objectives.
 """
 
 from __future__ import annotations
@@ -12,24 +12,29 @@ from typing import Any, NamedTuple, Protocol
 
 import flax.struct
 import jax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-Array = jax.Array
 Params = Mapping[str, Any]
 Metrics = dict[str, Array]
 
 
 class Context(flax.struct.PyTreeNode):
-    """What a loss reads besides its own parameters: frozen networks of earlier stages, and running statistics."""
+    """What a loss reads besides its own parameters.
+
+    Attributes:
+      frozen: parameters of networks of earlier stages, by name.
+      statistics: running moments of features and latents.
+    """
 
     frozen: dict[str, Any] = flax.struct.field(default_factory=dict)
     statistics: dict[str, Any] = flax.struct.field(default_factory=dict)
 
 
 class Part(NamedTuple):
-    """Which microbatch of an update this is: `index` of `of`, its rows being every `of`-th row of the global batch.
+    """Which microbatch of an update this is: every `of`-th row of the global batch, from `index`.
 
-    Draws of the microbatch come from `fold_in(key, index)`; only what belongs to the global batch, the offset of
-    its stratified times, comes from the update's key itself.
+    A microbatch draws from `fold_in(key, index)`. Only the offset of the stratified times, which
+    belongs to the global batch, is drawn from the update's own key.
     """
 
     index: Array | int = 0
@@ -39,31 +44,55 @@ class Part(NamedTuple):
 WHOLE = Part()
 """The whole batch at once."""
 
+LossOutput = tuple[Float[Array, ""], tuple[Metrics, dict[str, Any]]]
+"""The loss, and (metrics, the statistics for the next update)."""
+
 
 class Objective(Protocol):
-    """One training stage."""
+    """One training stage.
 
-    def init(self, key: Array) -> Params:
-        """Fresh parameters of everything that this stage trains (boxed with logical axis names)."""
+    An objective may also define `init_statistics() -> statistics`, if it keeps running moments, and
+    `expensive_branch_probability`, the share of updates that take the more expensive branch of a
+    conditional (see `training.flops.model_flops`).
+    """
+
+    def init(self, key: PRNGKeyArray) -> Params:
+        """Initial parameters of all that this stage trains, boxed with logical axis names."""
         ...
 
     def loss(
         self,
         params: Params,
         context: Context,
-        tokens: Array,
-        key: Array,
-        step: Array,
+        tokens: Int[Array, "B L"],
+        key: PRNGKeyArray,
+        step: Int[Array, ""] | int,
         *,
         train: bool = True,
         part: Part = WHOLE,
-    ) -> tuple[Array, tuple[Metrics, dict[str, Any]]]:
-        """tokens int32 `[B, L]` -> scalar loss, metrics, and the statistics to carry on.
+    ) -> LossOutput:
+        """The loss of a batch.
 
-        `key` is the update's, the same for all its microbatches; see `Part`.
+        Args:
+          params: of this stage.
+          context: see `Context`.
+          tokens: rows of text.
+          key: the update's, the same for all its microbatches; see `Part`.
+          step: the update's number.
+          train: False turns off dropout and augmentation and leaves the statistics alone.
+          part: see `Part`.
         """
         ...
 
     def group(self, path: tuple[str, ...]) -> str:
-        """Optimizer group of the parameter at `path`: "frozen", or a name whose warm-up the config gives."""
+        """Optimizer group of the parameter at `path`.
+
+        "frozen" is never updated. Group NAME warms up over the config's `NAME_warmup` steps where
+        the stage has that setting, else over `warmup`.
+        """
         ...
+
+
+def bernoulli_rows(key: PRNGKeyArray, p: float, x: Float[Array, "B ..."]) -> Array:
+    """True for each example with probability p, shaped to select rows of `x`."""
+    return jax.random.bernoulli(key, p, x.shape[:1] + (1,) * (x.ndim - 1))

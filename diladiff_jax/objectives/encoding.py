@@ -1,4 +1,4 @@
-"""Text to standardized latent: features of a frozen network, standardized, encoded, standardized again."""
+"""Text to standardized latents, through the features of a frozen network."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import dataclasses
 from typing import Any, Protocol
 
 import jax
+from jaxtyping import Array, Float, Int
 
 from diladiff_jax.nn.autoencoder import LatentEncoder
 from diladiff_jax.nn.bert import Bert
+from diladiff_jax.nn.call import apply
 from diladiff_jax.nn.transformer import TokenDenoiser
 from diladiff_jax.objectives.base import Params
 from diladiff_jax.objectives.statistics import Moments
-
-Array = jax.Array
 
 
 class FeatureExtractor(Protocol):
@@ -24,25 +24,28 @@ class FeatureExtractor(Protocol):
         """D_feat."""
         ...
 
-    def __call__(self, params: Params, tokens: Array) -> Array:
-        """tokens `[B, L]` -> float32 `[B, L, D_feat]`, without gradient."""
+    def __call__(self, params: Params, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        """Features in float32, without gradient."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class DenoiserFeatures:
-    """The pretrained denoiser's own last hidden states on clean text, optionally with its embeddings beside them."""
+    """The MDLM's last hidden states on clean text, optionally with its embeddings."""
 
     denoiser: TokenDenoiser
     with_embeddings: bool = True
 
     @property
     def dim(self) -> int:
+        """D_feat."""
         return self.denoiser.width * (2 if self.with_embeddings else 1)
 
-    def __call__(self, params: Params, tokens: Array) -> Array:
-        features = self.denoiser.apply(
-            {"params": params},
+    def __call__(self, params: Params, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        """See `FeatureExtractor`."""
+        features = apply(
+            self.denoiser,
+            params,
             tokens,
             with_embeddings=self.with_embeddings,
             method=TokenDenoiser.features,
@@ -52,34 +55,38 @@ class DenoiserFeatures:
 
 @dataclasses.dataclass(frozen=True)
 class BertFeatures:
-    """The last layer of a published encoder, which reads rows longer than its positions in windows (`Bert.features`)."""
+    """The last layer of a published encoder; long rows are read in windows (`Bert.features`)."""
 
     bert: Bert
 
     @property
     def dim(self) -> int:
+        """D_feat."""
         return self.bert.width
 
-    def __call__(self, params: Params, tokens: Array) -> Array:
-        return jax.lax.stop_gradient(
-            self.bert.apply({"params": params}, tokens, method=Bert.features)
-        )
+    def __call__(self, params: Params, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        """See `FeatureExtractor`."""
+        features = apply(self.bert, params, tokens, method=Bert.features)
+        return jax.lax.stop_gradient(features)
 
 
 @dataclasses.dataclass(frozen=True)
 class TextEncoder:
-    """The trained encoder as one function of tokens; nothing in it is trained by whoever calls it."""
+    """The trained encoder as one function of tokens; its caller trains nothing in it."""
 
     features: FeatureExtractor
     encoder: LatentEncoder
 
     def __call__(
-        self, frozen: dict[str, Any], statistics: dict[str, Moments], tokens: Array
-    ) -> Array:
-        """tokens `[B, L]` -> standardized latents, float32 `[B, N, D_lat]`.
+        self, frozen: dict[str, Any], statistics: dict[str, Moments], tokens: Int[Array, "B L"]
+    ) -> Float[Array, "B N D"]:
+        """Standardized latents in float32.
 
-        frozen holds "features" and "encoder" parameters; statistics "features" and "latents".
+        Args:
+          frozen: parameters "features" and "encoder".
+          statistics: moments "features" and "latents".
+          tokens: clean text.
         """
         f = statistics["features"].standardize(self.features(frozen["features"], tokens))
-        z = self.encoder.apply({"params": frozen["encoder"]}, f)
+        z = apply(self.encoder, frozen["encoder"], f)
         return jax.lax.stop_gradient(statistics["latents"].standardize(z))

@@ -1,77 +1,95 @@
-"""Stage 3: the prior, a diffusion model of the latents (METHOD section 3)."""
+"""Stage 3: the prior, a diffusion model of the latents ("Prior" in docs/method.md)."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int, PRNGKeyArray
 
 from diladiff_jax.diffusion import gaussian
+from diladiff_jax.nn.call import apply
 from diladiff_jax.nn.latent_denoiser import LatentDenoiser
-from diladiff_jax.objectives.base import WHOLE, Context, Metrics, Params, Part
+from diladiff_jax.objectives.base import WHOLE, Context, LossOutput, Params, Part
 from diladiff_jax.objectives.encoding import TextEncoder
+from diladiff_jax.options import Options, between, setting
 
-Array = jax.Array
+
+@dataclasses.dataclass(frozen=True)
+class LaDiffOptions(Options):
+    """Options of the prior's loss."""
+
+    self_conditioning: float = setting(
+        0.5, "share of the batches that are self-conditioned", between(0, 1)
+    )
 
 
-def init_latent_denoiser(network: LatentDenoiser, num_latents: int, key: Array) -> Params:
-    """Fresh parameters of a latent denoiser, every input present."""
+def init_latent_denoiser(network: LatentDenoiser, num_latents: int, key: PRNGKeyArray) -> Params:
+    """Initial parameters of a latent denoiser with every input present."""
     z, t = jnp.zeros((1, num_latents, network.latent_dim)), jnp.zeros((1,))
     return network.init(key, z, t, z, t)["params"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LaDiff:
-    """Predicts the clean latent from z_t, t ~ U(0, 1); plain mean squared error; self-conditioned on half of the batches."""
+    """Predicts the clean latent from z_t, t ~ U(0, 1), with a plain mean squared error.
+
+    Attributes:
+      text_encoder: the frozen path from tokens to standardized latents.
+      network: the prior.
+      schedule: the noise schedule.
+      options: see `LaDiffOptions`.
+    """
 
     text_encoder: TextEncoder
     network: LatentDenoiser
     schedule: gaussian.Schedule
-    self_conditioning: float = 0.5  # share of the batches
+    options: LaDiffOptions = dataclasses.field(default_factory=LaDiffOptions)
 
     @property
     def expensive_branch_probability(self) -> float:
-        """The share of the updates that take the dearest branch; see `training.flops.model_flops`."""
-        return self.self_conditioning
+        """See `Objective`: a self-conditioned update calls the network twice."""
+        return self.options.self_conditioning
 
-    def init(self, key: Array) -> Params:
+    def init(self, key: PRNGKeyArray) -> Params:
+        """See `Objective.init`."""
         return init_latent_denoiser(self.network, self.text_encoder.encoder.num_latents, key)
 
     def loss(
         self,
         params: Params,
         context: Context,
-        tokens: Array,
-        key: Array,
-        step: Array,
+        tokens: Int[Array, "B L"],
+        key: PRNGKeyArray,
+        step: Int[Array, ""] | int,
         *,
         train: bool = True,
         part: Part = WHOLE,
-    ) -> tuple[Array, tuple[Metrics, dict[str, Any]]]:
+    ) -> LossOutput:
+        """See `Objective.loss`."""
         time_key, noise_key, coin_key = jax.random.split(jax.random.fold_in(key, part.index), 3)
         z = self.text_encoder(context.frozen, context.statistics, tokens)
         t = jax.random.uniform(time_key, z.shape[:1])
         z_t = gaussian.diffuse(self.schedule, z, jax.random.normal(noise_key, z.shape), t)
 
         def predict(self_condition: Array) -> Array:
-            return self.network.apply({"params": params}, z_t, t, self_condition)
+            return apply(self.network, params, z_t, t, self_condition)
 
         nothing = jnp.zeros_like(z)
         self_condition = jax.lax.cond(
-            jax.random.uniform(coin_key) < self.self_conditioning,
+            jax.random.uniform(coin_key) < self.options.self_conditioning,
             lambda: jax.lax.stop_gradient(predict(nothing)),
             lambda: nothing,
         )
         error = jnp.square(predict(self_condition) - z).mean(axis=(1, 2))
-        loss = error.mean()
         low = t < 0.5
         metrics = {
             "error_low_noise": jnp.sum(error * low) / jnp.maximum(low.sum(), 1),
             "error_high_noise": jnp.sum(error * ~low) / jnp.maximum((~low).sum(), 1),
         }
-        return loss, (metrics, context.statistics)
+        return error.mean(), (metrics, context.statistics)
 
     def group(self, path: tuple[str, ...]) -> str:
+        """One group, "all"."""
         return "all"

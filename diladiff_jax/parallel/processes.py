@@ -1,4 +1,4 @@
-"""Several processes as one run: how they find each other, and how they stop together."""
+"""Runs of several processes: how they join, and how they all stop after the same step."""
 
 from __future__ import annotations
 
@@ -16,169 +16,200 @@ from orbax.checkpoint import multihost
 
 
 class DistributedError(RuntimeError):
-    """The processes of a run did not find each other: one line that says what was awaited."""
+    """The processes of a run could not join, or process 0 failed; the message is one line."""
 
 
 class Preempted(RuntimeError):
-    """The run was told to end: everything is saved, and the same command goes on. `by_hand`: by Ctrl-C, not by a scheduler."""
+    """The run was asked to stop and has saved its state; the same command resumes it.
 
-    def __init__(self, message: str, *, by_hand: bool) -> None:
+    Attributes:
+      interrupted_by_user: True after Ctrl-C, False after SIGTERM from a scheduler.
+    """
+
+    def __init__(self, message: str, *, interrupted_by_user: bool) -> None:
         super().__init__(message)
-        self.by_hand = by_hand
+        self.interrupted_by_user = interrupted_by_user
 
 
-def start(
+def initialize_distributed(
     address: str,
     num_processes: int | None = None,
     process_id: int | None = None,
     *,
     timeout: int = 300,
 ) -> None:
-    """Joins this process to the others of the run, before anything else asks JAX for its devices.
+    """Joins this process to the others of the run. Call it before JAX initializes its devices.
+
+    If some process does not join in time, this one prints one line and exits with code 1. It does
+    not wait for JAX's own timeout, because that aborts the process with a page of addresses.
 
     Args:
-      address: "auto" reads what the cluster says (a TPU pod, SLURM, Kubernetes, MPI); else the first process's HOST:PORT.
-      num_processes, process_id: with an address, how many there are and which one this is, from 0.
-      timeout: seconds to wait for the others.
+      address: "auto" to read the cluster's environment (TPU pod, SLURM, Kubernetes, MPI), or the
+        HOST:PORT of process 0.
+      num_processes: number of processes; required with HOST:PORT.
+      process_id: index of this process, from 0; required with HOST:PORT.
+      timeout: seconds to wait for the other processes.
 
     Raises:
-      DistributedError: no cluster here, or an address that is none.
-
-    When some process has not come in time, this one says so in a line and ends with exit code 1: the runtime, waiting in its
-    own code, would abort it with a page of addresses.
+      DistributedError: no cluster was detected, the address is invalid, or joining failed.
     """
-    which: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    here = "this process"
     if address != "auto":
-        host, colon, port = address.rpartition(":")
-        if not (host and colon and port.isdigit()):
-            raise DistributedError(
-                f"--distributed={address} is no address; write the first process's HOST:PORT, or auto"
-            )
-        if num_processes is None or process_id is None:
-            raise DistributedError(
-                f"--distributed={address} needs --num_processes (how many there are) and --process_id (which of them, from 0, this is)"
-            )
-        if not 0 <= process_id < num_processes:
-            raise DistributedError(
-                f"--process_id={process_id} is none of {num_processes} processes; it must be from 0 to {num_processes - 1}"
-            )
-        which = dict(
+        _validate(address, num_processes, process_id)
+        options = dict(
             coordinator_address=address, num_processes=num_processes, process_id=process_id
         )
-    here = f"process {process_id} of {num_processes} at {address}" if which else "this process"
+        here = f"process {process_id} of {num_processes} at {address}"
 
     def give_up() -> None:
         print(
-            f"error: {here} waited {timeout} s for the others in vain; start all of them, or allow more time",
+            f"error: {here} timed out after {timeout} s waiting for the other processes. "
+            "Start all of them, or raise --distributed_timeout.",
             file=sys.stderr,
             flush=True,
         )
         os._exit(1)
 
-    watch = threading.Timer(timeout, give_up)
-    watch.daemon = True
-    watch.start()
+    timer = threading.Timer(timeout, give_up)
+    timer.daemon = True
+    timer.start()
     try:
-        jax.distributed.initialize(**which, initialization_timeout=timeout + 60)
+        jax.distributed.initialize(**options, initialization_timeout=timeout + 60)
     except ValueError as error:
         if address == "auto":
             raise DistributedError(
-                "no cluster is announced in this environment (TPU pod, SLURM, Kubernetes, MPI); give the first process's HOST:PORT instead of auto"
+                "--distributed=auto: found no cluster in this environment, expected a TPU pod, "
+                "SLURM, Kubernetes or MPI. Give the HOST:PORT of process 0 instead."
             ) from None
         raise DistributedError(
-            f"--distributed={address} cannot be joined ({error}); write the first process's HOST:PORT"
+            f"--distributed={address}: cannot join ({error}). Give the HOST:PORT of process 0."
         ) from None
     except RuntimeError as error:
-        raise DistributedError(
-            f"{here} could not join the others ({str(error).strip().splitlines()[0][:200]})"
-        ) from None
+        reason = str(error).strip().splitlines()[0][:200]
+        raise DistributedError(f"{here} could not join the other processes ({reason})") from None
     finally:
-        watch.cancel()
+        timer.cancel()
+
+
+def _validate(address: str, num_processes: int | None, process_id: int | None) -> None:
+    """Raises DistributedError unless the flags name a coordinator and one of its processes."""
+    host, colon, port = address.rpartition(":")
+    if not (host and colon and port.isdigit()):
+        raise DistributedError(
+            f"--distributed: got {address!r}, expected auto or the HOST:PORT of process 0"
+        )
+    if num_processes is None or process_id is None:
+        raise DistributedError(
+            f"--distributed={address} also needs --num_processes (the number of processes) and "
+            "--process_id (the index of this one, from 0)"
+        )
+    if not 0 <= process_id < num_processes:
+        raise DistributedError(
+            f"--process_id: got {process_id}, expected 0 to {num_processes - 1} with "
+            f"--num_processes={num_processes}"
+        )
 
 
 class StopSignal:
-    """Whether the run has been told to end (SIGTERM or Ctrl-C), the same answer at the same step in every process.
+    """Tells the training loop to stop after SIGTERM or Ctrl-C, at the same step in every process.
 
-    A context: within it SIGTERM no longer kills, nor does the first Ctrl-C. Of several processes only SIGTERM is caught, and
-    JAX's preemption service chooses the step where they stop.
+    Use it as a context manager. In a run of one process, SIGTERM and the first Ctrl-C no longer
+    kill the process inside the context. In a run of several, only SIGTERM is handled, and JAX's
+    preemption service chooses the step at which all of them stop.
+
+    Attributes:
+      interrupted_by_user: True after Ctrl-C.
     """
 
     def __init__(self) -> None:
-        self._told = threading.Event()
-        self._before: dict[int, Any] = {}
-        self._alone = jax.process_count() == 1
-        self._asked = 0
-        self._agreed = False
-        self.by_hand = False
+        self._received = threading.Event()
+        self._previous_handlers: dict[int, Any] = {}
+        self._single_process = jax.process_count() == 1
+        self._polls = 0
+        self._stopping = False
+        self.interrupted_by_user = False
 
     def __enter__(self) -> StopSignal:
-        if self._alone and threading.current_thread() is threading.main_thread():
-            self._before = {
-                number: signal.signal(number, self._tell)
+        if self._single_process and threading.current_thread() is threading.main_thread():
+            self._previous_handlers = {
+                number: signal.signal(number, self._handle)
                 for number in (signal.SIGTERM, signal.SIGINT)
             }
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
-    def _tell(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
-            if self._told.is_set():
+            if self._received.is_set():
                 raise KeyboardInterrupt
-            self.by_hand = True
+            self.interrupted_by_user = True
             print(
-                "saving after this update; Ctrl-C again stops at once", file=sys.stderr, flush=True
+                "saving after this update; press Ctrl-C again to stop immediately",
+                file=sys.stderr,
+                flush=True,
             )
-        self._told.set()
+        self._received.set()
 
     def reached(self) -> bool:
-        """Whether to stop now; to be asked after every update, by all processes alike. Once true it stays so."""
-        # The service answers true at one count alone, a few after the highest it has seen: updates restart with every stage, this does not.
-        self._asked += 1
-        if self._alone:
-            self._agreed = self._told.is_set()
-        elif not self._agreed:
-            self._agreed = bool(multihost_utils.reached_preemption_sync_point(self._asked))
-        return self._agreed
+        """Whether to stop now. Every process must call this after every update.
+
+        Once it has returned True it always does.
+        """
+        # The service answers True for one value only, slightly above the highest it has seen. Step
+        # numbers restart with every stage, so the number of calls is used instead.
+        self._polls += 1
+        if self._single_process:
+            self._stopping = self._received.is_set()
+        elif not self._stopping:
+            self._stopping = bool(multihost_utils.reached_preemption_sync_point(self._polls))
+        return self._stopping
 
     @property
     def agreed(self) -> bool:
-        """Whether `reached` has said so before."""
-        return self._agreed or (self._alone and self._told.is_set())
+        """Whether the run is stopping, without asking the other processes again."""
+        return self._stopping or (self._single_process and self._received.is_set())
 
     @property
     def name(self) -> str:
-        """What told the run to end."""
-        return "Ctrl-C" if self.by_hand else "SIGTERM"
+        """What asked the run to stop: "Ctrl-C" or "SIGTERM"."""
+        return "Ctrl-C" if self.interrupted_by_user else "SIGTERM"
 
 
 def run_on_process_zero(name: str, work: Callable[[], None], *, hours: float = 72.0) -> None:
-    """Has the first process do `work`, while the others wait for it on the coordination service, however long it takes.
+    """Runs `work` on process 0 while the other processes wait for it.
+
+    Args:
+      name: identifies this call on the coordination service; unique within the run.
+      work: the function to run.
+      hours: how long the other processes wait at most.
 
     Raises:
-      DistributedError: on the others, what the first process raised, in one line.
+      DistributedError: on the other processes, if `work` raised on process 0. Process 0 raises the
+        original exception.
     """
     if jax.process_count() == 1:
         return work()
     client = multihost.get_jax_distributed_client()
+    key = f"diladiff/{name}"
 
-    def heard() -> (
-        None
-    ):  # the first process holds the service: it must not leave before all have read what it said
-        client.wait_at_barrier(f"diladiff/{name}/heard", 60_000)
+    def wait_until_all_have_read() -> None:
+        # Process 0 hosts the service, so it must not exit before the others have read the result.
+        client.wait_at_barrier(f"{key}/read", 60_000)
 
     if jax.process_index() == 0:
         try:
             work()
         except Exception as error:
-            client.key_value_set(f"diladiff/{name}", f"error: {error}")
-            heard()
+            client.key_value_set(key, f"error: {error}")
+            wait_until_all_have_read()
             raise
-        client.key_value_set(f"diladiff/{name}", "done")
-        return heard()
-    said = client.blocking_key_value_get(f"diladiff/{name}", int(hours * 3_600_000))
-    heard()
-    if said != "done":
-        raise DistributedError(f"the first process ended with {' '.join(said.split())}")
+        client.key_value_set(key, "done")
+        return wait_until_all_have_read()
+    result = client.blocking_key_value_get(key, int(hours * 3_600_000))
+    wait_until_all_have_read()
+    if result != "done":
+        raise DistributedError(f"process 0 failed with {' '.join(result.split())}")

@@ -1,11 +1,11 @@
-"""Where arrays lie: the mesh, and one table from logical axis names to mesh axes."""
+"""How arrays are sharded: the mesh, and one table from logical axis names to mesh axes."""
 
 from __future__ import annotations
 
 import functools
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -17,22 +17,26 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from diladiff_jax.nn.placement import partition
 
 RULES: dict[str, str | tuple[str, ...]] = {
-    # of parameters
+    # Axes of parameters.
     "vocab": "tensor",
     "heads": "tensor",
     "mlp": "tensor",
     "embed": "fsdp",
-    # of activations, which also have heads, mlp and vocab: tokens and latents are cut by examples
+    # Activations also have heads, mlp and vocab; tokens and latents are sharded by example.
     "batch": ("data", "fsdp"),
 }
-"""Logical axis -> mesh axis or axes; names that are not here stay whole on every device."""
+"""Logical axis -> mesh axis or axes. Axes with other names are replicated."""
 
 
-def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
-    """The mesh (data, fsdp, tensor) of the given sizes; one size may be -1 and takes all devices that are left.
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+    """Makes the mesh (data, fsdp, tensor).
+
+    Args:
+      sizes: size of each axis; one of them may be -1, which means all remaining devices.
+      devices: the devices to use; by default `jax.devices()`.
 
     Raises:
-      ValueError: the sizes do not multiply to the number of devices.
+      ValueError: the product of the sizes is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     names = ("data", "fsdp", "tensor")
@@ -42,24 +46,27 @@ def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None)
         shape[shape.index(-1)] = len(devices) // known
     if math.prod(shape) != len(devices):
         raise ValueError(
-            f"mesh sizes {dict(zip(names, shape, strict=True))} do not multiply to the {len(devices)} devices at hand; set config.mesh"
+            f"config.mesh: got {dict(zip(names, shape, strict=True))}, expected sizes whose "
+            f"product is the number of devices, {len(devices)}"
         )
     return Mesh(_arrange(devices, shape), names, axis_types=(AxisType.Auto,) * 3)
 
 
-def _arrange(devices: list[jax.Device], shape: list[int]) -> np.ndarray:
-    """Devices in the mesh's shape, `tensor` over the nearest neighbours; of several TPU slices, which only a slow network joins, `data`
-    alone reaches across.
+def _arrange(devices: Sequence[Any], shape: list[int]) -> np.ndarray:
+    """Arranges devices in the mesh's shape, with `tensor` over the nearest neighbours.
+
+    TPU slices are joined by a slower network, so only `data` extends over several slices.
 
     Raises:
-      ValueError: `data` is no multiple of the number of slices.
+      ValueError: `data` is not a multiple of the number of slices.
     """
     if devices[0].platform != "tpu":
         return np.array(devices).reshape(shape)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if shape[0] % slices:
         raise ValueError(
-            f"mesh size data is {shape[0]}; it must be a multiple of the {slices} slices, for only it may reach across them"
+            f"config.mesh.data: got {shape[0]}, expected a multiple of the {slices} slices, "
+            "because only this axis may extend over several slices"
         )
     if slices == 1:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
@@ -69,7 +76,10 @@ def _arrange(devices: list[jax.Device], shape: list[int]) -> np.ndarray:
 
 
 def on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """`function`, to be jitted, with the mesh and `RULES` in force while it is traced: its networks lay their activations out."""
+    """Wraps `function`, to be jitted, so that it is traced with `mesh` and `RULES` in effect.
+
+    The networks that it calls then constrain the sharding of their activations.
+    """
 
     @functools.wraps(function)
     def traced(*args: Any, **kwargs: Any) -> Any:
@@ -83,17 +93,17 @@ def on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same whole array on every device."""
+    """The sharding of an array that every device holds completely."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Leading axis over data and fsdp."""
+    """The sharding of a batch: the leading axis over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
 def device_memory() -> int | None:
-    """Bytes that one device here can hold: its own, or on CPUs its share of the machine's; None where that is not known."""
+    """Memory of one local device in bytes: on CPUs its share of the RAM; None if unknown."""
     device = jax.local_devices()[0]
     if device.platform == "cpu":
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
@@ -101,58 +111,84 @@ def device_memory() -> int | None:
 
 
 def batch_devices(mesh: Mesh) -> int:
-    """How many parts a batch is cut into."""
+    """Number of parts into which a batch is sharded: data x fsdp."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def local_places(mesh: Mesh, batch: int) -> list[int]:
-    """Which rows of a global batch this process's devices hold, in order: several processes hold the same ones where
-    `tensor` reaches across them."""
-    parts = batch_sharding(mesh).addressable_devices_indices_map((batch,)).values()
-    return sorted({place for (part,) in parts for place in range(*part.indices(batch))})
+def round_up(size: int, multiple: int) -> int:
+    """The smallest multiple of `multiple` that is at least `size`.
+
+    With `multiple=batch_devices(mesh)`, this pads a batch so that it can be sharded.
+    """
+    return -(-size // multiple) * multiple
+
+
+def local_rows(mesh: Mesh, batch: int) -> list[int]:
+    """Indices of the rows of a global batch that this process's devices hold, in order.
+
+    Several processes hold the same rows if `tensor` extends over them.
+    """
+    parts: Any = batch_sharding(mesh).addressable_devices_indices_map((batch,)).values()
+    return sorted({row for (part,) in parts for row in range(*part.indices(batch))})
 
 
 def batch_array(mesh: Mesh, rows: np.ndarray, batch: int) -> jax.Array:
-    """This process's rows `[len(local_places), ...]` as its part of the global batch `[batch, ...]`."""
+    """Makes the global batch `[batch, ...]` from this process's rows `[len(local_rows), ...]`."""
     return jax.make_array_from_process_local_data(
         batch_sharding(mesh), rows, (batch, *rows.shape[1:])
     )
 
 
 def parameter_shardings(boxed: Any, mesh: Mesh) -> Any:
-    """Shardings of a tree of (abstract) boxed parameters, unboxed; an axis that a mesh axis does not divide stays whole."""
+    """Shardings of a tree of (abstract) boxed parameters, as an unboxed tree.
 
-    def one(leaf: Any) -> NamedSharding:
+    An axis whose size is not a multiple of its mesh axis is replicated.
+    """
+
+    def sharding_of(leaf: Any) -> NamedSharding:
         names = leaf.names if isinstance(leaf, nn.Partitioned) else (None,) * leaf.ndim
         shape = leaf.value.shape if isinstance(leaf, nn.Partitioned) else leaf.shape
         return NamedSharding(mesh, partition(shape, names, RULES, mesh.shape))
 
-    return jax.tree.map(one, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
+    return jax.tree.map(sharding_of, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
 
 
 def replicated_parameters(
     abstract: Any, shardings: Any, mesh: Mesh, *, at_least: int = 2**20
 ) -> list[tuple[str, int]]:
-    """(path, bytes) of parameters of `at_least` bytes that lie whole on every device of a mesh that cuts parameters."""
+    """Large parameters that stay replicated although the mesh has fsdp or tensor devices.
+
+    Args:
+      abstract: shapes of the parameters.
+      shardings: their shardings, as `parameter_shardings` returns them.
+      mesh: the mesh that they are sharded over.
+      at_least: smallest size in bytes of a parameter to report.
+
+    Returns:
+      (path, bytes) of each such parameter.
+    """
     if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
         return []
     leaves, found = jax.tree_util.tree_flatten_with_path(abstract)[0], []
-    for (path, leaf), placed in zip(leaves, jax.tree.leaves(shardings), strict=True):
+    for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True):
         size = leaf.size * leaf.dtype.itemsize
-        if placed.is_fully_replicated and size >= at_least:
+        if sharding.is_fully_replicated and size >= at_least:
             found.append(("/".join(_names(path)), size))
     return found
 
 
 def like_parameters(tree: Any, shardings: Any, mesh: Mesh) -> Any:
-    """Shardings of a tree that holds copies of the parameters (an optimizer's state): a leaf whose path ends in a
-    parameter's path lies as that parameter does, all else is replicated."""
+    """Shardings of a tree that contains copies of the parameters, such as an optimizer's state.
+
+    A leaf whose path ends in a parameter's path gets that parameter's sharding; all other leaves
+    are replicated.
+    """
     by_path = {
         _names(path): sharding
         for path, sharding in jax.tree_util.tree_flatten_with_path(shardings)[0]
     }
 
-    def one(path: Any, leaf: Any) -> NamedSharding:
+    def sharding_of(path: Any, leaf: Any) -> NamedSharding:
         names = _names(path)
         for start in range(len(names)):
             sharding = by_path.get(names[start:])
@@ -160,11 +196,11 @@ def like_parameters(tree: Any, shardings: Any, mesh: Mesh) -> Any:
                 return sharding
         return replicated(mesh)
 
-    return jax.tree_util.tree_map_with_path(one, tree)
+    return jax.tree_util.tree_map_with_path(sharding_of, tree)
 
 
 def place(tree: Any, shardings: Any) -> Any:
-    """Host arrays, the same on every process, as arrays on the mesh; each device is given its own part alone."""
+    """Puts host arrays that every process has on the mesh; each device receives only its part."""
     return jax.tree.map(
         lambda x, s: jax.make_array_from_callback(x.shape, s, lambda index: x[index]),
         tree,

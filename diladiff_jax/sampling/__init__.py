@@ -1,0 +1,67 @@
+"""Jitted samplers: latents by a solver or the student, then tokens in any unmasking order."""
+
+from diladiff_jax.sampling.categorical import (
+    nucleus_threshold,
+    sample_categorical,
+    text_logits,
+    token_distribution,
+)
+from diladiff_jax.sampling.latent import (
+    GAMMA_WARPS,
+    SOLVERS,
+    Solver,
+    Step,
+    few_step,
+    probability_flow,
+    register_solver,
+)
+from diladiff_jax.sampling.options import SamplingOptions
+from diladiff_jax.sampling.orders import (
+    ORDERS,
+    Order,
+    TokenControls,
+    TokenNetwork,
+    ancestral,
+    by_confidence,
+    plain,
+    register_order,
+)
+from diladiff_jax.sampling.sampler import (
+    Controls,
+    LatentSource,
+    NullLatents,
+    PriorLatents,
+    Sample,
+    Sampler,
+    StudentLatents,
+)
+
+__all__ = [
+    "GAMMA_WARPS",
+    "ORDERS",
+    "SOLVERS",
+    "Controls",
+    "LatentSource",
+    "NullLatents",
+    "Order",
+    "PriorLatents",
+    "Sample",
+    "Sampler",
+    "SamplingOptions",
+    "Solver",
+    "Step",
+    "StudentLatents",
+    "TokenControls",
+    "TokenNetwork",
+    "ancestral",
+    "by_confidence",
+    "few_step",
+    "nucleus_threshold",
+    "plain",
+    "probability_flow",
+    "register_order",
+    "register_solver",
+    "sample_categorical",
+    "text_logits",
+    "token_distribution",
+]

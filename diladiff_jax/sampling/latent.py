@@ -1,151 +1,265 @@
-"""Latent samplers: the probability-flow ODE of the prior, and the student's few average-velocity steps.
+"""Latent samplers: solvers of the prior's probability-flow ODE, and the student's few steps.
 
-Pure functions of a denoiser, made to be closed over and jitted; numbers of steps are run-time values, so one
-compiled program serves them all. Latents `[B, N, D]`; `keys [B]` is one key per sample, so that a sample does
-not depend on the batch it is drawn in.
+Pure functions of a denoiser, made to be closed over and jitted. Numbers of steps are run-time
+values, so one compiled program serves them all. `SOLVERS` is the table of all solvers;
+`register_solver` adds one.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from diladiff_jax.diffusion import gaussian, meanflow
+from diladiff_jax.sampling.categorical import (
+    fold_in_per_sample,
+    normal_per_sample,
+    split_per_sample,
+)
 
-Array = jax.Array
-Denoise = Callable[[Array, Array, Array], Array]  # (z_t, t [B], self_condition) -> clean latent
-AverageVelocity = Callable[
-    [Array, Array, Array, Array], Array
-]  # (z_t, t [B], r [B], self_condition) -> u
+Denoise = Callable[[Array, Array, Array], Array]
+"""(z_t, t `[B]`, self-conditioning) -> clean latent."""
+AverageVelocity = Callable[[Array, Array, Array, Array], Array]
+"""(z_t, t `[B]`, r `[B]`, self-conditioning) -> average velocity u."""
 
-ODE_METHODS = ("euler", "ddim", "heun", "dpmpp_2m")
+SELF_CONDITIONINGS = ("previous", "current", "none")
+"""What the prior's denoiser is conditioned on: the previous step's prediction (the paper's), a
+second call at the current point and time, or nothing."""
 
 
-def normal_per_sample(keys: Array, shape: tuple[int, ...]) -> Array:
-    """Standard normal `[B, *shape]`, row i drawn from `keys[i]` alone."""
-    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What a solver may read in the step from t to s < t, number `k` of `steps`.
+
+    Attributes:
+      schedule: the noise schedule.
+      z_t: the latent at t, `[B, N, D]`.
+      z: the denoiser's prediction of the clean latent at (z_t, t).
+      previous: its prediction in the step before; zeros in the first.
+      t, s: times `[B]`.
+      k, steps: the step's number, from 0, and how many there are.
+      denoise: (z_t, t) -> another prediction, self-conditioned on `z`.
+    """
+
+    schedule: gaussian.Schedule
+    z_t: Float[Array, "B N D"]
+    z: Float[Array, "B N D"]
+    previous: Float[Array, "B N D"]
+    t: Float[Array, " B"]
+    s: Float[Array, " B"]
+    k: Int[Array, ""]
+    steps: Int[Array, ""] | int
+    denoise: Callable[[Array, Array], Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Solver:
+    """A solver of the probability-flow ODE.
+
+    Attributes:
+      advance: gives z_s from a `Step`.
+      title: how reports call it.
+      calls_per_step: network calls of a step (the last one may need fewer).
+      uses_velocity: whether it reads the velocity, which some schedules do not have at t = 1.
+    """
+
+    advance: Callable[[Step], Array]
+    title: str
+    calls_per_step: int = 1
+    uses_velocity: bool = False
+
+
+def euler(step: Step) -> Float[Array, "B N D"]:
+    """Euler's step in t, the paper's."""
+    return gaussian.euler_step(step.schedule, step.z_t, step.z, step.t, step.s)
+
+
+def ddim(step: Step) -> Float[Array, "B N D"]:
+    """DDIM, arXiv 2010.02502: the rotation that is exact for a constant prediction."""
+    return gaussian.ddim_step(step.schedule, step.z_t, step.z, step.t, step.s)
+
+
+def heun(step: Step) -> Float[Array, "B N D"]:
+    """Euler's step, then the mean of the velocities at both ends: second order.
+
+    The last step is Euler's: at s = 0 a prediction implies no velocity.
+    """
+    z_euler = euler(step)
+
+    def corrected() -> Array:
+        z_end = step.denoise(z_euler, step.s)
+        v_start = gaussian.velocity_of_clean(step.schedule, step.z_t, step.z, step.t)
+        v_end = gaussian.velocity_of_clean(step.schedule, z_euler, z_end, step.s)
+        v = v_start + v_end
+        return step.z_t - gaussian.per_example(step.t - step.s, step.z_t) * 0.5 * v
+
+    return jax.lax.cond(step.k + 1 < step.steps, corrected, lambda: z_euler)
+
+
+def dpmpp_2m(step: Step) -> Float[Array, "B N D"]:
+    """DPM-Solver++(2M), arXiv 2211.01095: second order up to a logarithm, one call per step.
+
+    Along log(alpha / sigma) the prediction is a straight line through this and the previous one.
+    That variable is infinite at both ends of an equal grid of t, so the first and the last step
+    are of first order.
+    """
+    k, steps = step.k, step.steps
+    before, here, there = (
+        0.5 * gaussian.log_snr(step.schedule, 1.0 - (k + i) / steps) for i in (-1, 0, 1)
+    )
+    inner = (k > 0) & (k + 1 < steps)
+    slope = jnp.where(inner, 0.5 * (there - here) / (here - before), 0.0)
+    z = step.z + slope * (step.z - step.previous)
+    return gaussian.ddim_step(step.schedule, step.z_t, z, step.t, step.s)
+
+
+SOLVERS: dict[str, Solver] = {
+    "euler": Solver(euler, "Euler", uses_velocity=True),
+    "ddim": Solver(ddim, "DDIM"),
+    "heun": Solver(heun, "Heun", calls_per_step=2, uses_velocity=True),
+    "dpmpp_2m": Solver(dpmpp_2m, "DPM-Solver++(2M)"),
+}
+"""Every solver by its name in `sampling.prior_method`."""
+
+
+def register_solver(name: str, solver: Solver) -> None:
+    """Makes a solver available as `sampling.prior_method = name`.
+
+    Raises:
+      ValueError: the name is taken.
+    """
+    if name in SOLVERS:
+        raise ValueError(f"solver {name} is registered already")
+    SOLVERS[name] = solver
 
 
 def probability_flow(
     denoise: Denoise,
     schedule: gaussian.Schedule,
-    noise: Array,
-    steps: Array | int,
+    noise: Float[Array, "B N D"],
+    steps: Int[Array, ""] | int,
     *,
     method: str = "euler",
     self_conditioning: str = "previous",
-) -> Array:
-    """Integrates the probability-flow ODE from `noise ~ N(0, I)` at t = 1 to t = 0 on `steps` equal intervals of t.
+) -> Float[Array, "B N D"]:
+    """Integrates the probability-flow ODE from t = 1 to t = 0 on `steps` equal intervals of t.
 
-    Methods: "euler" in t and "ddim" (the rotation), of first order; "heun" (Euler's step, then the mean of the velocities
-    at both ends; two calls per step but for the last) and "dpmpp_2m" (DPM-Solver++(2M), arXiv 2211.01095; one call),
-    of second, the latter but for a logarithm: its variable is infinite at both ends of an equal grid of t.
-
-    Self-conditioning is the previous step's prediction (the paper's), or "current": a second call per step,
-    at the current point and time (Heun's second velocity takes the first one's prediction all the same), or "none".
+    Args:
+      denoise: the prior; see `Denoise`.
+      schedule: the noise schedule it was trained with.
+      noise: z_1 ~ N(0, I).
+      steps: the number of intervals.
+      method: a name in `SOLVERS`.
+      self_conditioning: one of `SELF_CONDITIONINGS`.
 
     Raises:
       ValueError: unknown method or self-conditioning.
     """
-    if method not in ODE_METHODS:
+    if method not in SOLVERS:
+        raise ValueError(f"method: got {method!r}, expected one of {', '.join(SOLVERS)}")
+    if self_conditioning not in SELF_CONDITIONINGS:
         raise ValueError(
-            f"latent sampler is {method!r}; it must be one of {', '.join(ODE_METHODS)}"
-        )
-    if self_conditioning not in ("previous", "current", "none"):
-        raise ValueError(
-            f"self-conditioning is {self_conditioning!r}; it must be 'previous', 'current' or 'none'"
+            f"self_conditioning: got {self_conditioning!r}, "
+            f"expected one of {', '.join(SELF_CONDITIONINGS)}"
         )
     nothing = jnp.zeros_like(noise)
     batch = noise.shape[:1]
 
+    def condition_on(z: Array) -> Array:
+        return nothing if self_conditioning == "none" else z
+
     def body(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         z_t, previous = carry
         t, s = jnp.full(batch, 1.0 - k / steps), jnp.full(batch, 1.0 - (k + 1) / steps)
-        if self_conditioning == "previous":
-            condition = previous
+        if self_conditioning == "current":
+            z = denoise(z_t, t, denoise(z_t, t, nothing))
         else:
-            condition = denoise(z_t, t, nothing) if self_conditioning == "current" else nothing
-        z = denoise(z_t, t, condition)
-        if method == "euler":
-            z_s = gaussian.euler_step(schedule, z_t, z, t, s)
-        elif method == "ddim":
-            z_s = gaussian.ddim_step(schedule, z_t, z, t, s)
-        elif method == "heun":
-            euler = gaussian.euler_step(schedule, z_t, z, t, s)
-
-            def corrected() -> Array:
-                again = denoise(euler, s, nothing if self_conditioning == "none" else z)
-                v = gaussian.velocity_of_clean(schedule, z_t, z, t) + gaussian.velocity_of_clean(
-                    schedule, euler, again, s
-                )
-                return z_t - gaussian.per_example(t - s, z_t) * 0.5 * v
-
-            z_s = jax.lax.cond(
-                k + 1 < steps, corrected, lambda: euler
-            )  # at s = 0 a prediction implies no velocity
-        else:
-            # Along log(alpha / sigma) the prediction is a straight line through this and the previous one. At both
-            # ends of time that variable is infinite: the first step and the last are of first order.
-            before, here, there = (
-                0.5 * gaussian.log_snr(schedule, 1.0 - (k + i) / steps) for i in (-1, 0, 1)
-            )
-            inner = (k > 0) & (k + 1 < steps)
-            slope = jnp.where(inner, 0.5 * (there - here) / (here - before), 0.0)
-            z_s = gaussian.ddim_step(schedule, z_t, z + slope * (z - previous), t, s)
-        return z_s, z
+            z = denoise(z_t, t, condition_on(previous))
+        step = Step(
+            schedule, z_t, z, previous, t, s, k, steps,
+            denoise=lambda z_s, s: denoise(z_s, s, condition_on(z)),
+        )  # fmt: skip
+        return SOLVERS[method].advance(step), z
 
     return jax.lax.fori_loop(0, steps, body, (noise, nothing))[0]
 
 
+def noise_level_warp(
+    schedule: gaussian.Schedule, s: Float[Array, " B"], gamma: Float[Array, ""] | float
+) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+    """(r, scale) with sigma_r / alpha_r = sqrt(1 - gamma^2) sigma_s / alpha_s.
+
+    With scale = alpha_s / alpha_r, z_s = scale z_r + gamma sigma_s eps has exactly the alpha and
+    sigma of s.
+    """
+    r = meanflow.renoise_time(schedule, s, gamma)
+    return r, schedule.alpha(s) / schedule.alpha(r)
+
+
+def literal_warp(
+    schedule: gaussian.Schedule, s: Float[Array, " B"], gamma: Float[Array, ""] | float
+) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+    """(r, scale) as the paper prints them: r = sqrt(1 - gamma^2) s, and no scale."""
+    del schedule
+    return jnp.sqrt(1.0 - jnp.square(gamma)) * s, jnp.ones_like(s)
+
+
+GAMMA_WARPS = {"noise_level": noise_level_warp, "literal": literal_warp}
+"""How gamma-sampling chooses the cleaner time r, by its name in `sampling.gamma_warp`."""
+
+
 def few_step(
     average_velocity: AverageVelocity,
-    clean_prediction: Denoise,
+    clean_prediction: Denoise | None,
     schedule: gaussian.Schedule,
-    keys: Array,
+    keys: PRNGKeyArray,
     shape: tuple[int, int],
-    steps: Array | int,
+    steps: Int[Array, ""] | int,
     *,
-    gamma: Array | float = 0.8,
+    gamma: Float[Array, ""] | float = 0.8,
     warp: str = "noise_level",
-    self_conditioning: bool = True,
-) -> Array:
-    """The student's sampler: `steps` jumps, each one call for self-conditioning and one for u; gamma-sampling between.
+) -> Float[Array, "B N D"]:
+    """The student's sampler: `steps` jumps with gamma-sampling in between.
 
-    From grid time t_k the student jumps to a time r cleaner than the next grid time s, and noise is added back:
-      warp "noise_level": sigma_r / alpha_r = sqrt(1 - gamma^2) sigma_s / alpha_s and
-        z_s = (alpha_s / alpha_r) z_r + gamma sigma_s eps, which has exactly the alpha and sigma of s;
-      warp "literal": the paper's r = sqrt(1 - gamma^2) s and z_s = z_r + gamma sigma_s eps.
-    After the last step nothing is added. gamma = 0 is deterministic. keys `[B]`, shape `(N, D)`.
+    From grid time t the student jumps to a time r cleaner than the next grid time s, and noise is
+    added back: z_s = scale z_r + gamma sigma_s eps, with r and scale from `GAMMA_WARPS`. After the
+    last jump no noise is added. gamma = 0 is deterministic.
+
+    Args:
+      average_velocity: the student.
+      clean_prediction: its prediction without self-conditioning, which conditions each jump at the
+        cost of a second call; None for no self-conditioning.
+      schedule: the noise schedule.
+      keys: `[B]`, one per sample.
+      shape: (N, D).
+      steps: the number of jumps.
+      gamma: share of the noise level that is fresh noise, in [0, 1).
+      warp: a name in `GAMMA_WARPS`.
 
     Raises:
       ValueError: unknown warp.
     """
-    if warp not in ("noise_level", "literal"):
-        raise ValueError(f"gamma warp is {warp!r}; it must be 'noise_level' or 'literal'")
-    start, again = jax.vmap(lambda key: jax.random.split(key))(keys).T
-    z = normal_per_sample(start, shape)
+    if warp not in GAMMA_WARPS:
+        raise ValueError(f"warp: got {warp!r}, expected one of {', '.join(GAMMA_WARPS)}")
+    start_keys, noise_keys = split_per_sample(keys)
+    z = normal_per_sample(start_keys, shape)
     batch = z.shape[:1]
 
     def body(k: Array, z_t: Array) -> Array:
         t, s = jnp.full(batch, 1.0 - k / steps), jnp.full(batch, 1.0 - (k + 1) / steps)
-        if warp == "noise_level":
-            r = meanflow.renoise_time(schedule, s, gamma)
-        else:
-            r = jnp.sqrt(1.0 - jnp.square(gamma)) * s
-        self_condition = (
-            clean_prediction(z_t, t, jnp.zeros_like(z_t))
-            if self_conditioning
-            else jnp.zeros_like(z_t)
-        )
-        z_r = z_t - gaussian.per_example(t - r, z_t) * average_velocity(z_t, t, r, self_condition)
-        scale = schedule.alpha(s) / schedule.alpha(r) if warp == "noise_level" else jnp.ones(batch)
-        eps = normal_per_sample(jax.vmap(lambda key: jax.random.fold_in(key, k))(again), shape)
-        renoised = (
-            gaussian.per_example(scale, z_r) * z_r
-            + gaussian.per_example(gamma * schedule.sigma(s), z_r) * eps
-        )
+        r, scale = GAMMA_WARPS[warp](schedule, s, gamma)
+        condition = jnp.zeros_like(z_t)
+        if clean_prediction is not None:
+            condition = clean_prediction(z_t, t, condition)
+        u = average_velocity(z_t, t, r, condition)
+        z_r = z_t - gaussian.per_example(t - r, z_t) * u
+        eps = normal_per_sample(fold_in_per_sample(noise_keys, k), shape)
+        fresh = gaussian.per_example(gamma * schedule.sigma(s), z_r) * eps
+        renoised = gaussian.per_example(scale, z_r) * z_r + fresh
         return jnp.where(k + 1 < steps, renoised, z_r)
 
     return jax.lax.fori_loop(0, steps, body, z)

@@ -1,6 +1,7 @@
-"""Published networks from files: config.json, model.safetensors and a vocabulary, in a folder or on the Hugging Face hub.
+"""Published networks from files: config.json, model.safetensors and a vocabulary.
 
-Nothing is downloaded unless a hub name is given where a folder could stand, and no pickled file is ever opened.
+The files come from a folder or from the Hugging Face hub. Nothing is downloaded unless a hub name
+is given in place of a folder, and no pickled file is ever opened.
 """
 
 from __future__ import annotations
@@ -17,95 +18,108 @@ import numpy as np
 
 from diladiff_jax import files
 from diladiff_jax.nn import bert, gpt2
+from diladiff_jax.storage.errors import PretrainedError
 
 ENCODER_FILES = ("config.json", "vocab.txt", "model.safetensors")
 SCORER_FILES = ("config.json", "model.safetensors", "tokenizer.json", "vocab.json", "merges.txt")
 
-
-class PretrainedError(RuntimeError):
-    """A published network that is missing or cannot be read: one line that says which file, what is wrong, what would be right."""
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_REASON_LENGTH = 200
 
 
 def locate(path: str, names: tuple[str, ...]) -> pathlib.Path:
-    """The folder `path`; or, where it is a hub name ("owner/name", or "name" for the oldest) and no folder, the hub's files `names`, downloaded.
+    """Finds a published network's folder, and downloads it if `path` is a hub name.
+
+    Args:
+      path: a folder; or a hub name, "owner/name" or just "name" for the oldest models.
+      names: the files to download.
+
+    Returns:
+      The folder, or the hub client's local copy.
 
     Raises:
-      PretrainedError: neither, or the download failed.
+      PretrainedError: `path` is neither, or the download failed.
     """
     folder = files.expand(path)
     if folder.is_dir():
         return folder
-    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path):
+    if not _HUB_NAME.fullmatch(path):
         raise PretrainedError(
-            f"{path} is not a folder; give one with {', '.join(names)}, or a hub name such as google-bert/bert-base-uncased"
+            f"{path} is not a folder, expected one with {', '.join(names)}, "
+            f"or a hub name such as google-bert/bert-base-uncased."
         )
     import huggingface_hub
 
     try:
         return pathlib.Path(huggingface_hub.snapshot_download(path, allow_patterns=list(names)))
-    except (
-        Exception
-    ) as error:  # the hub's client, its HTTP library and the system each have their own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    except Exception as error:  # the hub client, its HTTP library and the OS all raise their own
+        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise PretrainedError(
-            f"{path} is no folder here, and could not be had from the hub under that name ({reason}); give a folder with {', '.join(names)}"
+            f"{path} is not a folder, and downloading it from the hub failed "
+            f"({lines[0][:_REASON_LENGTH]}). Give a folder with {', '.join(names)}."
         ) from error
 
 
 def adopt(path: str, directory: str | os.PathLike[str]) -> None:
-    """Copies an encoder's files from `path` (see `locate`) into `directory`, aside and then renamed; one that is there already stays.
+    """Copies a published encoder's files into `directory`; does nothing if that exists.
+
+    Args:
+      path: a folder or hub name, see `locate`.
+      directory: the folder to create.
 
     Raises:
-      PretrainedError: as `locate`; or a file is missing, or cannot be copied.
+      PretrainedError: as `locate`; or a file is missing or cannot be copied.
     """
     directory = pathlib.Path(directory)
     if directory.exists():
         return
-    found = locate(path, ENCODER_FILES)
-    aside = directory.with_name(f"{directory.name}.tmp-{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    source = locate(path, ENCODER_FILES)
+    expected = f"an encoder's folder has {', '.join(ENCODER_FILES)}"
     try:
-        for name in ENCODER_FILES:
-            if not (found / name).is_file():
-                raise PretrainedError(
-                    f"{found / name} is missing, or no regular file; an encoder's folder holds {', '.join(ENCODER_FILES)}"
-                )
-            shutil.copyfile(found / name, aside / name)
-        aside.rename(directory)
+        with files.atomic_folder(directory) as temporary:
+            for name in ENCODER_FILES:
+                if not (source / name).is_file():
+                    raise PretrainedError(
+                        f"{source / name} is missing or not a regular file; {expected}."
+                    )
+                shutil.copyfile(source / name, temporary / name)
     except OSError as error:
         raise PretrainedError(
-            f"{error.filename} cannot be copied ({error.strerror}); an encoder's folder holds {', '.join(ENCODER_FILES)}"
+            f"{error.filename or directory} cannot be copied ({error.strerror}); {expected}."
         ) from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """`config.json` of a folder.
+    """Reads `config.json` of a published network's folder.
 
     Raises:
-      PretrainedError: missing, or not one JSON object.
+      PretrainedError: the file is missing, or is not one JSON object.
     """
     path = pathlib.Path(folder) / "config.json"
     try:
         config = json.loads(path.read_text())
     except OSError as error:
         raise PretrainedError(
-            f"{path} cannot be read ({error.strerror}); a published network's folder holds config.json and model.safetensors"
+            f"{path} cannot be read ({error.strerror}); a published network's folder has "
+            f"config.json and model.safetensors."
         ) from None
     except (ValueError, RecursionError) as error:
-        raise PretrainedError(f"{path} is not JSON ({error}); restore it") from None
+        raise PretrainedError(f"{path} is not JSON ({error}). Restore it.") from None
     if not isinstance(config, dict):
-        raise PretrainedError(f"{path} holds {type(config).__name__}; it must be one JSON object")
+        raise PretrainedError(f"{path}: got {type(config).__name__}, expected one JSON object.")
     return config
 
 
 def read_tensors(folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """`model.safetensors` of a folder; the format's own reader holds every tensor's place and size against the header.
+    """Reads `model.safetensors` of a published network's folder.
+
+    The safetensors library validates each tensor's offset and size against the header.
+
+    Returns:
+      The tensors by name, as arrays on the host.
 
     Raises:
-      PretrainedError: missing, or not a whole safetensors file.
+      PretrainedError: the file is missing, or is not a complete safetensors file.
     """
     import safetensors
     from safetensors.numpy import load_file
@@ -115,19 +129,20 @@ def read_tensors(folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         return load_file(path)
     except OSError as error:
         raise PretrainedError(
-            f"{path} cannot be read ({error.strerror or error}); weights must be one safetensors file of that name (others are never opened)"
+            f"{path} cannot be read ({error.strerror or error}), expected all weights in one "
+            f"safetensors file of that name. Other formats are not supported."
         ) from None
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise PretrainedError(
-            f"{path} is not a whole safetensors file ({error}); copy or download it again"
+            f"{path} is not a complete safetensors file ({error}). Copy or download it again."
         ) from None
 
 
 def read_vocabulary(folder: str | os.PathLike[str]) -> list[str]:
-    """The pieces of `vocab.txt`, by id.
+    """Reads the pieces in `vocab.txt`, in the order of their ids.
 
     Raises:
-      PretrainedError: missing, or without [CLS] and [SEP].
+      PretrainedError: the file is missing, or lacks [CLS] or [SEP].
     """
     path = pathlib.Path(folder) / "vocab.txt"
     try:
@@ -136,21 +151,23 @@ def read_vocabulary(folder: str | os.PathLike[str]) -> list[str]:
         )
     except (OSError, UnicodeDecodeError) as error:
         raise PretrainedError(
-            f"{path} cannot be read ({error}); it must hold one piece a line"
+            f"{path} cannot be read ({error}), expected one piece per line."
         ) from None
     for word in ("[CLS]", "[SEP]"):
         if word not in words:
-            raise PretrainedError(
-                f"{path} has no piece {word}; it must be the vocabulary of a BERT"
-            )
+            raise PretrainedError(f"{path} has no piece {word}, expected the vocabulary of a BERT.")
     return words
 
 
 def load_encoder(folder: str | os.PathLike[str], dtype: Any) -> bert.Bert:
-    """The network of an encoder's folder, without its parameters.
+    """Builds the network of an encoder's folder, without its parameters.
+
+    Args:
+      folder: a folder with `ENCODER_FILES`.
+      dtype: the dtype to compute in.
 
     Raises:
-      PretrainedError: files that are missing, damaged, or of another architecture.
+      PretrainedError: a file is missing or damaged, or the architecture is not supported.
     """
     words = read_vocabulary(folder)
     config = read_config(folder)
@@ -162,10 +179,10 @@ def load_encoder(folder: str | os.PathLike[str], dtype: Any) -> bert.Bert:
 
 
 def encoder_parameters(folder: str | os.PathLike[str], network: bert.Bert) -> dict[str, Any]:
-    """The encoder's parameters as numpy arrays on the host, float32.
+    """Reads an encoder's parameters as float32 numpy arrays on the host.
 
     Raises:
-      PretrainedError: weights that are missing, damaged, or not those of `network`.
+      PretrainedError: the weights are missing or damaged, or do not fit `network`.
     """
     tensors = read_tensors(folder)
     return _in_one_line(
@@ -176,10 +193,14 @@ def encoder_parameters(folder: str | os.PathLike[str], network: bert.Bert) -> di
 def load_scorer(
     folder: str | os.PathLike[str], dtype: Any = np.float32
 ) -> tuple[gpt2.GPT2, dict[str, Any]]:
-    """A GPT-2's network and parameters (numpy arrays on the host, float32).
+    """Builds a GPT-2 and reads its parameters as float32 numpy arrays on the host.
+
+    Args:
+      folder: a folder with `SCORER_FILES`.
+      dtype: the dtype to compute in.
 
     Raises:
-      PretrainedError: files that are missing, damaged, or of another architecture.
+      PretrainedError: a file is missing or damaged, or the architecture is not supported.
     """
     config, folder = read_config(folder), pathlib.Path(folder)
     network = _in_one_line(folder / "config.json", lambda: gpt2.from_config(config, dtype=dtype))
@@ -190,6 +211,7 @@ def load_scorer(
 
 
 def _in_one_line(path: pathlib.Path, build: Callable[[], Any]) -> Any:
+    """Turns what the network's own checks raise into an error that names the file."""
     try:
         return build()
     except ValueError as error:

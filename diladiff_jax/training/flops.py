@@ -1,8 +1,10 @@
-"""Model FLOPs of a training step: its matrix products once forwards, and once more for every factor that a gradient flows to.
+"""Model FLOPs of a training step: its matrix products, forward and backward.
 
-Counted from the traced loss, without compiling or running anything: a product of which only the weights are trained costs twice
-its forward pass, one inside a frozen network or under a stopped gradient costs that pass alone. What a program does on top of
-this (rematerialization, padding, an optimizer's own products) is not in it: utilization is measured against what the model needs.
+They are counted from the traced loss, without compiling or running anything. The backward pass has
+one more product for each factor that needs a gradient: a product whose weights alone are trained
+costs twice its forward pass, and one inside a frozen network or under `stop_gradient` costs only
+the forward pass. What a program adds on top (rematerialization, padding, the optimizer's own
+products) is not counted, because utilization is measured against what the model needs.
 """
 
 from __future__ import annotations
@@ -15,154 +17,168 @@ from typing import Any
 import jax
 from jax.extend import core
 
-_SPLASH = "splash_m"  # how the names of Pallas splash attention's kernels begin
+_SPLASH = "splash_m"  # prefix of the names of Pallas splash attention's kernels
+
+_Choose = Callable[..., float]  # max or min: which branch of a conditional counts
 
 
 def model_flops(
     loss: Callable[..., Any], params: Any, *others: Any, expensive_branch_probability: float = 1.0
 ) -> float:
-    """FLOPs of the value and gradient in `params` of `loss(params, *others)`, whose first result is the loss and the rest metrics.
+    """FLOPs of a loss and its gradient. A multiplication and an addition are two FLOPs.
 
-    Arguments are arrays or their shapes. A multiplication and an addition are two FLOPs. Of conditionals the dearest branch counts, or the
-    mean where it is taken with probability `expensive_branch_probability` and the cheapest one otherwise.
+    Args:
+      loss: called as `loss(params, *others)`; its first result is the loss, the rest are metrics.
+      params: what is differentiated, as arrays or their shapes.
+      *others: further arguments, as arrays or their shapes.
+      expensive_branch_probability: how often conditionals take their most expensive branch; they
+        take the cheapest one otherwise. At 1 only the most expensive branch counts.
 
     Raises:
-      ValueError: a loop whose number of trips depends on its data has matrix products inside.
+      ValueError: a loop whose number of iterations depends on its data contains matrix products.
     """
     traced = jax.make_jaxpr(loss)(params, *others)
     trained = len(jax.tree.leaves(params))
     active = [True] * trained + [False] * (len(traced.jaxpr.invars) - trained)
     needed = [True] + [False] * (len(traced.jaxpr.outvars) - 1)
-    dearest = _analyse(traced.jaxpr, active, needed, max).flops
-    return (
-        dearest
-        if expensive_branch_probability == 1
-        else expensive_branch_probability * dearest
-        + (1 - expensive_branch_probability) * _analyse(traced.jaxpr, active, needed, min).flops
-    )
+    most = _analyse(traced.jaxpr, active, needed, max).flops
+    if expensive_branch_probability == 1:
+        return most
+    least = _analyse(traced.jaxpr, active, needed, min).flops
+    return expensive_branch_probability * most + (1 - expensive_branch_probability) * least
 
 
 @dataclasses.dataclass(frozen=True)
 class _Result:
+    """FLOPs of an equation or jaxpr, and how gradients pass through it.
+
+    Attributes:
+      flops: forward and backward.
+      active: for each output, whether it depends on the trained parameters.
+      needed: for each input, whether a gradient flows back to it.
+    """
+
     flops: float
-    active: list[bool]  # of each output: whether it depends on what is trained
-    needed: list[bool]  # of each input: whether a gradient comes back to it
+    active: list[bool]
+    needed: list[bool]
 
 
 def _analyse(
-    jaxpr: Any, active: Sequence[bool], needed: Sequence[bool], chosen: Callable[..., float]
+    jaxpr: Any, active: Sequence[bool], needed: Sequence[bool], choose: _Choose
 ) -> _Result:
-    """FLOPs of a jaxpr given which inputs are trained and which outputs the loss depends on, and which branch is `chosen`, max or min."""
-    depends = {v: a for v, a in zip(jaxpr.invars, active, strict=True)}
-    for equation in jaxpr.eqns:  # forwards: what depends on the parameters
-        given = [_of(depends, v) for v in equation.invars]
-        for v, a in zip(
-            equation.outvars, _equation(equation, given, None, chosen).active, strict=True
-        ):
-            depends[v] = a
+    """Analyses a jaxpr, given which inputs are active and which outputs need a gradient."""
+    depends = dict(zip(jaxpr.invars, active, strict=True))
+    for equation in jaxpr.eqns:  # forward: what depends on the parameters
+        inputs = [_get(depends, v) for v in equation.invars]
+        outputs = _equation(equation, inputs, None, choose).active
+        for v, is_active in zip(equation.outvars, outputs, strict=True):
+            depends[v] = is_active
     wanted: dict[Any, bool] = {}
-    for v, n in zip(jaxpr.outvars, needed, strict=True):
-        _mark(wanted, v, n)
+    for v, is_needed in zip(jaxpr.outvars, needed, strict=True):
+        _mark(wanted, v, is_needed)
     flops = 0.0
-    for equation in reversed(jaxpr.eqns):  # backwards: what the loss depends on
-        given = [_of(depends, v) for v in equation.invars]
-        result = _equation(equation, given, [_of(wanted, v) for v in equation.outvars], chosen)
+    for equation in reversed(jaxpr.eqns):  # backward: what the loss depends on
+        inputs = [_get(depends, v) for v in equation.invars]
+        outputs = [_get(wanted, v) for v in equation.outvars]
+        result = _equation(equation, inputs, outputs, choose)
         flops += result.flops
-        for v, n in zip(equation.invars, result.needed, strict=True):
-            _mark(wanted, v, n)
+        for v, is_needed in zip(equation.invars, result.needed, strict=True):
+            _mark(wanted, v, is_needed)
     return _Result(
-        flops, [_of(depends, v) for v in jaxpr.outvars], [_of(wanted, v) for v in jaxpr.invars]
+        flops, [_get(depends, v) for v in jaxpr.outvars], [_get(wanted, v) for v in jaxpr.invars]
     )
 
 
 def _equation(
-    equation: Any, given: list[bool], wanted: list[bool] | None, chosen: Callable[..., float]
+    equation: Any, active: list[bool], needed: list[bool] | None, choose: _Choose
 ) -> _Result:
-    """One equation; `wanted` None asks only for what depends on what."""
+    """Analyses one equation. With `needed` None only the result's `active` is meaningful."""
     name, params = equation.primitive.name, equation.params
     outputs = len(equation.outvars)
-    want = [False] * outputs if wanted is None else wanted
+    needed = [False] * outputs if needed is None else needed
     if name == "stop_gradient":
-        return _Result(0.0, [False] * outputs, [False] * len(given))
+        return _Result(0.0, [False] * outputs, [False] * len(active))
     if name == "dot_general":
-        once = _dot_flops(equation)
-        return _Result(once * (1 + (sum(given) if want[0] else 0)), [any(given)], [want[0]] * 2)
+        backward = sum(active) if needed[0] else 0
+        return _Result(_dot_flops(equation) * (1 + backward), [any(active)], [needed[0]] * 2)
     if name == "scan":
-        return _scan(params, given, want, chosen)
+        return _scan(params, active, needed, choose)
     if name == "while":
-        return _while(params, given, want, chosen)
+        return _while(params, active, needed, choose)
     if name == "cond":
-        branches = [
-            _analyse(branch.jaxpr, given[1:], want, chosen) for branch in params["branches"]
-        ]
-        return _Result(
-            chosen(b.flops for b in branches),
-            [any(each) for each in zip(*(b.active for b in branches), strict=True)],
-            [False] + [any(each) for each in zip(*(b.needed for b in branches), strict=True)],
-        )
+        return _cond(params, active, needed, choose)
+    flops = 0.0
     if name == "pallas_call":
-        return _Result(
-            _kernel_flops(equation) * (1 + 2 * (any(given) and any(want))),
-            [any(given)] * outputs,
-            [any(want)] * len(given),
-        )
-    inner = next(
-        (params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params), None
-    )
-    if (
-        inner is not None
-        and len(_plain(inner).invars) == len(given)
-        and len(_plain(inner).outvars) == outputs
-    ):
-        result = _analyse(_plain(inner), given, want, chosen)
-        if name == "shard_map":  # shapes inside are those of one device
+        flops = _kernel_flops(equation) * (1 + 2 * (any(active) and any(needed)))
+    elif (inner := _inner_jaxpr(params, len(active), outputs)) is not None:
+        result = _analyse(inner, active, needed, choose)
+        if name == "shard_map":  # the shapes inside are those of one device
             return dataclasses.replace(result, flops=result.flops * params["mesh"].size)
         return result
-    return _Result(0.0, [any(given)] * outputs, [any(want)] * len(given))
+    return _Result(flops, [any(active)] * outputs, [any(needed)] * len(active))
 
 
 def _scan(
-    params: dict[str, Any], given: list[bool], want: list[bool], chosen: Callable[..., float]
+    params: dict[str, Any], active: list[bool], needed: list[bool], choose: _Choose
 ) -> _Result:
-    consts, carried, body = params["num_consts"], params["num_carry"], params["jaxpr"].jaxpr
-    state, back = list(given), list(want)
-    while True:  # what depends on the parameters, or is wanted, in a later trip
-        result = _analyse(body, state, back, chosen)
-        onward = [
-            a or b
-            for a, b in zip(state[consts : consts + carried], result.active[:carried], strict=True)
-        ]
-        backward = [
-            a or b
-            for a, b in zip(back[:carried], result.needed[consts : consts + carried], strict=True)
-        ]
-        if onward == state[consts : consts + carried] and backward == back[:carried]:
+    """Analyses the body until the carry's marks no longer change from one iteration to the next."""
+    body, carried = params["jaxpr"].jaxpr, params["num_carry"]
+    carry = slice(params["num_consts"], params["num_consts"] + carried)
+    active, needed = list(active), list(needed)
+    while True:
+        result = _analyse(body, active, needed, choose)
+        forward = [a or b for a, b in zip(active[carry], result.active[:carried], strict=True)]
+        backward = [a or b for a, b in zip(needed[:carried], result.needed[carry], strict=True)]
+        if forward == active[carry] and backward == needed[:carried]:
             return dataclasses.replace(result, flops=result.flops * params["length"])
-        state[consts : consts + carried], back[:carried] = onward, backward
+        active[carry], needed[:carried] = forward, backward
 
 
 def _while(
-    params: dict[str, Any], given: list[bool], want: list[bool], chosen: Callable[..., float]
+    params: dict[str, Any], active: list[bool], needed: list[bool], choose: _Choose
 ) -> _Result:
     body = params["body_jaxpr"].jaxpr
-    if _analyse(body, [False] * len(body.invars), [False] * len(body.outvars), chosen).flops:
+    if _analyse(body, [False] * len(body.invars), [False] * len(body.outvars), choose).flops:
         raise ValueError(
-            "a loop with an unknown number of trips has matrix products inside; its FLOPs cannot be counted"
+            "cannot count the FLOPs of this loss: a loop with an unknown number of iterations "
+            "contains matrix products. Use `jax.lax.scan` or a `fori_loop` with constant bounds."
         )
-    return _Result(0.0, [any(given)] * len(want), [any(want)] * len(given))
+    return _Result(0.0, [any(active)] * len(needed), [any(needed)] * len(active))
+
+
+def _cond(
+    params: dict[str, Any], active: list[bool], needed: list[bool], choose: _Choose
+) -> _Result:
+    branches = [_analyse(b.jaxpr, active[1:], needed, choose) for b in params["branches"]]
+    return _Result(
+        choose(b.flops for b in branches),
+        [any(each) for each in zip(*(b.active for b in branches), strict=True)],
+        [False] + [any(each) for each in zip(*(b.needed for b in branches), strict=True)],
+    )
+
+
+def _inner_jaxpr(params: dict[str, Any], inputs: int, outputs: int) -> Any | None:
+    """The jaxpr that an equation such as `jit` or `remat` calls; None if it calls none."""
+    found = next(
+        (params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params), None
+    )
+    inner = getattr(found, "jaxpr", found)  # closed or not
+    if inner is None or len(inner.invars) != inputs or len(inner.outvars) != outputs:
+        return None
+    return inner
 
 
 def _dot_flops(equation: Any) -> float:
+    """Forward FLOPs of a `dot_general`."""
     (contracted, _), _ = equation.params["dimension_numbers"]
     left, out = equation.invars[0].aval, equation.outvars[0].aval
     return 2.0 * math.prod(out.shape) * math.prod(left.shape[d] for d in contracted)
 
 
 def _kernel_flops(equation: Any) -> float:
-    """Forward FLOPs of splash attention; other kernels are not counted."""
-    if _SPLASH not in str(equation.params.get("name", "")) + str(
-        equation.params.get("name_and_src_info", "")
-    ):
+    """Forward FLOPs of splash attention; other kernels count as zero."""
+    params = equation.params
+    if _SPLASH not in str(params.get("name", "")) + str(params.get("name_and_src_info", "")):
         return 0.0
     floats = [
         v.aval for v in equation.invars if jax.numpy.issubdtype(v.aval.dtype, jax.numpy.floating)
@@ -172,11 +188,7 @@ def _kernel_flops(equation: Any) -> float:
     return 4.0 * math.prod(q.shape) * k.shape[-2]
 
 
-def _plain(jaxpr: Any) -> Any:
-    return getattr(jaxpr, "jaxpr", jaxpr)
-
-
-def _of(marks: dict[Any, bool], variable: Any) -> bool:
+def _get(marks: dict[Any, bool], variable: Any) -> bool:
     return False if isinstance(variable, core.Literal) else marks.get(variable, False)
 
 

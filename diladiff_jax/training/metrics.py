@@ -1,4 +1,4 @@
-"""Metrics out: JSON Lines, TensorBoard, and a progress line."""
+"""Metrics to JSON Lines and TensorBoard, and a progress line."""
 
 from __future__ import annotations
 
@@ -8,48 +8,48 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import tqdm
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto import event_pb2
 from tensorboardX.summary import scalar
+
+_Event: Any = event_pb2.Event  # type: ignore[attr-defined] # generated at import
 
 
 class MetricsWriter:
-    """Appends to `DIRECTORY/metrics.jsonl` and to a TensorBoard event file beside it. Only process 0 should hold one.
+    """Appends to `DIRECTORY/metrics.jsonl` and to a TensorBoard event file; for process 0 only.
 
-    Where they cannot be written (a full disk, say) that is said once for each time it begins, and training goes on.
+    A failure to write (a full disk, say) is logged once each time it begins, and never stops
+    training.
     """
 
-    def __init__(self, directory: str | pathlib.Path, say: Callable[[str], None]) -> None:
-        self._directory, self._say, self._failed = pathlib.Path(directory), say, False
-        self._board: EventsWriter | None = (
-            None  # not a SummaryWriter: its thread dies of a full disk, and whoever writes then waits for ever
-        )
+    def __init__(self, directory: str | pathlib.Path, log: Callable[[str], None]) -> None:
+        self._directory, self._log, self._failed = pathlib.Path(directory), log, False
+        # Not a SummaryWriter: a full disk kills its thread, and the next write then blocks forever.
+        self._board: EventsWriter | None = None
         self._try(lambda: self._directory.mkdir(parents=True, exist_ok=True))
 
     def write(self, step: int, values: Mapping[str, float], prefix: str) -> None:
-        """One record: `{"step", "prefix/name": value, ...}`."""
+        """Appends one record, `{"step", "prefix/name": value, ...}`."""
         named = {f"{prefix}/{name}": float(value) for name, value in values.items()}
 
-        def written() -> None:
+        def append() -> None:
             path = self._directory / "metrics.jsonl"
-            # JSON has no infinities; and after a failure, or a process that was killed, the file may end in half a line.
-            record = {"step": step} | {
-                name: value if math.isfinite(value) else None for name, value in named.items()
-            }
-            text = ("\n" if _is_cut(path) else "") + json.dumps(record) + "\n"
+            # JSON has no infinities. After a failure or a kill the file may end in half a line.
+            finite = {name: v if math.isfinite(v) else None for name, v in named.items()}
+            newline = "\n" if _ends_within_line(path) else ""
             with path.open("a") as lines:
-                lines.write(text)
+                lines.write(newline + json.dumps({"step": step} | finite) + "\n")
             if self._board is None:
                 self._board = EventsWriter(str(self._directory / "events"))
             for name, value in named.items():
-                self._board.write_event(
-                    Event(wall_time=time.time(), step=step, summary=scalar(name, value))
-                )
+                event = _Event(wall_time=time.time(), step=step, summary=scalar(name, value))
+                self._board.write_event(event)
             self._board.flush()
 
-        self._try(written)
+        self._try(append)
 
     def close(self) -> None:
         """Flushes and closes the event file."""
@@ -61,8 +61,9 @@ class MetricsWriter:
             action()
         except OSError as error:
             if not self._failed:
-                self._say(
-                    f"metrics cannot be written to {self._directory} ({error.strerror or error}); training goes on without them"
+                self._log(
+                    f"metrics cannot be written to {self._directory} ({error.strerror or error}); "
+                    f"training continues without them"
                 )
             self._failed = True
         else:
@@ -70,13 +71,14 @@ class MetricsWriter:
 
 
 class Progress:
-    """Rate and time left: a bar on a terminal, a plain line every `seconds` in a log."""
+    """Rate and time left: a bar on a terminal, or one line every `seconds` in a log."""
 
     def __init__(
         self, stage: str, start: int, steps: int, *, seconds: float = 15.0, out: bool = True
     ) -> None:
         self._stage, self._steps, self._seconds, self._out = stage, steps, seconds, out
-        self._first, self._began, self._said = start, time.monotonic(), time.monotonic()
+        self._first, self._began = start, time.monotonic()
+        self._last_line = self._began
         terminal = out and sys.stderr.isatty()
         self._bar = (
             tqdm.tqdm(total=steps, initial=start, desc=stage, unit="step", dynamic_ncols=True)
@@ -85,35 +87,35 @@ class Progress:
         )
 
     def advance(self, step: int, shown: Mapping[str, float]) -> None:
-        """`step` updates are done."""
+        """Reports that `step` updates are done, with the metrics to show."""
         text = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(step - self._bar.n)
             return
         now = time.monotonic()
-        if self._out and (now - self._said >= self._seconds or step == self._steps):
-            self._said = now
+        if self._out and (now - self._last_line >= self._seconds or step == self._steps):
+            self._last_line = now
             rate = (step - self._first) / max(now - self._began, 1e-9)
-            left = (self._steps - step) / max(rate, 1e-9)
+            left = _clock((self._steps - step) / max(rate, 1e-9))
             print(
-                f"{self._stage} {step}/{self._steps}  {rate:.2f} steps/s  {_clock(left)} left  {text}",
+                f"{self._stage} {step}/{self._steps}  {rate:.2f} steps/s  {left} left  {text}",
                 flush=True,
             )
 
-    def say(self, text: str) -> None:
-        """Prints above the bar."""
+    def log(self, text: str) -> None:
+        """Prints a line, above the bar if there is one."""
         if self._out:
             tqdm.tqdm.write(text) if self._bar is not None else print(text, flush=True)
 
     def close(self) -> None:
-        """Ends the bar's line."""
+        """Ends the bar."""
         if self._bar is not None:
             self._bar.close()
 
 
-def _is_cut(path: pathlib.Path) -> bool:
-    """Whether a file ends within a line."""
+def _ends_within_line(path: pathlib.Path) -> bool:
+    """Whether the file's last line is incomplete."""
     if not path.exists() or not path.stat().st_size:
         return False
     with path.open("rb") as lines:

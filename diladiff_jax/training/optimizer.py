@@ -1,4 +1,4 @@
-"""Optimizers from a stage's settings: AdamW or Muon (optax's own), warm-up and decay, clipping, frozen groups."""
+"""Optimizers from a stage's settings: AdamW or Muon (optax's), warm-up, decay, clipping, groups."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
+FROZEN = "frozen"
+"""The optimizer group that is never updated."""
+
+GroupOf = Callable[[tuple[str, ...]], str]
+
 
 def decay_schedule(settings: Mapping[str, Any], peak: float) -> optax.Schedule:
-    """`peak` through the warm-up, then constant, or linear or cosine decay to final_ratio * peak at the last step."""
+    """`peak` through the warm-up, then constant, linear or cosine decay to final_ratio * peak."""
     steps = max(settings["steps"] - settings["warmup"], 1)
     final = settings["final_ratio"]
     decay = {
@@ -24,7 +29,7 @@ def decay_schedule(settings: Mapping[str, Any], peak: float) -> optax.Schedule:
 
 
 def warmup_schedule(warmup: int) -> optax.Schedule:
-    """Factor (n + 1) / warmup up to 1: the first update already moves."""
+    """Factor (n + 1) / warmup up to 1, so that the first update already moves."""
     return lambda step: jnp.minimum(1.0, (step + 1) / max(warmup, 1))
 
 
@@ -34,67 +39,97 @@ def path_names(path: Any) -> tuple[str, ...]:
 
 
 def is_block_matrix(path: tuple[str, ...], leaf: Any) -> bool:
-    """Whether Muon orthogonalizes this update: kernels of linear maps, except the head; embeddings, positions, norms and biases go to Adam."""
+    """Whether Muon orthogonalizes the update: kernels of linear maps, except the head's.
+
+    Embeddings, positions, norms, biases and the head go to Adam.
+    """
     return leaf.ndim == 2 and path[-1] == "kernel" and "head" not in path
 
 
-def make_optimizer(
-    settings: Mapping[str, Any], group_of: Callable[[tuple[str, ...]], str]
+def scale_by_group_warmup(
+    settings: Mapping[str, Any], group_of: GroupOf
 ) -> optax.GradientTransformation:
-    """The stage's optimizer: clip by the global norm of what is trained, AdamW or Muon, then each group's warm-up.
+    """Scales each update by the warm-up of its group.
 
-    Group "frozen" is never updated; group NAME warms up over `settings["NAME_warmup"]` steps where that is given.
+    Group NAME warms up over `settings["NAME_warmup"]` updates if that is given, else over
+    `settings["warmup"]`.
     """
 
-    def group_mask(name: str) -> Callable[[Any], Any]:
-        return lambda params: jax.tree_util.tree_map_with_path(
-            lambda path, _: group_of(path_names(path)) == name, params
-        )
+    def init(params: Any) -> optax.ScaleByScheduleState:
+        del params
+        return optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32))
 
-    def kernels(params: Any) -> Any:
-        # Decay pulls matrices only: gains, biases and learned positions have no scale to shrink towards. (Of Muon's, those that it
-        # orthogonalizes: optax's has no mask for the rest.)
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+
+        def scaled(path: Any, update: Any) -> Any:
+            group = group_of(path_names(path))
+            steps = settings.get(f"{group}_warmup", settings["warmup"])
+            factor = warmup_schedule(steps)(state.count)
+            return jnp.asarray(factor, update.dtype) * update
+
+        count = optax.safe_increment(state.count)
+        updates = jax.tree_util.tree_map_with_path(scaled, updates)
+        return updates, optax.ScaleByScheduleState(count=count)
+
+    return optax.GradientTransformation(init, update)
+
+
+def make_optimizer(settings: Mapping[str, Any], group_of: GroupOf) -> optax.GradientTransformation:
+    """The stage's optimizer: clipping, AdamW or Muon, then each group's warm-up.
+
+    Args:
+      settings: the stage's block of the config.
+      group_of: the optimizer group of a parameter's path; see `Objective.group`. Clipping is by the
+        global norm of all groups but "frozen".
+    """
+
+    def is_frozen(params: Any) -> Any:
         return jax.tree_util.tree_map_with_path(
-            lambda path, _: path_names(path)[-1] == "kernel", params
+            lambda path, _: group_of(path_names(path)) == FROZEN, params
         )
 
-    def dimensions(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: (
-                contrib.MuonDimensionNumbers() if is_block_matrix(path_names(path), leaf) else None
-            ),
-            params,
-        )
+    freeze = optax.masked(optax.set_to_zero(), is_frozen)
+    clip = [optax.clip_by_global_norm(settings["clip"])] if settings["clip"] else []
+    warmup = scale_by_group_warmup(settings, group_of)
+    return optax.chain(freeze, *clip, _base_optimizer(settings), warmup, freeze)
 
+
+def _base_optimizer(settings: Mapping[str, Any]) -> optax.GradientTransformation:
+    """AdamW or Muon with the decay schedule, without warm-up."""
     rate = decay_schedule(settings, settings["learning_rate"])
     if settings["optimizer"] == "adamw":
-        update = optax.adamw(
+        return optax.adamw(
             rate,
             settings["b1"],
             settings["b2"],
             settings["epsilon"],
             weight_decay=settings["weight_decay"],
-            mask=kernels,
+            mask=_kernels,
         )
-    else:
-        update = contrib.muon(
-            decay_schedule(settings, settings["muon_learning_rate"]),
-            weight_decay=settings["weight_decay"],
-            eps=settings["epsilon"],
-            adam_learning_rate=rate,
-            adam_b1=settings["b1"],
-            adam_b2=settings["b2"],
-            muon_weight_dimension_numbers=dimensions,
-        )
-    freeze = optax.masked(optax.set_to_zero(), group_mask("frozen"))
-    clip = [optax.clip_by_global_norm(settings["clip"])] if settings["clip"] else []
-    warmups = [
-        optax.masked(
-            optax.scale_by_schedule(
-                warmup_schedule(settings.get(f"{name}_warmup", settings["warmup"]))
-            ),
-            group_mask(name),
-        )
-        for name in ("all", "encoder", "decoder")
-    ]
-    return optax.chain(freeze, *clip, update, *warmups, freeze)
+    return contrib.muon(
+        decay_schedule(settings, settings["muon_learning_rate"]),
+        weight_decay=settings["weight_decay"],
+        eps=settings["epsilon"],
+        adam_learning_rate=rate,
+        adam_b1=settings["b1"],
+        adam_b2=settings["b2"],
+        muon_weight_dimension_numbers=_muon_dimensions,
+    )
+
+
+def _kernels(params: Any) -> Any:
+    # Decay pulls matrices only: gains, biases and learned positions have no scale to shrink
+    # towards. (Muon decays what it orthogonalizes; optax's has no mask for the rest.)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: path_names(path)[-1] == "kernel", params
+    )
+
+
+def _muon_dimensions(params: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: (
+            contrib.MuonDimensionNumbers() if is_block_matrix(path_names(path), leaf) else None
+        ),
+        params,
+    )

@@ -1,4 +1,4 @@
-"""How fast a run goes: tokens per second and device, and what share of the devices' published rate the model's own products are."""
+"""Training speed: tokens per second per device, and model FLOPs utilization."""
 
 from __future__ import annotations
 
@@ -8,48 +8,29 @@ from collections.abc import Iterator
 
 import jax
 
-from diladiff_jax.preflight.roofline import CHIPS
-
-# JAX's name of a device -> published dense bfloat16 FLOP/s of it, as the makers' documentation has them.
-PEAKS: dict[str, float] = {
-    "TPU v4": CHIPS["v4"].flops,
-    "TPU v5 lite": CHIPS["v5e"].flops,
-    "TPU v5": CHIPS["v5p"].flops,
-    "TPU v5p": CHIPS["v5p"].flops,
-    "TPU v6 lite": CHIPS["v6e"].flops,
-    "TPU7x": CHIPS["tpu7x"].flops / CHIPS["tpu7x"].devices,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H100 NVL": 835e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA H200 NVL": 835e12,
-}
-
-
-def peak_flops(device_kind: str) -> float | None:
-    """Published FLOP/s of a device by the name that JAX gives it ("NVIDIA H100 80GB HBM3"), or None; the longest name that it begins with counts."""
-    fitting = [name for name in PEAKS if device_kind.startswith(name)]
-    return PEAKS[max(fitting, key=len)] if fitting else None
+from diladiff_jax.parallel.chips import peak_flops
 
 
 class Throughput:
-    """Times updates, without their compilation and without what the loop does between them."""
+    """Measures the rate of updates, excluding their compilation and everything inside `paused`."""
 
     def __init__(
         self, tokens: int, devices: int, flops: float | None = None, peak: float | None = None
     ) -> None:
-        """Args:
-        tokens: of one update, over all devices.
-        flops: the model's own products in one update (`flops.model_flops`).
-        peak: FLOP/s of one device.
+        """Starts with a stopped clock.
+
+        Args:
+          tokens: tokens per update over all devices.
+          devices: number of devices.
+          flops: model FLOPs per update over all devices, from `flops.model_flops`.
+          peak: peak FLOP/s of one device.
         """
         self._tokens, self._devices, self._flops, self._peak = tokens, devices, flops, peak
         self._began: float | None = None
         self._updates = 0
 
     def updated(self) -> None:
-        """One more update was dispatched. The first, which compiles, only starts the clock."""
+        """Counts a dispatched update. The first one compiles, so it only starts the clock."""
         if self._began is None:
             self._began = time.monotonic()
         else:
@@ -57,25 +38,30 @@ class Throughput:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """What is done within is not training."""
+        """Stops the clock for the duration of the block."""
         stopped = time.monotonic()
         yield
         if self._began is not None:
             self._began += time.monotonic() - stopped
 
     def lap(self) -> dict[str, float]:
-        """The rates since the last lap: `tokens_per_second_per_device`, and `model_flops_utilization` where FLOPs and peak are known."""
+        """Returns the rates since the previous lap and starts a new one.
+
+        Returns:
+          `tokens_per_second_per_device`, and `model_flops_utilization` if the FLOPs and the peak
+          are known. Empty if no update was timed.
+        """
         if self._began is None or not self._updates:
             return {}
         now = time.monotonic()
         rate = self._updates / max(now - self._began, 1e-9)
         self._began, self._updates = now, 0
-        found = {"tokens_per_second_per_device": rate * self._tokens / self._devices}
+        rates = {"tokens_per_second_per_device": rate * self._tokens / self._devices}
         if self._flops and self._peak:
-            found["model_flops_utilization"] = rate * self._flops / (self._peak * self._devices)
-        return found
+            rates["model_flops_utilization"] = rate * self._flops / (self._peak * self._devices)
+        return rates
 
 
 def local_peak() -> float | None:
-    """`peak_flops` of the devices at hand."""
+    """Peak FLOP/s of this process's first device; None if it is not in the table."""
     return peak_flops(jax.devices()[0].device_kind)

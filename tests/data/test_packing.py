@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -29,7 +31,7 @@ def test_packed_rows_are_the_stream_without_its_remainder(docs, length):
 def test_document_rows_hold_one_document_each_and_eot_after_it(docs, length):
     rows = iter(list(pack(iter(docs), length, EOT, "document")))
     for doc in docs:
-        mine = [next(rows) for _ in range(-(-len(doc) // length))]
+        mine = [next(rows) for _ in range(math.ceil(len(doc) / length))]
         flat = np.concatenate([*mine, []])
         np.testing.assert_array_equal(flat[: len(doc)], doc)
         assert (flat[len(doc) :] == EOT).all() and len(flat) - len(doc) < length
@@ -44,7 +46,7 @@ def test_rows_do_not_share_memory():
 
 
 @pytest.mark.parametrize("length, mode", [(1, "packed"), (8, "dense")])
-def test_bad_settings_are_refused_in_one_line(length, mode):
+def test_bad_settings_are_rejected_in_one_line(length, mode):
     with pytest.raises(DataError, match="expected") as error:
         list(pack([], length, EOT, mode))
     assert "\n" not in str(error.value)

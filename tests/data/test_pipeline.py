@@ -1,18 +1,19 @@
+"""Batches: their order, their position, and what happens when reads fail."""
+
 import errno
 import itertools
 import json
 import logging
+import math
 
 import numpy as np
 import pytest
 
-from diladiff_jax.data import pipeline
-from diladiff_jax.data.errors import DataError
-from diladiff_jax.data.pipeline import Batches
+from diladiff_jax.data import Batches, DataError, pipeline
 
 
 def source(n, length=3):
-    """Row i is [i, i, i], so that a batch tells which rows it holds."""
+    """Row i is [i, i, i], so that a batch shows which rows it holds."""
     return np.repeat(np.arange(n, dtype=np.int32)[:, None], length, axis=1)
 
 
@@ -22,9 +23,9 @@ def taken(batches, count):
 
 @pytest.mark.parametrize("n, batch_size", [(10, 4), (12, 4), (3, 8), (1, 2), (97, 16)])
 def test_every_epoch_is_a_permutation_of_all_rows(n, batch_size):
-    epochs = 4
+    epochs, count = 4, math.ceil(4 * n / batch_size)
     with Batches(source(n), batch_size, seed=3) as batches:
-        out = taken(batches, -(-epochs * n // batch_size))
+        out = taken(batches, count)
     assert out.dtype == np.int32 and out.shape[1:] == (batch_size, 3)
     stream = out[..., 0].reshape(-1)[: epochs * n].reshape(epochs, n)
     np.testing.assert_array_equal(np.sort(stream, axis=1), np.tile(np.arange(n), (epochs, 1)))
@@ -32,8 +33,8 @@ def test_every_epoch_is_a_permutation_of_all_rows(n, batch_size):
         assert len({tuple(e) for e in stream}) == epochs, "epochs repeat an order"
 
 
-def test_seeds_give_orders_of_their_own():
-    """Also neighbouring seeds, whose epochs must not be each other's, moved by one."""
+def test_every_seed_gives_other_epochs():
+    """Also neighbouring seeds, whose epochs must not be the same ones, shifted by one."""
 
     def epochs(seed):
         with Batches(source(64), 64, seed) as batches:
@@ -46,7 +47,7 @@ def test_seeds_give_orders_of_their_own():
 
 
 def test_orders_are_uncorrelated_with_the_rows_and_with_each_other():
-    """Correlations of n independent draws have deviation 1/sqrt(n); neighbours stay neighbours at a rate of 2/n."""
+    """n independent draws correlate with deviation 1/sqrt(n), and keep 2/n of their neighbours."""
     n, epochs = 1000, 12
     with Batches(source(n), n, seed=0) as batches:
         orders = taken(batches, epochs)[..., 0]
@@ -58,7 +59,7 @@ def test_orders_are_uncorrelated_with_the_rows_and_with_each_other():
 
 
 def share(p, processes, batch=8):
-    """The places of process p where each holds one run of them."""
+    """The places of process p, if each process holds one contiguous run of them."""
     return range(p * batch // processes, (p + 1) * batch // processes)
 
 
@@ -80,7 +81,7 @@ def test_global_batches_do_not_depend_on_processes_threads_or_prefetch(
 
 
 def test_a_process_reads_only_its_own_rows():
-    class Watched:
+    class Recording:
         def __init__(self):
             self.read = []
 
@@ -91,11 +92,11 @@ def test_a_process_reads_only_its_own_rows():
             self.read += indices
             return [np.full(3, i, np.int32) for i in indices]
 
-    rows = Watched()
+    rows = Recording()
     with Batches(rows, 8, 0, [2, 7], threads=0) as batches:
         out = taken(batches, 5)[..., 0].reshape(-1)
     assert rows.read == out.tolist() and len(out) == 10
-    with Batches(Watched(), 8, 0) as batches:
+    with Batches(Recording(), 8, 0) as batches:
         np.testing.assert_array_equal(out, taken(batches, 5)[:, [2, 7], 0].reshape(-1))
 
 
@@ -112,26 +113,26 @@ def test_resuming_continues_exactly_under_any_process_count(before, after):
         shares = []
         for p in range(after):
             with Batches(rows, 8, 1, share(p, after), threads=3) as batches:
-                next(batches)  # somewhere else, with reads in flight
+                next(batches)  # another position, with reads in flight
                 batches.set_state(state)
                 assert batches.get_state() == state
                 shares.append(taken(batches, count - stop))
         np.testing.assert_array_equal(np.concatenate(shares, axis=1), expected[stop:])
 
 
-def test_unshuffled_is_the_order_of_the_rows_and_fixed_its_first_whole_batches():
+def test_unshuffled_batches_keep_the_order_of_the_rows_and_fixed_ones_are_the_first():
     rows = source(10)
     with Batches(rows, 4, 0, shuffle=False) as batches:
         np.testing.assert_array_equal(taken(batches, 5)[..., 0].reshape(-1), np.arange(20) % 10)
-    for count, whole in ((0, 2), (9, 2), (7, 1), (100, 2)):
+    for count, complete in ((0, 2), (9, 2), (7, 1), (100, 2)):
         shares = [Batches.fixed(rows, 4, count, share(p, 2, 4)) for p in range(2)]
-        assert len(shares[0]) == whole
-        for _ in range(2):  # may be passed over again
+        assert len(shares[0]) == complete
+        for _ in range(2):  # it may be iterated over again
             both = np.concatenate([np.stack(list(s)) for s in shares], axis=1)
-            np.testing.assert_array_equal(both[..., 0].reshape(-1), np.arange(4 * whole))
+            np.testing.assert_array_equal(both[..., 0].reshape(-1), np.arange(4 * complete))
 
 
-def test_bad_input_is_refused_in_one_line():
+def test_bad_input_is_rejected_in_one_line():
     rows = source(10)
     with Batches(rows, 4, 0) as batches:
         state = batches.get_state()
@@ -157,7 +158,7 @@ def test_bad_input_is_refused_in_one_line():
 
 
 class Faulty:
-    """Rows as of `source`; the reads in `failing`, counted from 0, raise `error`."""
+    """The rows of `source`; the reads in `failing`, counted from 0, raise `error`."""
 
     def __init__(self, n, failing, error=None):
         self.rows, self.failing, self.error, self.reads = (
@@ -178,7 +179,7 @@ class Faulty:
 
 @pytest.fixture
 def pauses(monkeypatch):
-    """The pauses between reads, kept and not made."""
+    """Records the pauses between reads instead of waiting."""
     made = []
     monkeypatch.setattr(pipeline.time, "sleep", made.append)
     return made
@@ -186,7 +187,7 @@ def pauses(monkeypatch):
 
 @pytest.mark.parametrize("threads", [0, 3])
 @pytest.mark.parametrize("failing", [{0}, {2, 4, 5, 6, 12, 17}], ids=["first", "others"])
-def test_a_read_that_fails_for_a_moment_changes_no_batch(threads, failing, pauses, caplog):
+def test_a_read_that_fails_temporarily_changes_no_batch(threads, failing, pauses, caplog):
     with Batches(source(30), 8, seed=1) as batches:
         expected = taken(batches, 20)
     with (
@@ -197,19 +198,17 @@ def test_a_read_that_fails_for_a_moment_changes_no_batch(threads, failing, pause
         assert batches.get_state()["position"] == 20
     assert (
         0 < len(caplog.records) == len(pauses) <= len(failing)
-        and "Input/output error; read again in 0.2 s" in caplog.text
+        and "Input/output error; retrying in 0.2 s" in caplog.text
     )
 
 
 @pytest.mark.parametrize("threads", [0, 2])
-def test_a_read_that_fails_for_good_is_one_line_and_its_batch_still_to_come(
-    threads, pauses, caplog
-):
+def test_a_read_that_keeps_failing_is_one_line_and_its_batch_comes_next(threads, pauses, caplog):
     with Batches(source(30), 8, seed=1) as batches:
         expected = taken(batches, 12)
     rows = Faulty(30, ())
     with Batches(rows, 8, 1, threads=threads, prefetch=3) as batches:
-        begun = taken(batches, 5)
+        first = taken(batches, 5)
         rows.failing = range(10**9)
         with pytest.raises(
             DataError, match="Input/output error; 5 reads within 12 s failed"
@@ -221,20 +220,20 @@ def test_a_read_that_fails_for_good_is_one_line_and_its_batch_still_to_come(
             and len(caplog.records) == len(pauses)
         )
         position = batches.get_state()["position"]
-        assert 5 <= position <= 5 + 3 * bool(threads)  # what was read ahead is given out first
+        assert 5 <= position <= 5 + 3 * bool(threads)  # prefetched batches come first
         rows.failing = ()
         np.testing.assert_array_equal(taken(batches, 12 - position), expected[position:])
-    np.testing.assert_array_equal(begun, expected[:5])
+    np.testing.assert_array_equal(first, expected[:5])
 
 
 @pytest.mark.parametrize("threads", [0, 2])
 @pytest.mark.parametrize(
     "error", [ZeroDivisionError("a bug"), SystemExit(3)], ids=["Exception", "SystemExit"]
 )
-def test_any_other_error_in_a_reading_thread_is_raised_as_it_is_and_nothing_hangs(
+def test_any_other_error_in_a_reading_thread_is_raised_unchanged_and_nothing_hangs(
     threads, error, pauses
 ):
-    """And whoever catches it has the same batch still to come."""
+    """A caller that catches it gets the same batch next."""
     with Batches(source(30), 8, seed=1) as batches:
         expected = taken(batches, 4)
     found, raised = [], 0
@@ -248,7 +247,7 @@ def test_any_other_error_in_a_reading_thread_is_raised_as_it_is_and_nothing_hang
     assert raised == 1 and not pauses
 
 
-def test_validation_reads_are_tried_again_too(pauses):
+def test_reads_of_validation_batches_are_retried_too(pauses):
     fixed = Batches.fixed(Faulty(10, {1}), 4)
     np.testing.assert_array_equal(np.stack(list(fixed))[..., 0], np.arange(8).reshape(2, 4))
     assert pauses == [0.2]

@@ -5,7 +5,7 @@ import sysconfig
 
 import pytest
 
-from diladiff_jax.data import pydocs
+from diladiff_jax.data.corpora import pydocs
 from diladiff_jax.data.errors import DataError
 
 
@@ -26,17 +26,17 @@ def test_it_is_prose(corpus):
         assert ">>>" not in text and "\r" not in text
         assert all(len(p.split()) > 1 and p == " ".join(p.split()) for p in text.split("\n\n"))
     words = " ".join(corpus).split()
-    # English: "the" alone is one word in twenty or so.
+    # In English, about one word in twenty is "the".
     assert 0.04 < words.count("the") / len(words) < 0.1
     assert sum(word.strip("\"'(`*.,;:!?)").isalpha() for word in words) > 0.85 * len(words)
 
 
-def test_it_has_all_three_sources(corpus):
-    whole = "\n\n".join(corpus)
-    assert "Configuration file parser." in whole  # configparser, from its source
-    assert "Return whether an object is an instance of a class" in whole  # compiled in
+def test_it_has_all_its_sources(corpus):
+    text = "\n\n".join(corpus)
+    assert "Configuration file parser." in text  # configparser, from its source
+    assert "Return whether an object is an instance of a class" in text  # compiled in
     if sys.modules.get("pydoc_data.topics"):
-        assert "The standard type hierarchy" in whole
+        assert "The standard type hierarchy" in text
 
 
 def test_it_is_the_same_every_time(corpus):
@@ -56,12 +56,12 @@ def test_it_is_the_same_every_time(corpus):
         ("| option | what it means for you |", ""),
     ],
 )
-def test_prose_alone_is_kept(docstring, expected):
+def test_only_prose_is_kept(docstring, expected):
     assert pydocs.prose(docstring) == expected
 
 
 def library(monkeypatch, root, files):
-    """Makes `files`, from path to source, the only documentation there is."""
+    """Makes `files`, a mapping from path to source, the only documentation."""
     for name, source in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,50 +71,54 @@ def library(monkeypatch, root, files):
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)  # as if not installed
 
 
-def said(what: str) -> str:
+def docstring_of(what: str) -> str:
     return f"The docstring of the {what} has at least eight words."
 
 
 def test_a_module_is_one_document_in_source_order_and_is_not_run(monkeypatch, tmp_path):
-    source = f'''"""{said("module")}"""
+    source = f'''"""{docstring_of("module")}"""
 raise SystemExit("the module was imported")
 class A:
-    """{said("class")}"""
+    """{docstring_of("class")}"""
     def f(self):
-        """{said("method")}"""
+        """{docstring_of("method")}"""
         def inner():
-            """{said("inner function")}"""
+            """{docstring_of("inner function")}"""
     def g(self):
         """Too short."""
 if A:
     async def h():
-        """{said("coroutine")}"""
+        """{docstring_of("coroutine")}"""
 def again():
-    """{said("class")}"""
+    """{docstring_of("class")}"""
 '''
-    library(monkeypatch, tmp_path, {
-        "b.py": source,
-        "a/z.py": f'"""{said("package")}"""',
-        "c.py": f'"""{said("module")}"""',
-        "broken.py": f'"""{said("broken file")}"""\nprint "2"',
-        "latin.py": "pass",
-        "test/t.py": f'"""{said("test")}"""',
-        "site-packages/s.py": f'"""{said("package of others")}"""',
-        "json/tests/t.py": f'"""{said("nested test")}"""',
-    })  # fmt: skip
+    library(
+        monkeypatch,
+        tmp_path,
+        {
+            "b.py": source,
+            "a/z.py": f'"""{docstring_of("package")}"""',
+            "c.py": f'"""{docstring_of("module")}"""',
+            "broken.py": f'"""{docstring_of("broken file")}"""\nprint "2"',
+            "latin.py": "pass",
+            "test/t.py": f'"""{docstring_of("test")}"""',
+            "site-packages/s.py": f'"""{docstring_of("package of others")}"""',
+            "json/tests/t.py": f'"""{docstring_of("nested test")}"""',
+        },
+    )
     latin = b'# coding: latin-1\n"""Of a caf\xe9 with at least eight words in all."""'
     (tmp_path / "latin.py").write_bytes(latin)
-    whole = ("module", "class", "method", "inner function", "coroutine")
+    names = ("module", "class", "method", "inner function", "coroutine")
     assert list(pydocs.documents()) == [
-        said("package"),
-        "\n\n".join(map(said, whole)),
+        docstring_of("package"),
+        "\n\n".join(map(docstring_of, names)),
         "Of a café with at least eight words in all.",
     ]
 
 
 @pytest.mark.parametrize("folder", [".", "no such folder"])
-def test_a_python_without_sources_is_refused_in_one_line(monkeypatch, tmp_path, folder):
+def test_a_python_without_sources_is_rejected_in_one_line(monkeypatch, tmp_path, folder):
     library(monkeypatch, tmp_path / folder, {})
-    with pytest.raises(DataError, match="no Python sources under") as refused:
+    with pytest.raises(DataError, match="no Python sources under") as error:
         next(pydocs.documents())
-    assert str(tmp_path) in str(refused.value) and "\n" not in str(refused.value)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""The story language: its oracles against enumeration, statistics and single-word changes."""
+"""The language of stories: its oracles, compared with enumeration, statistics and edits."""
 
 import collections
 import dataclasses
@@ -18,7 +18,7 @@ KINDS = ("name", "object", "colour", "place", "number", "pronoun", "ending")
 
 
 def shrunk(words: str) -> stories.Grammar:
-    """The language with only the words given, wherever a slot has some of them."""
+    """The language with only the given words in every slot that has any of them."""
     kept = set(words.split())
 
     def few(slot: stories.Slot) -> stories.Slot:
@@ -35,31 +35,37 @@ SMALL_SIZES = {"finder": 3, "other": 2, "two": 2, "colour": 2, "object": 2, "pla
 
 
 def small_stories() -> list[str]:
-    """Every story of the language shrunk to SMALL, written out without the grammar."""
+    """Every story of the language shrunk to SMALL, written without the grammar."""
     she = {"Anna": "She", "Adam": "He", "Ben": "He"}
     texts = []
+    numbers, colours, objects = ("a", "two"), ("red", "white"), ("kite", "lamp")
+    places, verbs = ("harbour", "zoo"), ("gave", "sold", "showed")
     for a, b, n, c, o, p, gave in itertools.product(
-        she, she, ("a", "two"), ("red", "white"), ("kite", "lamp"), ("harbour", "zoo"),
-        ("gave", "sold", "showed"),
-    ):  # fmt: skip
+        she, she, numbers, colours, objects, places, verbs
+    ):
         if a == b:
             continue
         o, it, are = (o, "it", "is") if n == "a" else (o + "s", "them", "are")
         keeper = a if gave == "showed" else b
-        texts += map(" ".join, itertools.product(
-            (f"{a} found {n} {c} {o} at the {p}.",
-             f"Yesterday {a} found {n} {c} {o} at the {p}.",
-             f"Over at the {p} {a} found {n} {c} {o}.",
-             f"{a} went to the {p} and found {n} {c} {o}."),
-            (f"{she[a]} {gave} {it} to {b}.",
-             f"{she[a]} soon {gave} {it} to {b}.",
-             f"{she[a]} {gave} the {o} to {b}.",
-             f"{she[a]} {gave} the {c} {o} to {b}."),
-            (f"{keeper} keeps the {c} {o} from the {p}.",
-             f"Now {keeper} keeps the {c} {o} from the {p}.",
-             f"Now the {c} {o} from the {p} {are} with {keeper}.",
-             f"Back at the {p} {keeper} keeps the {c} {o}."),
-        ))  # fmt: skip
+        finding = (
+            f"{a} found {n} {c} {o} at the {p}.",
+            f"Yesterday {a} found {n} {c} {o} at the {p}.",
+            f"Over at the {p} {a} found {n} {c} {o}.",
+            f"{a} went to the {p} and found {n} {c} {o}.",
+        )
+        giving = (
+            f"{she[a]} {gave} {it} to {b}.",
+            f"{she[a]} soon {gave} {it} to {b}.",
+            f"{she[a]} {gave} the {o} to {b}.",
+            f"{she[a]} {gave} the {c} {o} to {b}.",
+        )
+        keeping = (
+            f"{keeper} keeps the {c} {o} from the {p}.",
+            f"Now {keeper} keeps the {c} {o} from the {p}.",
+            f"Now the {c} {o} from the {p} {are} with {keeper}.",
+            f"Back at the {p} {keeper} keeps the {c} {o}.",
+        )
+        texts += map(" ".join, itertools.product(finding, giving, keeping))
     return texts
 
 
@@ -78,7 +84,7 @@ def test_nothing_but_the_stories_of_a_small_language_has_probability():
     rng, slots = random.Random(0), stories.SLOTS
     kept = set(SMALL.split()) | {"She", "He", "it", "them", "is", "are"}
     hits = 0
-    for text in sorted(texts)[::10]:  # one or two words each replaced by another of its kind
+    for text in sorted(texts)[::10]:  # replace one or two words by others of their kinds
         words = stories.units(text)
         for _ in range(rng.choice((1, 2))):
             i = rng.randrange(len(words))
@@ -97,7 +103,7 @@ def test_the_sampler_draws_from_the_likelihood():
     counts = collections.Counter(grammar.sample(rng) for _ in range(20_000))
     expected = {text: 20_000 * math.exp(grammar.log_likelihood(text)) for text in counts}
     assert math.isclose(sum(expected.values()), 20_000, rel_tol=1e-9)  # each story was seen
-    # Rejects a correct sampler once in 1,000 seeds; this seed is fixed.
+    # Rejects a correct sampler for one seed in 1,000; this seed is fixed.
     assert stats.chisquare(list(counts.values()), list(expected.values())).pvalue > 1e-3
 
 
@@ -124,9 +130,9 @@ def test_the_mean_negative_log_likelihood_is_the_entropy():
     error = nats.std() / math.sqrt(len(nats))
     assert error < 0.01
     assert abs(nats.mean() - stories.entropy()) < 4 * error  # fails for one seed in 16,000
-    by_hand = 3 * math.log(20) + math.log(19) + math.log(16)  # people, object, place, colour
-    by_hand += 2 * math.log(8) + math.log(4) + 3 * math.log(4) + 0.75 * math.log(4)
-    assert math.isclose(stories.entropy(), by_hand, rel_tol=1e-12)
+    expected = 3 * math.log(20) + math.log(19) + math.log(16)  # people, object, place, colour
+    expected += 2 * math.log(8) + math.log(4) + 3 * math.log(4) + 0.75 * math.log(4)
+    assert math.isclose(stories.entropy(), expected, rel_tol=1e-12)
 
 
 def test_every_detail_is_uniform():
@@ -142,12 +148,12 @@ def test_every_detail_is_uniform():
     for name in ("found", "two", "colour", "kites", "harbour", "gave", "she"):
         draws[name] = [next(w for w in stories.units(t) if w in words_of[name]) for t in texts]
     sizes = {"keeper": 20, "pair": 20 * 19 // 2}
-    for name, drawn in draws.items():
+    for name, values in draws.items():
         size = sizes.get(name) or len(words_of[name])
-        counts = sorted(collections.Counter(drawn).values())
+        counts = sorted(collections.Counter(values).values())
         counts = [0] * (size - len(counts)) + counts
         assert len(counts) == size, name
-        # Over the eleven tests, a uniform language fails for one seed in a hundred.
+        # Over all of these tests, a uniform language fails for one seed in a hundred.
         assert stats.chisquare(counts).pvalue > 0.01 / len(draws), name
 
 
@@ -162,12 +168,12 @@ def test_no_detail_has_one_position():
     assert min(map(len, positions.values())) >= 3
 
 
-def test_a_document_depends_on_its_seed_and_index_alone():
+def test_a_document_depends_on_its_seed_and_index_only():
     texts = list(stories.documents(50, seed=7))
     assert list(stories.documents(20, seed=7)) == texts[:20]
     assert not set(texts) & set(stories.documents(50, seed=8))
     assert len(set(texts)) == 50
-    # Pinned, since results are comparable only while this stands.
+    # Pinned, because results are comparable only as long as this does not change.
     assert texts[0] == (
         "Over at the bridge Sarah found one plain kite. "
         "She soon passed it to Hugo. Now the plain kite from the bridge is with Hugo."
@@ -178,7 +184,7 @@ def test_a_document_depends_on_its_seed_and_index_alone():
 
 
 def broken_by(words: list[str], i: int, new: str) -> set[str]:
-    """What replacing the unit at `i` by another of its kind must break, by plain reasoning."""
+    """The agreements that break if the unit at `i` is replaced by another of its kind."""
     old, gender = words[i], {name: features["gender"] for name, features in NAMES.items()}
     people = [j for j, word in enumerate(words) if word in NAMES]
     if i in people:
@@ -206,14 +212,14 @@ def broken_by(words: list[str], i: int, new: str) -> set[str]:
     return set()
 
 
-def test_an_agreement_breaks_when_and_only_when_its_word_is_swapped():
+def test_an_agreement_breaks_if_and_only_if_its_word_is_replaced():
     rng, seen = random.Random(0), collections.Counter()
     for text in stories.documents(60, seed=9):
         words = stories.units(text)
         for i, old in enumerate(words):
             kind = next((s.words for s in stories.SLOTS.values() if old in s.words), {old: {}})
             alternatives = [word for word in kind if word != old]
-            # Some of many, and always the story's other people and the noun's other number.
+            # A sample, and always the story's other people and the noun's other number.
             near = [w for w in alternatives if w in words or w == old + "s" or w + "s" == old]
             for new in near + rng.sample(alternatives, min(8, len(alternatives))):
                 changed = " ".join([*words[:i], new, *words[i + 1 :]])
@@ -238,7 +244,7 @@ def test_a_detail_changed_everywhere_keeps_every_agreement():
 
 
 def test_no_text_has_two_derivations():
-    """Two wordings that can read the same words assert different values of a known feature."""
+    """If two wordings fit the same words, they assert different values of a known feature."""
     known = set()
     for sentence in stories.SENTENCES:
         asserted, kinds = {}, {}
@@ -251,14 +257,14 @@ def test_no_text_has_two_derivations():
             )
         for one, two in itertools.combinations(sentence, 2):
             a, b = kinds[one.template], kinds[two.template]
-            apart = len(a) != len(b) or any(x.isdisjoint(y) for x, y in zip(a, b))
+            apart = len(a) != len(b) or any(map(set.isdisjoint, map(set, a), b))
             differ = {f for f in one.features if one.features[f] != two.features[f]}
             assert apart or differ & known, (one, two)
         known |= set.intersection(*asserted.values())
 
 
 def test_independent_words_are_never_a_story():
-    """The flaw that the language is there to show: right words one by one, no story at all."""
+    """The flaw that the language exists to show: each word is right, but it is not a story."""
     texts = list(stories.documents(400, seed=11))
     rng, agreements = random.Random(0), []
     for text in texts:
@@ -272,7 +278,7 @@ def test_independent_words_are_never_a_story():
     assert np.mean(agreements) < 0.3
 
 
-def test_any_text_is_judged_and_none_raises():
+def test_any_text_can_be_checked():
     rng, words = random.Random(0), sorted(stories.vocabulary())
     texts = list(stories.documents(300, seed=12))
     odd = ["", ".", "...", " \n", "{finder}", "Mia", "\x00\u200b 東京."]

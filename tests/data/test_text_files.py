@@ -7,15 +7,14 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from diladiff_jax.data.errors import DataError
+from diladiff_jax.data import DataError
 from diladiff_jax.data.text_files import documents, matching
 
 DOCS = ["one\ntwo", "  three é 🦊", "four"]
 TXT = "one\ntwo\n<|endoftext|>\n  three é 🦊\n<|endoftext|>\n\n<|endoftext|>\nfour\n".encode()
 JSONL = "".join(json.dumps({"id": i, "body": d}) + "\n" for i, d in enumerate(DOCS)).encode()
-frame = (
-    zstandard.ZstdCompressor().compress
-)  # and no time of writing in what gzip makes: parallel workers must collect the same tests
+frame = zstandard.ZstdCompressor().compress
+# Without mtime=0, gzip writes the time, and parallel workers would collect different tests.
 
 
 @pytest.mark.parametrize(
@@ -85,14 +84,14 @@ def test_a_text_file_without_separators_is_one_document(tmp_path):
         ("a.pdf", b"plain", "a.pdf"),
     ],
 )
-def test_bad_files_are_refused_in_one_line(tmp_path, name, data, where):
+def test_bad_files_are_rejected_in_one_line(tmp_path, name, data, where):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(DataError) as error:
         list(documents(str(tmp_path / name), "body"))
     assert where in str(error.value) and "\n" not in str(error.value)
 
 
-def test_bad_columns_and_absent_files_are_refused(tmp_path):
+def test_bad_columns_and_absent_files_are_rejected(tmp_path):
     pyarrow.parquet.write_table(
         pyarrow.table({"body": ["a", None], "n": [1, 2]}), tmp_path / "a.parquet"
     )
@@ -101,7 +100,7 @@ def test_bad_columns_and_absent_files_are_refused(tmp_path):
         (tmp_path, "body", "row 2"),
         (tmp_path, "n", "row 1"),
         (tmp_path / "absent", "body", "matches no file"),
-        ("", "body", "is empty"),
+        ("", "body", "data.files: got ''"),
     ):
         with pytest.raises(DataError, match=where) as error:
             list(documents(str(files), field))

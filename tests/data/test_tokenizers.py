@@ -1,3 +1,5 @@
+"""Tokenizers: round trips, the layout of ids, training, files, and printable text."""
+
 import json
 import unicodedata
 
@@ -6,20 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diladiff_jax.data import tokenizers
-from diladiff_jax.data.errors import DataError
+from diladiff_jax.data import DataError, TokenizerOptions, printable, tokenizers
 
-REORDERING = {
-    "LRE",
-    "RLE",
-    "LRO",
-    "RLO",
-    "PDF",
-    "LRI",
-    "RLI",
-    "FSI",
-    "PDI",
-}  # Unicode's classes of characters that turn what follows around
+# Unicode's classes of characters that change the direction of the following text.
+REORDERING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 
 TEXT = [
     "The small dog ran home. A cat sat on the mat!\n\n\tdef f(x):\n        return 1\n",
@@ -54,39 +46,31 @@ def byte_bpe_files(folder):
     """A byte-level vocabulary with a handful of merges."""
     from tokenizers import pre_tokenizers
 
-    words = sorted(pre_tokenizers.ByteLevel.alphabet()) + ["Ġt", "he", "Ġthe", "<|endoftext|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = [*alphabet, "Ġt", "he", "Ġthe", "<|endoftext|>"]
     (folder / "my-vocab.json").write_text(json.dumps({w: i for i, w in enumerate(words)}))
     (folder / "my-merges.txt").write_text("#version: 0.2\nĠ t\nh e\nĠt he\n")
     return folder / "my-vocab.json"
 
 
 def wordpiece_file(folder):
-    words = [
-        "[PAD]",
-        "[unused0]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        "the",
-        "dog",
-        "##s",
-        "ran",
-        "cafe",
-        ".",
-        ",",
-    ]
+    specials = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = [*specials, "the", "dog", "##s", "ran", "cafe", ".", ","]
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
     return folder / "vocab.txt"
+
+
+def train(documents, kind, vocab_size, limits=None, **more):
+    options = TokenizerOptions(kind=kind, vocab_size=vocab_size, **more)
+    return tokenizers.train(documents, options, **(limits or {}))
 
 
 @pytest.fixture(scope="module")
 def all_kinds(tmp_path_factory):
     folder = tmp_path_factory.mktemp("vocabularies")
-    made = {kind: tokenizers.train(TEXT, kind, 400) for kind in tokenizers.TRAINED}
-    made["whole words"] = tokenizers.train(
-        ["Mia ran home. The dog sat."] * 40, "unigram", 400, whole_words=6
-    )  # none of its pieces is a space alone
+    made = {kind: train(TEXT, kind, 400) for kind in tokenizers.TRAINED}
+    # None of the pieces of this one is a single space.
+    made["whole words"] = train(["Mia ran home. The dog sat."] * 40, "unigram", 400, whole_words=6)
     made["byte_bpe"] = tokenizers.from_vocabulary(byte_bpe_files(folder), "byte_bpe")
     made["wordpiece"] = tokenizers.from_vocabulary(
         wordpiece_file(folder), "wordpiece", lowercase=True
@@ -99,7 +83,7 @@ def all_kinds(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe", "byte_bpe", "whole words"])
-def test_lossless(all_kinds, kind):
+def test_decoding_undoes_encoding_for_any_text(all_kinds, kind):
     tokenizer = all_kinds[kind]
 
     def survives(text):
@@ -121,13 +105,14 @@ def test_lossless(all_kinds, kind):
             )
         )(survives)
     )()
-    for ids, text in zip(tokenizer.encode_batch(NASTY), NASTY):
+    for ids, text in zip(tokenizer.encode_batch(NASTY), NASTY, strict=True):
         np.testing.assert_array_equal(ids, tokenizer.encode(text))
 
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe", "byte_bpe", "wordpiece", "sentencepiece"])
-def test_whatever_text_encodes_to_can_be_sampled(all_kinds, kind):
-    """Also what the vocabulary lacks: a token of probability zero in the data would make every bound infinite."""
+def test_every_id_that_text_encodes_to_can_be_sampled(all_kinds, kind):
+    """Also the ids of characters that the vocabulary lacks. A token of the data that has
+    probability zero would make every likelihood bound infinite."""
     tokenizer = all_kinds[kind]
     for text in ("the fox \U0001f600 ran", "\u4e00\u4e8c", *NASTY):
         assert tokenizer.sampleable[tokenizer.encode(text)].all()
@@ -157,25 +142,10 @@ def test_published_vocabularies_keep_their_own_ids(all_kinds):
     bert = all_kinds["wordpiece"]
     assert (bert.pad_id, bert.mask_id, bert.eot_id, bert.vocab_size) == (0, 5, 4, 128)
     assert bert.pieces(np.flatnonzero(bert.sampleable)) == [
-        "[UNK]",
-        "[SEP]",
-        "the",
-        "dog",
-        "##s",
-        "ran",
-        "cafe",
-        ".",
-        ",",
+        *("[UNK]", "[SEP]", "the", "dog", "##s", "ran", "cafe", ".", ","),
     ]
-    assert bert.pieces(bert.encode("The DOGS ran, café.")) == [
-        "the",
-        "dog",
-        "##s",
-        "ran",
-        ",",
-        "cafe",
-        ".",
-    ]
+    pieces = bert.pieces(bert.encode("The DOGS ran, café."))
+    assert pieces == ["the", "dog", "##s", "ran", ",", "cafe", "."]
     assert bert.decode(bert.encode("The dogs ran, cafe.")) == "the dogs ran, cafe."
     gpt2 = all_kinds["byte_bpe"]
     assert (gpt2.eot_id, gpt2.pad_id, gpt2.mask_id, gpt2.vocab_size) == (259, 260, 261, 384)
@@ -183,15 +153,16 @@ def test_published_vocabularies_keep_their_own_ids(all_kinds):
 
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
-def test_training_depends_on_the_documents_alone(kind):
-    first, second = (tokenizers.train(iter(TEXT), kind, 350) for _ in range(2))
+def test_training_depends_on_the_documents_only(kind):
+    first, second = (train(iter(TEXT), kind, 350) for _ in range(2))
     assert first.file_hashes() == second.file_hashes()
-    assert tokenizers.train(TEXT[:1] * 80, kind, 350).file_hashes() != first.file_hashes()
-    capped = tokenizers.train(TEXT[:2] + ["zebra quartz " * 99] * 40, kind, 350, max_documents=2)
-    assert capped.file_hashes() == tokenizers.train(TEXT[:2], kind, 350).file_hashes()
+    assert train(TEXT[:1] * 80, kind, 350).file_hashes() != first.file_hashes()
+    longer = TEXT[:2] + ["zebra quartz " * 99] * 40
+    limited = train(longer, kind, 350, limits={"max_documents": 2})
+    assert limited.file_hashes() == train(TEXT[:2], kind, 350).file_hashes()
 
 
-def test_a_closed_vocabulary_becomes_one_piece_a_word():
+def test_a_small_vocabulary_gets_one_piece_per_word():
     words = [
         f"{a}{b}"
         for a in ("gar", "ble", "fro", "Pim")
@@ -199,21 +170,20 @@ def test_a_closed_vocabulary_becomes_one_piece_a_word():
     ]
     rng = np.random.default_rng(0)
     docs = [" ".join(rng.choice(words, 6)) + "." for _ in range(300)]
-    tokenizer = tokenizers.train(docs, "bpe", 400)
+    tokenizer = train(docs, "bpe", 400)
     for doc in docs[:20]:
-        assert [p.removeprefix("▁") for p in tokenizer.pieces(tokenizer.encode(doc))] == doc[
-            :-1
-        ].split() + ["."]
+        pieces = [piece.removeprefix("▁") for piece in tokenizer.pieces(tokenizer.encode(doc))]
+        assert pieces == [*doc[:-1].split(), "."]
 
 
-def test_masks_and_documents_are_rendered_and_read(all_kinds):
+def test_masks_and_documents_are_decoded_and_encoded(all_kinds):
     text = "The small [MASK] ran [MASK]. A [MASK][MASK] home"
     for kind in ("unigram", "bpe", "byte_bpe"):
         t = all_kinds[kind]
         ids = t.encode_masked(text)
         assert (ids == t.mask_id).sum() == 4
         assert t.decode(ids) == "The small [MASK] ran [MASK]. A [MASK] [MASK] home"
-        # A mask takes the place of a word with its space.
+        # A mask replaces a word and the space before it.
         word = t.encode(" small dog" if kind == "byte_bpe" else "small dog")
         filled = ids.tolist()
         at = filled.index(t.mask_id)
@@ -237,7 +207,7 @@ def test_masks_and_documents_are_rendered_and_read(all_kinds):
 
 
 def test_lowercase_applies_before_training_and_encoding():
-    tokenizer = tokenizers.train(TEXT, "bpe", 350, lowercase=True)
+    tokenizer = train(TEXT, "bpe", 350, lowercase=True)
     assert tokenizer.decode(tokenizer.encode("The FOX")) == "the fox"
     assert not any(
         c.isupper()
@@ -247,21 +217,21 @@ def test_lowercase_applies_before_training_and_encoding():
     )
 
 
-def test_save_and_load(all_kinds, tmp_path):
+def test_a_saved_tokenizer_loads_unchanged(all_kinds, tmp_path):
     for kind, t in all_kinds.items():
         t.save(tmp_path / kind, {"from": "tests"})
-        again = tokenizers.load(tmp_path / kind)
+        loaded = tokenizers.load(tmp_path / kind)
         assert tokenizers.source(tmp_path / kind) == {"from": "tests"}
-        assert vars(again).keys() == vars(t).keys()
+        assert vars(loaded).keys() == vars(t).keys()
         for name in ("kind", "lowercase", "vocab_size", "pad_id", "mask_id", "eot_id"):
-            assert getattr(again, name) == getattr(t, name)
-        np.testing.assert_array_equal(again.sampleable, t.sampleable)
-        np.testing.assert_array_equal(again.encode(TEXT[1]), t.encode(TEXT[1]))
+            assert getattr(loaded, name) == getattr(t, name)
+        np.testing.assert_array_equal(loaded.sampleable, t.sampleable)
+        np.testing.assert_array_equal(loaded.encode(TEXT[1]), t.encode(TEXT[1]))
         assert {p.suffix for p in (tmp_path / kind).iterdir()} <= {".json", ".txt", ".model"}
     assert not list(tmp_path.glob("*tmp*"))
 
 
-def test_bad_input_is_refused_in_one_line(all_kinds, tmp_path):
+def test_bad_input_is_rejected_in_one_line(all_kinds, tmp_path):
     saved = tmp_path / "saved"
     all_kinds["bpe"].save(saved)
     damaged = tmp_path / "damaged"
@@ -276,16 +246,16 @@ def test_bad_input_is_refused_in_one_line(all_kinds, tmp_path):
     (tmp_path / "merges.txt").write_text("")
     attempts = [
         lambda: all_kinds["bpe"].encode("a\ud800"),
-        lambda: tokenizers.train(["a\udfff"], "bpe", 300),
+        lambda: train(["a\udfff"], "bpe", 300),
         lambda: all_kinds["bpe"].decode([10**6]),
         lambda: all_kinds["bpe"].decode([-1]),
         lambda: all_kinds["bpe"].save(saved),
         lambda: tokenizers.load(tmp_path / "nowhere"),
         lambda: tokenizers.load(damaged),
         lambda: tokenizers.load(forged),
-        lambda: tokenizers.train(TEXT, "wordpiece", 400),
-        lambda: tokenizers.train(TEXT, "bpe", 100),
-        lambda: tokenizers.train([], "bpe", 400),
+        lambda: train(TEXT, "wordpiece", 400, file="vocab.txt"),
+        lambda: train(TEXT, "bpe", 100),
+        lambda: train([], "bpe", 400),
         lambda: tokenizers.from_vocabulary(tmp_path / "bad.txt", "wordpiece"),
         lambda: tokenizers.from_vocabulary(tmp_path / "bad.txt", "byte_bpe"),
         lambda: tokenizers.from_vocabulary(tmp_path / "vocab.json", "byte_bpe"),
@@ -301,9 +271,10 @@ def test_bad_input_is_refused_in_one_line(all_kinds, tmp_path):
 
 
 @given(st.text(st.characters(codec=None)))
-def test_printable_text_steers_no_terminal_and_loses_nothing(text):
-    """Against Unicode's own categories: no control, surrogate or separator of lines is left, and all else stays as it was."""
-    shown = tokenizers.printable(text)
+def test_printable_text_controls_no_terminal_and_loses_nothing(text):
+    """By Unicode's own categories: controls, surrogates and line separators are escaped, and all
+    other characters stay."""
+    shown = printable(text)
     assert all(
         c in "\n\t"
         or (
@@ -312,8 +283,8 @@ def test_printable_text_steers_no_terminal_and_loses_nothing(text):
         )
         for c in shown
     )
-    assert shown == "".join(tokenizers.printable(c) for c in text)
-    assert all(tokenizers.printable(c) in (c, ascii(c)[1:-1]) for c in text)
+    assert shown == "".join(printable(c) for c in text)
+    assert all(printable(c) in (c, ascii(c)[1:-1]) for c in text)
 
 
 @pytest.mark.parametrize(
@@ -325,6 +296,5 @@ def test_printable_text_steers_no_terminal_and_loses_nothing(text):
         ("caf\xe9 \u65e5\xa0\u200d", "caf\xe9 \u65e5\xa0\u200d"),
     ],
 )
-def test_what_is_shown_of_a_text(text, shown):
-    """Letters, spaces and joiners of any script stay."""
-    assert tokenizers.printable(text) == shown
+def test_printable_text_keeps_letters_spaces_and_joiners_of_any_script(text, shown):
+    assert printable(text) == shown

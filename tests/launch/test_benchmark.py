@@ -1,4 +1,4 @@
-"""The benchmark command at its smallest."""
+"""launch/benchmark.py at its smallest, and the formulas of its FLOPs."""
 
 import json
 import pathlib
@@ -11,160 +11,132 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from diladiff_jax.benchmark import decoding_flops
 from diladiff_jax.training.flops import model_flops
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / "launch"))
-import decoding_flops
 
 
-def test_sampling_rows_name_their_case_and_its_cost(tmp_path):
-    """A row for each case in the documented form; the exact ones draw the same tokens; the library's takes less temporary memory; scaled times say so."""
-    out = tmp_path / "bench.json"
-    flags = [
-        "--suite=sampling",
-        "--size=tiny",
-        "--batch=4",
-        "--decode_steps=8",
-        "--timed_steps=4",
-        "--latent_steps=1",
-        "--prior_steps=8",
-        "--rounds=1",
-        f"--out={out}",
-    ]
+def run_benchmark(out, *flags, timeout):
     done = subprocess.run(
-        [sys.executable, "launch/benchmark.py", *flags],
+        [sys.executable, "launch/benchmark.py", "--size=tiny", f"--out={out}", *flags],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=timeout,
     )
     assert done.returncode == 0, done.stderr
-    document = json.loads(out.read_text())
-    assert document["machine"]["matmul_flops_per_second"] > 0 and document["machine"]["count"] >= 1
+    assert out.with_suffix(".png").exists()
+    return json.loads(out.read_text()), done.stdout
+
+
+def test_sampling_rows_describe_every_case(tmp_path):
+    """The exact cases give the same tokens, and the library's takes less temporary memory."""
+    steps = ["--decode_steps=8", "--timed_steps=4", "--latent_steps=1", "--prior_steps=8"]
+    flags = ["--suite=sampling", "--batch=4", "--rounds=1", *steps]
+    document, printed = run_benchmark(tmp_path / "bench.json", *flags, timeout=300)
+    assert "naive" in printed and "4 timed steps" in printed
+    machine = document["machine"]
+    assert machine["matmul_flops_per_second"] > 0 and machine["count"] >= 1
+    latents = [(row["sampler"], row["steps"], row["timed_steps"]) for row in document["latents"]]
+    assert latents == [("student", 1, 1), ("prior", 8, 4)]
+
     rows = {row["case"]: row for row in document["rows"]}
     assert list(rows) == ["naive", "bisection", "ours", "approx_skip", "approx_refresh_4"]
-    assert [(row["sampler"], row["steps"], row["timed_steps"]) for row in document["latents"]] == [
-        ("student", 1, 1),
-        ("prior", 8, 4),
-    ]
-    for row in rows.values():
-        assert (
-            row["suite"],
-            row["batch"],
-            row["length"],
-            row["vocab"],
-            row["decode_steps"],
-            row["timed_steps"],
-        ) == ("sampling", 4, 32, 512, 8, 4)
-        assert row["tokens_as_first"] > 0.95 or row["case"].startswith("approx")
-        assert min(row["linear_maps_seconds"], row["attention_products_seconds"]) > 0
+    setting = {"suite": "sampling", "batch": 4, "length": 32, "vocab": 512}
+    setting |= {"decode_steps": 8, "timed_steps": 4}
+    positive = ("compile_seconds_cold", "compile_seconds_cached", "peak_memory_bytes")
+    positive += ("fraction_of_matmul_rate", "linear_maps_seconds", "attention_products_seconds")
+    for case, row in rows.items():
+        assert setting.items() <= row.items()
+        assert row["tokens_as_first"] > 0.95 or case.startswith("approx")
+        assert min(row[name] for name in positive) > 0
         assert abs(row["seconds"] - row["latent_seconds"] - row["decode_seconds"]) < 1e-9
         assert abs(row["tokens_per_second"] * row["seconds"] - 4 * 32) < 1e-6
-        assert (
-            min(
-                row["compile_seconds_cold"],
-                row["compile_seconds_cached"],
-                row["peak_memory_bytes"],
-                row["fraction_of_matmul_rate"],
-            )
-            > 0
-        )
     assert rows["ours"]["decode_memory_bytes"] < 0.5 * rows["naive"]["decode_memory_bytes"]
-    assert (
-        out.with_suffix(".png").exists()
-        and "naive" in done.stdout
-        and "4 timed steps" in done.stdout
-    )
 
 
-def test_decoding_products_are_those_of_the_networks(networks, network_settings, random_parameters):
-    """The formulas of the FLOPs of a decoding against the products counted in the traced pieces of the network, with three layers of which one is skipped."""
-    batch, steps = 16, 4
+def three_layer_decoder(networks, network_settings):
+    """A decoder of three layers, of which `approx_skip` skips one, and its config."""
     backbone = networks.decoder.backbone.clone(num_layers=3, name=None)
     decoder = networks.decoder.clone(backbone=backbone, cross_layers=(0, 2))
-    c = ConfigDict(network_settings | {"data": {"length": backbone.length}})
-    c.unlock()
-    c.backbone.num_layers, c.backbone.mlp_ratio, c.decoder.cross_layers = (
-        3,
-        backbone.mlp_ratio,
-        (0, 2),
-    )
-    x, z, some = (
-        jnp.zeros((batch, backbone.length), jnp.int32),
-        jnp.zeros((batch, *networks.latent_shape)),
-        jnp.zeros((batch, backbone.length // steps), jnp.int32),
-    )
+    config = ConfigDict(network_settings | {"data": {"length": backbone.length}})
+    config.unlock()
+    config.backbone.num_layers, config.backbone.mlp_ratio = 3, backbone.mlp_ratio
+    config.decoder.cross_layers = (0, 2)
+    return decoder, config
+
+
+def test_the_flop_formulas_agree_with_the_traced_network(
+    networks, network_settings, random_parameters
+):
+    """Each case's formula equals the products counted in the traced parts of the network."""
+    batch, steps = 16, 4
+    decoder, config = three_layer_decoder(networks, network_settings)
+    backbone = decoder.backbone
+    x = jnp.zeros((batch, backbone.length), jnp.int32)
+    z = jnp.zeros((batch, *networks.latent_shape))
+    positions = jnp.zeros((batch, backbone.length // steps), jnp.int32)
     params = random_parameters(decoder, x, z)
 
-    def run(method, *given, **how):
-        return decoder.apply({"params": params}, *given, method=method, **how)
+    def call(method, *inputs, **options):
+        return decoder.apply({"params": params}, *inputs, method=method, **options)
 
-    def count(method, *given, **how):  # nothing is trained: once forwards
+    def count(method, *inputs, **options):
+        # No parameter is differentiated, so this counts the forward pass.
         return model_flops(
-            lambda _, *given: jax.tree.leaves(run(method, *given, **how)), {}, *given
+            lambda _, *inputs: jax.tree.leaves(call(method, *inputs, **options)), {}, *inputs
         )
 
-    def shapes(method, *given):
-        return jax.eval_shape(lambda *given: run(method, *given), *given)
+    def shapes(method, *inputs):
+        return jax.eval_shape(lambda *inputs: call(method, *inputs), *inputs)
 
     memory = shapes("memory", z)
     h = shapes("before_last", x, memory)
-    kept = shapes("last_keys_values", h)
+    keys_values = shapes("last_keys_values", h)
     finishing = (
         count("last_keys_values", h)
-        + count("finish_at", h, kept, some)
-        + count("project", shapes("finish_at", h, kept, some))
+        + count("finish_at", h, keys_values, positions)
+        + count("project", shapes("finish_at", h, keys_values, positions))
     )
-    whole, late = (
-        count("before_last", x, memory),
-        count("before_last", x, memory, skip=decoding_flops.skipped(3)),
-    )
-    assert late < whole
+    all_layers = count("before_last", x, memory)
+    without_skipped = count("before_last", x, memory, skip=decoding_flops.skipped_layers(3))
+    assert without_skipped < all_layers
     counted = {
         "naive": steps * count("__call__", x, z),
         "bisection": steps * count("__call__", x, z),
-        "ours": count("memory", z) + steps * (whole + finishing),
-        "approx_skip": count("memory", z) + steps / 2 * (whole + late) + steps * finishing,
+        "ours": count("memory", z) + steps * (all_layers + finishing),
+        "approx_skip": count("memory", z)
+        + steps / 2 * (all_layers + without_skipped)
+        + steps * finishing,
     }
-    formula = {
-        case: decoding_flops.decoding_flops(case, c, backbone.vocab_size, batch, steps, 4)
+    formulas = {
+        case: decoding_flops.decoding_flops(case, config, backbone.vocab_size, batch, steps, 4)
         for case in counted
     }
-    assert formula == pytest.approx(counted, rel=1e-6)
-    assert formula["approx_skip"] < formula["ours"] < formula["naive"]
+    assert formulas == pytest.approx(counted, rel=1e-6)
+    assert formulas["approx_skip"] < formulas["ours"] < formulas["naive"]
 
 
-def test_steps_with_something_to_do_are_those_that_are_drawn():
-    """The expected number of busy steps, and of busy groups of four, against 4,000 draws (z < 5, false alarm 1e-6)."""
-    steps = np.random.default_rng(0).integers(0, 64, (4_000, 40))
-    for expected, groups in (
-        (decoding_flops.busy(40, 64), steps),
-        (decoding_flops.busy(40, 64, 4), steps // 4),
-    ):
-        counts = np.array([len(np.unique(row)) for row in groups])
-        assert abs(counts.mean() - expected) < 5 * counts.std() / np.sqrt(len(counts))
+@pytest.mark.parametrize("group", [1, 4])
+def test_the_expected_busy_steps_are_the_mean_of_random_draws(group):
+    """Against 4,000 draws (z < 5, false alarm 1e-6)."""
+    steps = np.random.default_rng(0).integers(0, 64, (4_000, 40)) // group
+    counts = np.array([len(np.unique(row)) for row in steps])
+    expected = decoding_flops.expected_busy_steps(40, 64, group)
+    assert abs(counts.mean() - expected) < 5 * counts.std() / np.sqrt(len(counts))
 
 
 @pytest.mark.slow
-def test_training_rows_are_the_stages_and_their_pieces(tmp_path):
-    """A row for each stage; what the model needs is a part of the machine's rate."""
-    out = tmp_path / "bench.json"
-    flags = ["--suite=training", "--size=tiny", "--batch=64", "--rounds=3", f"--out={out}"]
-    done = subprocess.run(
-        [sys.executable, "launch/benchmark.py", *flags],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=900,
+def test_training_rows_describe_every_stage(tmp_path):
+    document, printed = run_benchmark(
+        tmp_path / "bench.json", "--suite=training", "--batch=64", "--rounds=3", timeout=900
     )
-    assert done.returncode == 0, done.stderr
-    rows = json.loads(out.read_text())["rows"]
+    assert "diladiff" in printed
+    rows = document["rows"]
     assert [row["case"] for row in rows] == ["mdlm", "autoencoder", "ladiff", "diladiff"]
     for row in rows:
-        assert (row["suite"], row["batch"], row["length"]) == ("training", 64, 32) and 0 < row[
-            "fraction_of_matmul_rate"
-        ] < 1
+        assert (row["suite"], row["batch"], row["length"]) == ("training", 64, 32)
+        assert 0 < row["fraction_of_matmul_rate"] < 1
         assert abs(row["tokens_per_second"] * row["seconds"] - 64 * 32) < 1e-6
         assert row["seconds_low"] <= row["seconds"] <= row["seconds_high"]
-    assert out.with_suffix(".png").exists() and "diladiff" in done.stdout

@@ -1,4 +1,5 @@
-"""launch/compile.py: every stage and a sampler through the real TPU compiler at the smallest size, its documents, and its refusals."""
+"""launch/compile.py: stages and a sampler compiled by the real TPU compiler, its documents, and its
+errors."""
 
 import functools
 import importlib.util
@@ -12,11 +13,12 @@ import jax
 import pytest
 from micro import micro_config
 
-from diladiff_jax.config import STAGES
+from diladiff_jax import preflight
 from diladiff_jax.parallel import sharding
-from diladiff_jax.preflight import aot
+from diladiff_jax.stages import STAGES as ALL_STAGES
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+STAGES = [name for name, stage in ALL_STAGES.items() if not stage.baseline]
 PER_DEVICE = {
     "parameter_bytes",
     "peak_bytes",
@@ -30,7 +32,7 @@ PER_DEVICE = {
 }
 
 
-def libtpu_is_here():
+def has_libtpu():
     return bool(
         os.environ.get("TPU_LIBRARY_PATH")
         or importlib.util.find_spec("libtpu")
@@ -39,15 +41,14 @@ def libtpu_is_here():
 
 
 needs_libtpu = pytest.mark.skipif(
-    not libtpu_is_here(),
-    reason="libtpu is not installed (launch/test.sh installs it where it can be had)",
+    not has_libtpu(),
+    reason="libtpu is not installed; launch/test.sh installs it if it is available",
 )
 
 
 def run(*words, timeout=1800, **environment):
-    inherited = {
-        k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")
-    }  # virtual CPU devices are none of the compiler's business
+    # Without the virtual CPU devices of the tests.
+    inherited = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
     return subprocess.run(
         [sys.executable, *words],
         cwd=ROOT,
@@ -66,15 +67,17 @@ def compile_py(*flags, **options):
 SCRIPT = """
 import json, sys
 sys.path[:0] = ["launch", "tests"]
-import compile as command, common
+import cli, compile as command
 from micro import micro_config
-from diladiff_jax.training import roofline
+from diladiff_jax import preflight
 cli._compilation_cache()
 command.find_libtpu()
 documents = {}
 for name, stage, sampler, topology, changes in json.loads(sys.argv[1]):
-    where = roofline.parse_topology(topology)
-    documents[name] = command.compiled(micro_config(**changes), where, where, stage=stage, sampler=sampler, source="micro")
+    where = preflight.parse_topology(topology)
+    documents[name] = command.compiled(
+        micro_config(**changes), where, where, stage=stage, sampler=sampler, source="micro"
+    )
 json.dump(documents, open(sys.argv[2], "w"))
 """
 
@@ -84,7 +87,8 @@ SMALL = dict(
     latent_denoiser=dict(num_layers=1),
     **{stage: dict(optimizer="adamw") for stage in STAGES},
 )
-# Lengths of 128 go through the splash attention kernel, two devices along each axis through every kind of sharding.
+# A length of 128 uses the splash attention kernel; two devices along each mesh axis use every kind
+# of sharding.
 LONG = dict(
     data=dict(length=128),
     mesh=dict(data=2, fsdp=2, tensor=2),
@@ -102,62 +106,65 @@ CASES = [
 
 @functools.cache
 def documents(folder):
-    """All cases in one process, for starting the compiler takes a while."""
+    """Compiles all cases in one process, because the compiler takes a while to start."""
     out = folder / "documents.json"
     done = run("-c", SCRIPT, json.dumps(CASES), str(out))
     assert done.returncode == 0, done.stderr
     return json.loads(out.read_text())
 
 
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    return documents(tmp_path_factory.getbasetemp())
+
+
 @needs_libtpu
-def test_every_stage_and_a_sampler_compile_for_a_tpu(tmp_path_factory):
-    """No part of the library is one that a TPU's compiler refuses; the documents have their form, and their figures hang together."""
-    found = documents(tmp_path_factory.getbasetemp())
-    assert list(found) == [case[0] for case in CASES]
-    for name, document in found.items():
-        per = document["per_device"]
-        assert {
-            "config",
-            "stage",
-            "topology",
-            "devices",
-            "fits",
-            "per_device",
-        } <= document.keys() and per.keys() >= PER_DEVICE
-        assert (
-            document["fits"]
-            and 0 < per["parameter_bytes"] < per["peak_bytes"] < per["capacity_bytes"]
-        ), name
-        assert (
-            per["flops"] > 0 and per["bytes_accessed"] > 0 and 0 < per["estimated_utilization"] < 1
-        )
-        longest = max(per[f"{part}_seconds"] for part in ("compute", "memory", "interconnect"))
-        assert longest == per[f"{per['bound_by']}_seconds"] and per[
-            "estimated_seconds"
-        ] >= longest * (1 - 1e-9)
-        assert all(each["count"] > 0 and each["bytes"] > 0 for each in per["collectives"].values())
-        assert not per["uncounted_kernels"], f"{name}: a kernel whose work is not counted"
-    # Data parallelism sums every gradient of the prior once: as many bytes as it has parameters, and the metrics.
-    summed = found["ladiff"]["per_device"]["collectives"]["all-reduce"]["bytes"]
-    trained = aot.parameter_bytes(abstract_parameters("ladiff"))
-    assert 0.99 * trained <= summed < 1.2 * trained  # what the loss does not read has no gradient
-    # Parameters cut over fsdp are gathered where they are used; what the model needs is at most what the program does.
-    per = found["mdlm"]["per_device"]
-    assert {"all-gather", "all-reduce"} <= per["collectives"].keys() and per["model_flops"] <= per[
-        "flops"
-    ] < 2 * per["model_flops"]
+@pytest.mark.parametrize("name", [case[0] for case in CASES])
+def test_every_stage_and_a_sampler_compile_for_a_tpu(compiled, name):
+    """Each document has all fields, and its figures are consistent."""
+    document = compiled[name]
+    per = document["per_device"]
+    assert {"config", "stage", "topology", "devices", "fits"} <= document.keys()
+    assert per.keys() >= PER_DEVICE
+    assert document["fits"]
+    assert 0 < per["parameter_bytes"] < per["peak_bytes"] < per["capacity_bytes"]
+    assert per["flops"] > 0 and per["bytes_accessed"] > 0
+    assert 0 < per["estimated_utilization"] < 1
+    longest = max(per[f"{part}_seconds"] for part in ("compute", "memory", "interconnect"))
+    assert longest == per[f"{per['bound_by']}_seconds"]
+    assert per["estimated_seconds"] >= longest * (1 - 1e-9)
+    assert all(each["count"] > 0 and each["bytes"] > 0 for each in per["collectives"].values())
+    assert not per["uncounted_kernels"], "the work of a kernel is not counted"
+
+
+@needs_libtpu
+def test_data_parallelism_sums_every_gradient_once(compiled):
+    """The prior's all-reduces carry its gradients and the metrics.
+
+    Parameters that the loss does not read have no gradient.
+    """
+    summed = compiled["ladiff"]["per_device"]["collectives"]["all-reduce"]["bytes"]
+    trained = preflight.parameter_bytes(abstract_parameters("ladiff"))
+    assert 0.99 * trained <= summed < 1.2 * trained
+
+
+@needs_libtpu
+def test_fsdp_gathers_parameters_and_model_flops_are_at_most_the_programs(compiled):
+    per = compiled["mdlm"]["per_device"]
+    assert {"all-gather", "all-reduce"} <= per["collectives"].keys()
+    assert per["model_flops"] <= per["flops"] < 2 * per["model_flops"]
 
 
 def abstract_parameters(stage):
-    """Shapes of what a stage of the small experiment trains, on one device."""
+    """Shapes of the trained parameters of a stage of the small experiment, on one device."""
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
-    return aot.AbstractExperiment(micro_config(**SMALL), mesh).restore(stage)
+    return preflight.AbstractExperiment(micro_config(**SMALL), mesh).restore(stage)
 
 
 @pytest.mark.slow
 @needs_libtpu
-def test_the_command_writes_a_document_and_a_table(tmp_path):
-    """A sampler of configs/tiny.py with an override; exit 3 and a document where the batch is too large for the chip."""
+def test_the_command_writes_a_document_and_exits_with_3_if_the_program_does_not_fit(tmp_path):
+    """The sampler of configs/tiny.py, with a small batch and with one too large for the chip."""
     out = tmp_path / "out.json"
     flags = ["--config=configs/tiny.py", "--sampler=mdlm", "--topology=v5e:2x2", f"--out={out}"]
     done = compile_py(*flags, "--config.sampling.batch=30")
@@ -187,7 +194,7 @@ def test_the_command_writes_a_document_and_a_table(tmp_path):
 @pytest.mark.slow
 @needs_libtpu
 def test_scaling_has_a_row_for_each_slice(tmp_path):
-    """The batch grows with the chips, the work of a chip stays."""
+    """The batch grows with the number of chips, so the work per chip stays the same."""
     out = tmp_path / "out.json"
     done = compile_py(
         "--config=configs/tiny.py",
@@ -214,8 +221,7 @@ def test_scaling_has_a_row_for_each_slice(tmp_path):
 @pytest.mark.slow
 @needs_libtpu
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_published_setting_fits_sixteen_small_chips(stage):
-    """configs/owt.py on v5e:4x4."""
+def test_the_published_setting_fits_sixteen_v5e_chips(stage):
     done = compile_py(
         "--config=configs/owt.py", f"--stage={stage}", "--topology=v5e:4x4", timeout=1800
     )
@@ -223,15 +229,15 @@ def test_the_published_setting_fits_sixteen_small_chips(stage):
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("flags", "message"),
     [
         (["--topology=v5e:4x4", "--stage=mdlm"], "--config is missing"),
         (["--config=configs/tiny.py", "--stage=mdlm"], "--topology is missing"),
         (["--config=configs/tiny.py", "--topology=v5e:4x4"], "one of --stage=STAGE"),
-        (["--config=configs/tiny.py", "--topology=v9:4x4", "--stage=mdlm"], "must be one of v4"),
+        (["--config=configs/tiny.py", "--topology=v9:4x4", "--stage=mdlm"], "expected one of v4"),
         (
             ["--config=configs/tiny.py", "--topology=v5e:4x4", "--stage=nothing"],
-            "--stage is 'nothing'",
+            "--stage: got 'nothing'",
         ),
         (
             [
@@ -244,11 +250,11 @@ def test_the_published_setting_fits_sixteen_small_chips(stage):
         ),
         (
             ["--config=configs/tiny.py", "--topology=v5e", "--scaling=16,x", "--stage=mdlm"],
-            "--scaling holds 'x'",
+            "--scaling: got 'x'",
         ),
         pytest.param(
             ["--config=configs/tiny.py", "--topology=v5e:3x5", "--stage=mdlm"],
-            "refused by the TPU compiler",
+            "rejected by the TPU compiler",
             marks=needs_libtpu,
         ),
         pytest.param(
@@ -258,7 +264,7 @@ def test_the_published_setting_fits_sixteen_small_chips(stage):
                 "--stage=mdlm",
                 "--config.mesh.fsdp=3",
             ],
-            "do not multiply to the 4 devices",
+            "expected sizes whose product is the number of devices, 4",
             marks=needs_libtpu,
         ),
         pytest.param(
@@ -268,26 +274,24 @@ def test_the_published_setting_fits_sixteen_small_chips(stage):
                 "--stage=mdlm",
                 "--config.mdlm.batch=6",
             ],
-            "mdlm.batch is 6",
+            "config.mdlm.batch: got 6, expected a multiple of 4",
             marks=needs_libtpu,
         ),
         pytest.param(
             ["--config=configs/tiny.py", "--topology=v5e:2x2", "--sampler=gpt"],
-            "sampler is 'gpt'",
+            "sampler: got 'gpt'",
             marks=needs_libtpu,
         ),
     ],
 )
 @pytest.mark.slow
-def test_bad_input_is_one_line(flags, words):
-    """Exit 1, one line that says what, no traceback."""
+def test_bad_input_is_an_error_of_one_line(flags, message):
     done = compile_py(*flags)
-    assert done.returncode == 1 and words in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_a_missing_compiler_is_one_line():
-    """Where TPU_LIBRARY_PATH leads nowhere."""
+def test_a_missing_compiler_is_an_error_of_one_line():
     done = compile_py(
         "--config=configs/tiny.py",
         "--topology=v5e:2x2",
@@ -296,54 +300,9 @@ def test_a_missing_compiler_is_one_line():
     )
     assert (
         done.returncode == 1
-        and "TPU_LIBRARY_PATH is /nowhere/libtpu.so" in done.stderr
+        and "TPU_LIBRARY_PATH: got /nowhere/libtpu.so" in done.stderr
         and len(done.stderr.strip().splitlines()) == 1
     )
-
-
-def test_a_vocabulary_stands_in_for_a_tokenizer():
-    """As many ids as a trained tokenizer of these settings has, filled up as it fills its own up."""
-    from diladiff_jax.data import tokenizers
-
-    settings = micro_config().tokenizer
-    text = [chr(first) + chr(second) for first in range(97, 123) for second in range(97, 123)] * 3
-    trained = tokenizers.train(text, settings.kind, settings.vocab_size)
-    found = aot.Vocabulary.of(settings)
-    assert found.vocab_size % 128 == 0 and found.vocab_size - trained.vocab_size in (
-        0,
-        128,
-        256,
-    )  # small corpora give fewer pieces than asked
-    assert (
-        found.sampleable.shape == (found.vocab_size,)
-        and not found.sampleable[found.mask_id]
-        and found.sampleable[found.eot_id]
-    )
-
-
-def test_nothing_fits_is_read_from_the_compilers_complaint():
-    """Bytes out of its message; other complaints are not about memory."""
-    message = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G."
-    assert aot.exhausted_bytes(message) == int(20.5 * 2**30)
-    message = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (548.25G) exceeds available HBM (15.75G)."
-    assert aot.exhausted_bytes(message) == int(548.25 * 2**30)
-    assert aot.exhausted_bytes("INVALID_ARGUMENT: no") is None
-
-
-def test_decoding_trips_have_their_limits():
-    """One step unmasks everything in as many rounds as the rows that are worked on at once leave; with many steps few are empty, each a round."""
-    assert aot.decoding_trips(16, 32, 1) == (
-        1.0,
-        2.0,
-    )  # 256 rows at once: 16 positions of each of 16 texts
-    steps, rounds = aot.decoding_trips(32, 1024, 64)
-    assert steps == 64.0 and 2.0 < rounds < 6.0
-    steps, rounds = aot.decoding_trips(1, 8, 10_000)
-    assert 7.9 < steps <= 8.0 and rounds == 1.0
-    assert aot.decoding_trips(32, 1024, 64, "count") == (64.0, 2.0)  # 16 of each row, 8 at a time
-    assert aot.decoding_trips(1, 256, 2, "confidence") == (2.0, 1.0) and aot.decoding_trips(
-        2, 256, 2, "confidence"
-    ) == (2.0, 1.5)
 
 
 SLICES = """
@@ -352,12 +311,14 @@ sys.path[:0] = ["launch", "."]
 import compile as command
 command.find_libtpu()
 from jax.experimental import topologies
-from diladiff_jax.training import sharding
-devices = list(topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4", num_slices=2).devices)
+from diladiff_jax.parallel import sharding
+devices = topologies.get_topology_desc(
+    platform="tpu", topology_name="v5e:4x4", num_slices=2
+).devices
 mesh = sharding.make_mesh({"data": 2, "fsdp": 8, "tensor": 2}, devices)
 print([sorted({device.slice_index for device in part.ravel()}) for part in mesh.devices])
-tensor = [[max(abs(a - b) for a, b in zip(pair[0].coords, pair[1].coords)) for pair in part] for part in mesh.devices]
-print({gap for part in tensor for gap in part})
+pairs = mesh.devices.reshape(-1, 2)
+print({max(abs(a - b) for a, b in zip(one.coords, other.coords)) for one, other in pairs})
 try:
     sharding.make_mesh({"data": 1, "fsdp": 16, "tensor": 2}, devices)
 except ValueError as error:
@@ -366,12 +327,13 @@ except ValueError as error:
 
 
 @needs_libtpu
-def test_a_mesh_over_slices_crosses_between_them_along_data_alone():
-    """Two slices of 16: each data index lies in one slice, tensor pairs are neighbours, and a mesh that would cut otherwise is refused."""
+def test_only_the_data_axis_of_a_mesh_extends_over_several_slices():
+    """On two slices of 16 chips, each data index is one slice, and tensor pairs are neighbours."""
     done = run("-c", SLICES)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "[[0], [1]]",
         "{1}",
-        "mesh size data is 1; it must be a multiple of the 2 slices, for only it may reach across them",
+        "config.mesh.data: got 1, expected a multiple of the 2 slices, because only this axis may "
+        "extend over several slices",
     ]

@@ -1,6 +1,7 @@
-"""What is installed: pins, locks with hashes, ranges and licences agree with each other. Nothing is asked of the network."""
+"""What is installed: pins, locks, version ranges and licences agree. Nothing uses the network."""
 
 import importlib.metadata
+import itertools
 import pathlib
 import re
 import tomllib
@@ -10,7 +11,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-PLACES = [
+ENVIRONMENTS = [
     {
         "sys_platform": system,
         "platform_system": name,
@@ -27,15 +28,19 @@ PLACES = [
     )
     for python in ("3.11", "3.12", "3.13")
 ]
+"""The machines that the locks are for, as environments of requirement markers."""
+
+ENTRY = re.compile(r"[\w.-]+==\S+( ;.*)?( \\)?$|    --hash=sha256:[0-9a-f]{64}( \\)?$")
 
 
-def lock(name):
-    """(requirement, hashes, what asks for it) of each entry."""
-    text = (ROOT / "launch" / f"{name}.lock").read_text()
-    entries = re.split(
-        r"\n(?=[A-Za-z])", text.split("\n", 2)[2]
-    )  # two lines of comment first, the second with the command
-    assert text.splitlines()[1].endswith(f"--output-file launch/{name}.lock")
+def lock_text(name):
+    return (ROOT / "launch" / f"{name}.lock").read_text()
+
+
+def lock_entries(name):
+    """(requirement, hashes, packages that require it) of each entry of a lock."""
+    # A lock begins with two lines of comment, the second with the command that renews it.
+    entries = re.split(r"\n(?=[A-Za-z])", lock_text(name).split("\n", 2)[2])
     return [
         (
             Requirement(re.split(r" \\\n", entry)[0]),
@@ -46,131 +51,131 @@ def lock(name):
     ]
 
 
-def version(requirement):
+def pinned_version(requirement):
     (only,) = requirement.specifier
     assert only.operator == "==" and "*" not in only.version, requirement
     return only.version
 
 
-def locked(place):
-    """Name to version of what the lock holds for a machine."""
+def locked_versions(environment):
+    """Package name to version, on one kind of machine."""
     found = [
-        (canonicalize_name(r.name), version(r))
-        for r, _, _ in lock("requirements")
-        if r.marker is None or r.marker.evaluate(place)
+        (canonicalize_name(requirement.name), pinned_version(requirement))
+        for requirement, _, _ in lock_entries("requirements")
+        if requirement.marker is None or requirement.marker.evaluate(environment)
     ]
     assert len(dict(found)) == len(found), "two versions of one package"
     return dict(found)
 
 
 def pins():
-    lines = [
-        line.partition("#")[0].strip()
-        for line in (ROOT / "requirements.txt").read_text().splitlines()
-    ]
-    return {canonicalize_name(r.name): version(r) for r in map(Requirement, filter(None, lines))}
+    """Package name to version, of requirements.txt."""
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    stripped = [line.partition("#")[0].strip() for line in lines]
+    requirements = map(Requirement, filter(None, stripped))
+    return {canonicalize_name(each.name): pinned_version(each) for each in requirements}
 
 
 @pytest.mark.parametrize("name", ["requirements", "build", "libtpu"])
-def test_every_entry_of_a_lock_is_a_version_with_hashes_and_nothing_else_stands_in_it(name):
-    """No index, address or path of the machine where it was made."""
-    entries = lock(name)
-    assert all(
-        version(requirement) and hashes and requirement.url is None
-        for requirement, hashes, _ in entries
-    )
-    rest = [
-        line
-        for line in (ROOT / "launch" / f"{name}.lock").read_text().splitlines()
-        if not re.match(r"[\w.-]+==\S+( ;.*)?( \\)?$|    --hash=sha256:[0-9a-f]{64}( \\)?$", line)
-    ]
-    assert all(
-        line.lstrip().startswith("#") and not re.search(r"://|(?<![\w.])/", line) for line in rest
-    )
+def test_a_lock_has_nothing_but_versions_with_hashes(name):
+    """No index, no address, and no path of the machine where it was written."""
+    for requirement, hashes, _ in lock_entries(name):
+        assert pinned_version(requirement) and hashes and requirement.url is None, requirement
+    for line in lock_text(name).splitlines():
+        if not ENTRY.match(line):
+            assert line.lstrip().startswith("#"), line
+            assert not re.search(r"://|(?<![\w.])/", line), line
 
 
-def test_the_lock_is_of_these_pins():
-    asked = {
+@pytest.mark.parametrize("name", ["requirements", "build", "libtpu"])
+def test_a_lock_begins_with_the_command_that_renews_it(name):
+    assert lock_text(name).splitlines()[1].endswith(f"--output-file launch/{name}.lock")
+
+
+def test_the_lock_is_of_the_pins_in_requirements_txt():
+    direct = {
         canonicalize_name(requirement.name)
-        for requirement, _, by in lock("requirements")
-        if "-r requirements.txt" in by
+        for requirement, _, required_by in lock_entries("requirements")
+        if "-r requirements.txt" in required_by
     }
-    assert asked == pins().keys()
-    for place in PLACES:
-        assert pins().items() <= locked(place).items()
+    assert direct == pins().keys()
+    for environment in ENVIRONMENTS:
+        assert pins().items() <= locked_versions(environment).items()
 
 
-def test_the_lock_holds_all_that_its_packages_ask_for():
-    """As those that are installed here state it, for every platform: a pin that was changed by hand would be found."""
-    for place in PLACES:
-        held, seen, unseen = locked(place), set(), [(name, "") for name in pins()]
-        while unseen:
-            name, extra = unseen.pop()
-            if (name, extra) in seen:
-                continue
-            seen.add((name, extra))
-            try:
-                installed = importlib.metadata.distribution(name)
-            except importlib.metadata.PackageNotFoundError:
-                continue
-            for wanted in map(
-                Requirement, installed.requires or () if installed.version == held[name] else ()
-            ):
-                if wanted.marker is None or wanted.marker.evaluate(place | {"extra": extra}):
-                    other = canonicalize_name(wanted.name)
-                    assert wanted.specifier.contains(held[other], prereleases=True), (
-                        name,
-                        wanted,
-                        held[other],
-                    )
-                    unseen += [(other, extra) for extra in ("", *wanted.extras)]
-        assert len(seen) > 80
+@pytest.mark.parametrize(
+    "environment",
+    ENVIRONMENTS,
+    ids=lambda each: f"{each['sys_platform']}-{each['platform_machine']}-{each['python_version']}",
+)
+def test_the_lock_satisfies_what_its_packages_require(environment):
+    """Reads the metadata of the packages that are installed here, so it finds a changed pin."""
+    locked, seen, unseen = locked_versions(environment), set(), [(name, "") for name in pins()]
+    while unseen:
+        name, extra = unseen.pop()
+        if (name, extra) in seen:
+            continue
+        seen.add((name, extra))
+        try:
+            installed = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        if installed.version != locked[name]:
+            continue
+        for required in map(Requirement, installed.requires or ()):
+            if required.marker is None or required.marker.evaluate(environment | {"extra": extra}):
+                other = canonicalize_name(required.name)
+                fits = required.specifier.contains(locked[other], prereleases=True)
+                assert fits, f"{name} requires {required}, and {locked[other]} is locked"
+                unseen += [(other, extra) for extra in ("", *required.extras)]
+    assert len(seen) > 80
 
 
-def test_the_ranges_of_the_library_admit_the_pins():
+def test_the_library_s_version_ranges_admit_the_pins():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    ranges = [
-        Requirement(text)
-        for text in [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
-    ]
+    groups = project["dependencies"], *project["optional-dependencies"].values()
     pinned = pins()
-    assert all(
-        wanted.specifier.contains(pinned[canonicalize_name(wanted.name)]) for wanted in ranges
-    )
+    for required in map(Requirement, itertools.chain(*groups)):
+        assert required.specifier.contains(pinned[canonicalize_name(required.name)]), required
 
 
-def test_libtpu_is_the_one_of_the_pinned_jax():
-    ((libtpu, _, _),) = lock("libtpu")
+def test_the_locked_libtpu_is_the_one_that_the_pinned_jax_requires():
+    ((libtpu, _, _),) = lock_entries("libtpu")
     assert importlib.metadata.version("jax") == pins()["jax"], (
         "run launch/test.sh, which installs the pinned packages"
     )
-    wanted = [
-        Requirement(text)
-        for text in importlib.metadata.requires("jax")
-        if text.startswith("libtpu")
-    ]
+    required = map(Requirement, importlib.metadata.requires("jax"))
     assert any(
-        one.specifier.contains(version(libtpu))
-        for one in wanted
-        if one.marker.evaluate({"extra": "tpu"})
+        each.specifier.contains(pinned_version(libtpu))
+        for each in required
+        if each.name == "libtpu" and each.marker.evaluate({"extra": "tpu"})
     )
 
 
-def test_the_list_of_licences_is_of_the_lock():
+def licence_table():
+    """The prose before the table of docs/licences.md, and its rows (name, version, licence)."""
     prose, _, table = (ROOT / "docs" / "licences.md").read_text().partition("| Name |")
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]
     ]
-    places = [locked(place) for place in PLACES]
-    assert {canonicalize_name(name) for name, _, _ in rows} == set().union(*places)
-    assert all(
-        number in {place.get(canonicalize_name(name)) for place in places}
-        for name, number, _ in rows
-    )
-    assert all(licence and licence != "UNKNOWN" for *_, licence in rows)
-    told = set(re.findall(r"`([\w-]+)`", prose.partition("Beside the lock")[0]))
+    return prose, rows
+
+
+def test_the_licence_table_lists_every_locked_package():
+    _, rows = licence_table()
+    locked = [locked_versions(environment) for environment in ENVIRONMENTS]
+    assert {canonicalize_name(name) for name, _, _ in rows} == set().union(*locked)
+    for name, number, licence in rows:
+        versions = {versions.get(canonicalize_name(name)) for versions in locked}
+        assert number in versions, f"{name}: {number} is listed, {versions} are locked"
+        assert licence and licence != "UNKNOWN", name
+
+
+def test_every_licence_that_is_not_permissive_is_explained():
+    prose, rows = licence_table()
+    explained = set(re.findall(r"`([\w-]+)`", prose.partition("Some packages are installed")[0]))
+    permissive = re.compile(r"MIT|BSD|Apache|PSF|Python Software Foundation|ISC")
+    copyleft = re.compile(r"GNU|GPL|MPL|Mozilla|EPL|CDDL")
     for name, _, licence in rows:
-        permissive = re.search(
-            r"MIT|BSD|Apache|PSF|Python Software Foundation|ISC", licence
-        ) and not re.search(r"GNU|GPL|MPL|Mozilla|EPL|CDDL", licence)
-        assert permissive or name in told, (name, licence)
+        if not permissive.search(licence) or copyleft.search(licence):
+            assert name in explained, f"{name} has the licence {licence}"

@@ -1,4 +1,4 @@
-"""Frozen networks of the earlier stages, tiny and perturbed, shared by the tests of the latent objectives."""
+"""Tiny frozen networks of the earlier stages, shared by the tests of the objectives."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import pytest
 
 from diladiff_jax.diffusion.gaussian import TangentSchedule
 from diladiff_jax.objectives.base import Context
-from diladiff_jax.objectives.diladiff import DiLaDiff
+from diladiff_jax.objectives.diladiff import DiLaDiff, DiLaDiffOptions
 from diladiff_jax.objectives.encoding import DenoiserFeatures, TextEncoder
 from diladiff_jax.objectives.ladiff import LaDiff
 from diladiff_jax.objectives.statistics import Moments
@@ -26,7 +26,7 @@ def text_encoder(networks):
 
 @pytest.fixture(scope="session")
 def context(networks, text_encoder, random_parameters):
-    """Parameters of the features, the encoder and the teacher; statistics that standardize this batch."""
+    """Parameters of features, encoder and teacher, and the statistics of TOKENS."""
     z = jnp.zeros((1, 4, 6))
     frozen = {
         "features": random_parameters(networks.denoiser, TOKENS, seed=1),
@@ -57,6 +57,7 @@ def ladiff(text_encoder, networks):
 
 @pytest.fixture(scope="session")
 def make_diladiff(text_encoder, networks):
-    return lambda **kw: DiLaDiff(
-        text_encoder, networks.teacher, networks.student, TangentSchedule(3.0), **kw
+    schedule = TangentSchedule(3.0)
+    return lambda **options: DiLaDiff(
+        text_encoder, networks.teacher, networks.student, schedule, DiLaDiffOptions(**options)
     )

@@ -8,9 +8,12 @@ import numpy as np
 import optax
 import pytest
 
+from diladiff_jax.diffusion import masking
+from diladiff_jax.diffusion.masking import AbsorbingProcess
 from diladiff_jax.objectives.autoencoder import Autoencoder, augment_features, augment_latents
 from diladiff_jax.objectives.base import Context
 from diladiff_jax.objectives.encoding import DenoiserFeatures
+from diladiff_jax.objectives.mdlm import masked_loss
 from diladiff_jax.objectives.statistics import Moments
 
 N, KEY = 20_000, jax.random.key(5)
@@ -18,7 +21,10 @@ WITHIN = lambda share, n=N: 4.5 * np.sqrt(share * (1 - share) / n)  # false alar
 
 
 def test_feature_augmentation_shares():
-    """Half the examples lose p_feat of their elements, unscaled; the other half become sqrt(1 - s^2) f + s eps, of the same variance (4.5 sigma, 7e-6 each)."""
+    """Half of the examples lose p_feat of their elements, without rescaling.
+
+    The others become sqrt(1 - s^2) f + s eps, of the same variance (4.5 sigma, 7e-6 each).
+    """
     f = 1 + jax.random.normal(jax.random.key(0), (N, 4, 5))
     out = np.asarray(
         jax.jit(lambda f: augment_features(jax.random.key(1), f, p_feat=0.3, noise=0.5))(f)
@@ -37,7 +43,10 @@ def test_feature_augmentation_shares():
 
 
 def test_latent_augmentation_shares():
-    """37.5% of all examples are replaced whole by N(0, 1) at p_drop = 0.75, 12.5% untouched, 50% lose p_lat of their elements (4.5 sigma, 7e-6 each)."""
+    """At p_drop = 0.75, noise replaces 37.5% of the latents and 12.5% stay as they are.
+
+    The other 50% lose p_lat of their elements (4.5 sigma, 7e-6 each).
+    """
     z = 2 + jax.random.normal(jax.random.key(0), (N, 4, 5))
     out = np.asarray(
         jax.jit(lambda z: augment_latents(jax.random.key(1), z, p_lat=0.7, p_drop=0.75))(z)
@@ -65,9 +74,12 @@ def test_no_augmentation_is_the_identity():
 
 @pytest.fixture(scope="module")
 def autoencoder(networks, sampleable, context):
-    """The objective, its parameters with the denoiser's weights put in, its context, and its jitted loss."""
+    """The objective, parameters that start from the denoiser's, its context and jitted loss."""
     objective = Autoencoder(
-        DenoiserFeatures(networks.denoiser), networks.encoder, networks.decoder, 10, sampleable
+        DenoiserFeatures(networks.denoiser),
+        networks.encoder,
+        networks.decoder,
+        AbsorbingProcess(10, sampleable),
     )
     params = nn.unbox(jax.jit(objective.init)(jax.random.key(0)))
     params["decoder"]["backbone"] = context.frozen["features"]
@@ -89,7 +101,7 @@ def gradient(autoencoder, tokens):
 
 
 def test_features_are_the_denoisers_states_and_embeddings(autoencoder, networks, tokens):
-    """Features of clean text: final states beside embeddings, without gradient into the denoiser."""
+    """Final states and embeddings of clean text, without a gradient into the denoiser."""
     objective, _, start, _ = autoencoder
     f = objective.features(start.frozen["features"], tokens)
     expected = networks.denoiser.apply(
@@ -102,10 +114,7 @@ def test_features_are_the_denoisers_states_and_embeddings(autoencoder, networks,
 
 
 def test_at_initialization_the_loss_is_the_mdlms(autoencoder, networks, sampleable, tokens):
-    """The fresh decoder ignores the latent: on the same draw of masks the loss equals the plain denoiser's, with any latent augmentation."""
-    from diladiff_jax.diffusion import masking
-    from diladiff_jax.objectives.mdlm import masked_loss
-
+    """The initial decoder ignores the latent: with the same masks, the denoiser's loss is equal."""
     objective, params, start, loss = autoencoder
     key = jax.random.key(1)
     time_key, key_of_part = jax.random.split(key)
@@ -113,14 +122,13 @@ def test_at_initialization_the_loss_is_the_mdlms(autoencoder, networks, sampleab
     t = masking.stratified_times(time_key, 16)
     x_t = masking.mask_tokens(keys[3], tokens, t, 10)
     logits = networks.denoiser.apply({"params": start.frozen["features"]}, x_t)
-    expected, _ = masked_loss(
-        *masking.token_nll(logits, tokens, jnp.asarray(sampleable)), x_t, t, 10, "one"
-    )
+    nll, right = masking.token_nll(logits, tokens, jnp.asarray(sampleable))
+    expected, _ = masked_loss(nll, right, x_t, t, objective.process, "one")
     np.testing.assert_allclose(loss(params, start, tokens, key, 0)[0], expected, rtol=1e-5)
 
 
-def test_statistics_follow_training_and_rest_in_validation(autoencoder, networks, tokens):
-    """One training loss stores the batch's own feature and latent moments; with train=False nothing changes and the loss is deterministic up to its masks."""
+def test_statistics_change_in_training_and_not_in_validation(autoencoder, networks, tokens):
+    """A training loss merges the batch's moments; with train=False nothing changes."""
     objective, params, start, loss = autoencoder
     _, (_, after) = loss(params, start, tokens, jax.random.key(1), 0)
     f = np.asarray(objective.features(start.frozen["features"], tokens)).reshape(-1, 32)
@@ -136,8 +144,8 @@ def test_statistics_follow_training_and_rest_in_validation(autoencoder, networks
 
 
 def test_latents_are_discounted_and_features_are_not(autoencoder, tokens):
-    """After two batches of 16 the latents weigh 16 d + 16, the features 256."""
-    objective, params, start, loss = autoencoder
+    """After two batches of 16 texts the latents weigh 16 d + 16, the features 256."""
+    _, params, start, loss = autoencoder
     _, (_, once) = loss(params, start, tokens, jax.random.key(1), 0)
     _, (_, twice) = loss(params, start.replace(statistics=once), tokens, jax.random.key(2), 1)
     np.testing.assert_allclose(twice["latents"].weight, 16 * 0.99 + 16, rtol=1e-6)
@@ -145,7 +153,7 @@ def test_latents_are_discounted_and_features_are_not(autoencoder, tokens):
 
 
 def test_embedding_is_frozen_and_groups_are_encoder_and_decoder(autoencoder):
-    """Exactly the token embedding is in group "frozen"; everything else in the group of its network."""
+    """Only the token embedding is in group "frozen", all else in the group of its network."""
     objective, params, _, _ = autoencoder
     groups = {path: objective.group(path) for path in flax.traverse_util.flatten_dict(params)}
     assert [p for p, g in groups.items() if g == "frozen"] == [("decoder", "backbone", "embedding")]
@@ -154,7 +162,10 @@ def test_embedding_is_frozen_and_groups_are_encoder_and_decoder(autoencoder):
 
 
 def test_outer_zero_map_moves_first_then_the_inner_and_the_encoder(autoencoder, gradient):
-    """Plain gradient steps: at step 0 only the outer map of the cross-attention has a gradient; once it has moved the inner one and the encoder follow; all finite."""
+    """Of the cross-attention's two zero maps, at step 0 only the outer one has a gradient.
+
+    Once a gradient step has moved it, the inner one and the encoder have finite gradients too.
+    """
     _, params, start, _ = autoencoder
     tx = optax.sgd(0.3)
     state, norms = tx.init(params), []
@@ -174,18 +185,12 @@ def test_outer_zero_map_moves_first_then_the_inner_and_the_encoder(autoencoder, 
 
 
 def test_gradient_reaches_nothing_through_the_statistics(autoencoder, gradient):
-    """The loss's gradient is that with the updated statistics given as constants: standardizing is not differentiated through."""
+    """The gradient equals that with the updated statistics given as constants."""
     _, params, start, _ = autoencoder
-    # Outer maps that pass something, so that the encoder has a gradient.
+    # The encoder has a gradient only if the outer maps are not zero.
     cross = params["decoder"]["cross_0"]
-    decoder = params["decoder"] | {
-        "cross_0": cross
-        | {
-            "zero_out": jax.tree.map(
-                lambda x: x + jax.random.normal(KEY, x.shape), cross["zero_out"]
-            )
-        }
-    }
+    noisy = jax.tree.map(lambda x: x + jax.random.normal(KEY, x.shape), cross["zero_out"])
+    decoder = params["decoder"] | {"cross_0": cross | {"zero_out": noisy}}
     params = params | {"decoder": decoder}
     (_, (_, after)), moving = gradient(params, start, jax.random.key(1))
 

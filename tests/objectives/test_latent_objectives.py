@@ -11,12 +11,16 @@ import pytest
 
 from diladiff_jax.diffusion import gaussian, meanflow
 from diladiff_jax.objectives.diladiff import average_velocity, student_from_teacher
+from diladiff_jax.objectives.ladiff import LaDiffOptions
 
 KEY = jax.random.key(7)
 
 
-def test_text_encoder_is_standardized_and_detached(text_encoder, context, latents, tokens):
-    """Latents of the batch that made the statistics have mean 0 and variance 1 per (index, coordinate), and no gradient reaches the encoder."""
+def test_latents_are_standardized_and_without_gradient(text_encoder, context, latents, tokens):
+    """Latents of the batch behind the statistics have mean 0 and variance 1 per coordinate.
+
+    No gradient reaches the encoder.
+    """
     np.testing.assert_allclose(latents.mean(axis=0), 0, atol=1e-3)
     np.testing.assert_allclose(latents.std(axis=0), 1, rtol=1e-2)
     grads = jax.grad(lambda frozen: text_encoder(frozen, context.statistics, tokens).sum())(
@@ -28,17 +32,15 @@ def test_text_encoder_is_standardized_and_detached(text_encoder, context, latent
 # LaDiff.
 
 
-def test_loss_of_the_fresh_prior_is_the_mean_square_of_the_latents(
+def test_loss_of_the_initial_prior_is_the_mean_square_of_the_latents(
     ladiff, context, latents, tokens
 ):
-    """A network that predicts zero costs E z^2 exactly: a plain mean over batch, latents and coordinates."""
+    """A network that predicts zero has loss E z^2, a mean over batch, latents and coordinates."""
     params = nn.unbox(jax.jit(ladiff.init)(jax.random.key(0)))
     loss, (metrics, _) = jax.jit(ladiff.loss)(params, context, tokens, KEY, 0)
     np.testing.assert_allclose(loss, (np.asarray(latents) ** 2).mean(), rtol=1e-5)
-    low = (
-        np.asarray(jax.random.uniform(jax.random.split(jax.random.fold_in(KEY, 0), 3)[0], (16,)))
-        < 0.5
-    )
+    time_key = jax.random.split(jax.random.fold_in(KEY, 0), 3)[0]
+    low = np.asarray(jax.random.uniform(time_key, (16,))) < 0.5
     each = (np.asarray(latents) ** 2).mean(axis=(1, 2))
     np.testing.assert_allclose(
         [metrics["error_low_noise"], metrics["error_high_noise"]],
@@ -48,9 +50,14 @@ def test_loss_of_the_fresh_prior_is_the_mean_square_of_the_latents(
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_self_conditioning_of_the_prior(ladiff, context, latents, tokens, share):
-    """Share 1: the loss is that of predict(z_t, stop_gradient(predict(z_t, 0))), value and gradient; share 0: of predict(z_t, 0)."""
-    objective = dataclasses.replace(ladiff, self_conditioning=share)
+def test_the_prior_is_conditioned_on_its_own_detached_prediction(
+    ladiff, context, latents, tokens, share
+):
+    """Value and gradient: of predict(z_t, stop_gradient(predict(z_t, 0))) at share 1.
+
+    At share 0, of predict(z_t, 0).
+    """
+    objective = dataclasses.replace(ladiff, options=LaDiffOptions(self_conditioning=share))
     params = context.frozen["teacher"]
     time_key, noise_key, _ = jax.random.split(jax.random.fold_in(KEY, 0), 3)
     t = jax.random.uniform(time_key, (16,))
@@ -69,21 +76,18 @@ def test_self_conditioning_of_the_prior(ladiff, context, latents, tokens, share)
 
 
 def test_prior_is_self_conditioned_on_half_of_the_batches(ladiff, context, tokens):
-    """Over 400 keys the loss is one of two values per key, each in half of them (4.5 sigma, false alarm 7e-6)."""
+    """Of 400 keys, half give the self-conditioned loss (4.5 sigma, false alarm 7e-6)."""
     params = context.frozen["teacher"]
-    losses = lambda share: jax.jit(
-        lambda keys: jax.lax.map(
-            lambda k: dataclasses.replace(ladiff, self_conditioning=share).loss(
-                params, context, tokens, k, 0
-            )[0],
-            keys,
-        )
-    )(jax.random.split(KEY, 400))
+
+    def losses(share):
+        objective = dataclasses.replace(ladiff, options=LaDiffOptions(self_conditioning=share))
+        loss = lambda key: objective.loss(params, context, tokens, key, 0)[0]
+        return jax.jit(lambda keys: jax.lax.map(loss, keys))(jax.random.split(KEY, 400))
+
     without, always, half = losses(0.0), losses(1.0), losses(0.5)
     conditioned = np.isclose(half, always, rtol=1e-5)
-    assert (conditioned | np.isclose(half, without, rtol=1e-5)).all() and not np.isclose(
-        without, always, rtol=1e-5
-    ).any()
+    assert (conditioned | np.isclose(half, without, rtol=1e-5)).all()
+    assert not np.isclose(without, always, rtol=1e-5).any()
     assert abs(conditioned.mean() - 0.5) < 4.5 * 0.5 / np.sqrt(400)
 
 
@@ -92,13 +96,13 @@ def test_prior_is_self_conditioned_on_half_of_the_batches(ladiff, context, token
 
 @pytest.fixture(scope="module")
 def student(make_diladiff, context):
-    """The student as it starts: the teacher's parameters and a zero interval embedding."""
+    """The initial student: the teacher's parameters and a zero interval embedding."""
     fresh = nn.unbox(jax.jit(make_diladiff().init)(jax.random.key(1)))
     return student_from_teacher(fresh, context.frozen["teacher"])
 
 
 def test_student_takes_everything_from_the_teacher(student, context, make_diladiff):
-    """Every teacher parameter, and only `interval_time` beside them; a teacher with more than that is refused."""
+    """It adds `interval_time` only; a teacher with parameters that it lacks is an error."""
     ours, theirs = (
         flax.traverse_util.flatten_dict(student),
         flax.traverse_util.flatten_dict(context.frozen["teacher"]),
@@ -106,13 +110,13 @@ def test_student_takes_everything_from_the_teacher(student, context, make_diladi
     assert {path[0] for path in ours.keys() - theirs.keys()} == {"interval_time"}
     for path, value in theirs.items():
         np.testing.assert_array_equal(ours[path], value)
-    with pytest.raises(ValueError, match="student has no parameter"):
+    with pytest.raises(ValueError, match="student lacks the teacher's parameter"):
         student_from_teacher({}, context.frozen["teacher"])
 
 
 @pytest.mark.parametrize("form", ["velocity", "rotation"])
 def test_student_starts_as_the_teacher(form, student, context, latents, make_diladiff):
-    """For every r: "velocity" is the teacher's velocity at t, "rotation" steps to the teacher's DDIM state at r."""
+    """For every r, "velocity" gives the teacher's velocity at t, "rotation" its DDIM step to r."""
     objective = make_diladiff(step_form=form)
     schedule, z_t, c = objective.schedule, latents, jnp.sin(latents)
     t = jnp.linspace(0.2, 1.0, 16)
@@ -133,10 +137,11 @@ def test_student_starts_as_the_teacher(form, student, context, latents, make_dil
             )
 
 
-def by_hand(objective, params, context, latents, key, step):
-    """The loss again, by finite differences for the tangent and with no stop-gradient needed: (loss, z_t, t, r, v, self-conditioning, u, target)."""
+def reference_loss(objective, params, context, latents, key, step):
+    """(loss, error) of a second implementation, with finite differences for the tangent."""
+    options = objective.options
     time_key, noise_key, half_key = jax.random.split(jax.random.fold_in(key, 0), 3)
-    t, r = meanflow.sample_times(time_key, 16, p_equal=objective.p_equal)
+    t, r = meanflow.sample_times(time_key, 16, p_equal=options.p_equal)
     noise = jax.random.normal(noise_key, latents.shape)
     alpha, sigma = (
         objective.schedule.alpha(t)[:, None, None],
@@ -146,22 +151,22 @@ def by_hand(objective, params, context, latents, key, step):
     z_t = alpha * latents + sigma * noise
     teach = lambda c: objective.teacher.apply({"params": context.frozen["teacher"]}, z_t, t, c)
     taught = teach(teach(jnp.zeros_like(z_t)))
-    eps = noise if objective.teacher_noise == "drawn" else (z_t - alpha * taught) / sigma
+    eps = noise if options.teacher_noise == "drawn" else (z_t - alpha * taught) / sigma
     v = rate * (alpha * eps - sigma * taught)  # alpha' z + sigma' eps
     zero = jnp.zeros_like(z_t)
     u_at = lambda z, t, r, c: average_velocity(
-        objective.network, params, objective.schedule, objective.step_form, z, t, r, c
+        objective.network, params, objective.schedule, options.step_form, z, t, r, c
     )
     # Phi(u(z_t, t, t), t), in the paper's own form.
     u_tt = u_at(z_t, t, t, zero)
     clean = (sigma * u_tt - alpha * rate * z_t) / (-sigma * sigma * rate - alpha * rate * alpha)
-    chosen = jax.random.bernoulli(half_key, objective.self_conditioning, (16, 1, 1))
+    chosen = jax.random.bernoulli(half_key, options.self_conditioning, (16, 1, 1))
     c = jnp.where(chosen, clean, 0)
     h = 2e-3
     bracket = (u_at(z_t + h * v, t + h, r, c) - u_at(z_t - h * v, t - h, r, c)) / (2 * h)
-    target = v - step / objective.tangent_warmup * (t - r)[:, None, None] * bracket
+    target = v - step / options.tangent_warmup * (t - r)[:, None, None] * bracket
     error = jnp.square(u_at(z_t, t, r, c) - target).sum(axis=(1, 2))
-    return (error / (error + objective.loss_offset)).mean(), error.mean() / 24
+    return (error / (error + options.loss_offset)).mean(), error.mean() / 24
 
 
 @pytest.mark.parametrize(
@@ -173,29 +178,28 @@ def by_hand(objective, params, context, latents, key, step):
     ],
     ids=["paper", "rotation", "drawn"],
 )
-def test_the_loss_is_algorithm_4(
+def test_the_loss_is_algorithm_4_of_the_paper(
     options, student, context, latents, tokens, make_diladiff, perturb
 ):
-    """Against a second implementation: the teacher's own noise (or the drawn), Phi for the self-conditioning, a central difference for the tangent, at the start and in the middle of its warm-up."""
+    """Compared with a second implementation, at the start and in the middle of the warm-up."""
     objective = make_diladiff(tangent_warmup=100, **options)
     params = perturb(student, 2, 0.05)
     params["interval_time"] = perturb(params["interval_time"], 3, 0.5)
-    ours, again = (
-        jax.jit(objective.loss),
-        jax.jit(lambda p, step: by_hand(objective, p, context, latents, KEY, step)),
-    )
-    for step, rtol in (
-        (0, 2e-4),
-        (50, 2e-2),
-    ):  # without the tangent; with half of it, which here is a finite difference
+    ours = jax.jit(objective.loss)
+    reference = jax.jit(lambda p, step: reference_loss(objective, p, context, latents, KEY, step))
+    # Without the tangent, and with half of it, which the reference takes by finite differences.
+    for step, rtol in ((0, 2e-4), (50, 2e-2)):
         loss, (metrics, _) = ours(params, context, tokens, KEY, step)
-        expected, error = again(params, step)
+        expected, error = reference(params, step)
         np.testing.assert_allclose(metrics["error"], error, rtol=rtol)
         np.testing.assert_allclose(loss, expected, rtol=rtol)
 
 
 def test_gradient_is_that_of_u_alone(student, context, latents, tokens, make_diladiff, perturb):
-    """The gradient equals that of sum_i w_i |u_i - const_i|^2 with target, weights and self-conditioning held: checked by comparing with v = target at r = t, where target is the teacher's."""
+    """Target, weights and self-conditioning are constants of the gradient.
+
+    Compared at r = t, where the target is the teacher's velocity.
+    """
     objective = make_diladiff(p_equal=1.0)
     params = perturb(student, 2, 0.05)
     time_key, noise_key, half_key = jax.random.split(jax.random.fold_in(KEY, 0), 3)
@@ -226,7 +230,7 @@ def test_gradient_is_that_of_u_alone(student, context, latents, tokens, make_dil
 
 
 def test_gradients_are_finite_at_every_corner_of_time(student, context, tokens, make_diladiff):
-    """With t = 1 and r = 0 drawn often the loss and its gradient are finite."""
+    """With t = 1 and r = 0 in half of the examples each, loss and gradient are finite."""
     objective = make_diladiff(step_form="rotation", p_noise=0.5, p_clean=0.5)
     loss, grads = jax.jit(
         jax.value_and_grad(lambda p: objective.loss(p, context, tokens, KEY, 10_000)[0])
@@ -234,10 +238,13 @@ def test_gradients_are_finite_at_every_corner_of_time(student, context, tokens, 
     assert np.isfinite(loss) and all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
-def test_tangent_warm_up_is_linear_from_flow_matching(
+def test_tangent_warms_up_linearly_from_flow_matching(
     student, context, tokens, make_diladiff, perturb
 ):
-    """At step 0 the target is the teacher's velocity; it grows to the full tangent at `tangent_warmup`, stays, and is full in validation."""
+    """From the teacher's velocity at step 0 to the full tangent at `tangent_warmup` and after.
+
+    In validation the tangent has full weight.
+    """
     params = perturb(student, 3, 0.05)
     objective = make_diladiff(tangent_warmup=100, p_equal=0.0)
     run = jax.jit(objective.loss, static_argnames="train")

@@ -1,4 +1,4 @@
-"""Running moments against two passes over the data."""
+"""Running moments, compared with two passes over the data."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def merge(parts, decay=1.0):
 
 
 def test_merged_moments_are_those_of_two_passes_in_any_order():
-    """Without discount, mean and (population) variance of everything seen, whatever the order and the cuts."""
+    """Without a discount: population mean and variance, whatever the order and batch sizes."""
     parts = batches()
     everything = np.concatenate(parts).astype(np.float64)
     for order in (
@@ -40,7 +40,7 @@ def test_merged_moments_are_those_of_two_passes_in_any_order():
 
 
 def test_discounted_moments_are_the_weighted_ones():
-    """With decay d, examples of the batch k updates ago weigh d^k: weighted mean and variance in float64."""
+    """With decay d, the examples of k updates ago weigh d^k in mean and variance."""
     parts, decay = batches(), 0.7
     weights = np.concatenate(
         [np.full(len(p), decay ** (len(parts) - 1 - i)) for i, p in enumerate(parts)]
@@ -56,13 +56,13 @@ def test_discounted_moments_are_the_weighted_ones():
 
 
 def test_large_means_do_not_cancel():
-    """Mean 10,000 and standard deviation 1 in float32, in 50 batches: the standard deviation is right to 1%."""
+    """With mean 10,000 and 50 batches in float32, a standard deviation of 1 is right to 1%."""
     x = (10_000 + np.random.default_rng(1).normal(size=(50, 64, 1))).astype(np.float32)
     np.testing.assert_allclose(merge(list(x)).std, x.astype(np.float64).std(), rtol=1e-2)
 
 
 def test_standardize_is_inverted_by_restore_and_has_unit_moments():
-    """On what was seen: mean 0 and variance 1 per coordinate; restore undoes it; any leading axes."""
+    """Of the examples seen, mean 0 and variance 1 per coordinate, with any leading axes."""
     parts = batches()
     moments, x = merge(parts), np.concatenate(parts)
     z = moments.standardize(x)
@@ -80,7 +80,7 @@ def test_variance_floor():
 
 
 def test_statistics_carry_no_gradient():
-    """The update stops the gradient of what it sees; standardizing passes it on, divided by std."""
+    """The update stops the gradient; standardizing passes it on, divided by the deviation."""
     x = jnp.asarray(batches()[1])
     grad = jax.grad(
         lambda x: sum(jnp.sum(v) for v in jax.tree.leaves(Moments.zeros((2, 3)).update(x)))

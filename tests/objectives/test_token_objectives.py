@@ -1,4 +1,4 @@
-"""Masked cross-entropy, its bound, and the causal baseline."""
+"""Masked cross-entropy, its bound, and the autoregressive scorer."""
 
 import itertools
 
@@ -12,16 +12,21 @@ from diladiff_jax.diffusion import masking
 from diladiff_jax.nn.transformer import TokenDenoiser
 from diladiff_jax.objectives.autoregressive import Autoregressive, next_token_nll
 from diladiff_jax.objectives.base import Context
-from diladiff_jax.objectives.mdlm import MDLM, masked_loss
+from diladiff_jax.objectives.mdlm import MDLM, MDLMOptions, masked_loss
 
 MASK = 10
 
 
-def test_masked_loss_equals_numpy(sampleable):
-    """Sum over masked tokens of -log p, over B L, by a loop; the bound weighs example i by 1 / t_i; recovery is over the masked."""
+@pytest.fixture(scope="module")
+def process(sampleable):
+    return masking.AbsorbingProcess(MASK, sampleable)
+
+
+def test_masked_loss_equals_numpy(process):
+    """The sum over masked tokens of -log p, over B L; the bound weights example i by 1 / t_i."""
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(3, 5, 12)).astype(np.float32) * 2
-    logits[..., 10:] += 20  # the forbidden ids are the loudest
+    logits[..., 10:] += 20  # the ids that are not text have the largest logits
     tokens, t = rng.integers(0, 10, size=(3, 5)), np.array([0.3, 0.6, 1.0], np.float32)
     x_t = np.where(rng.random((3, 5)) < t[:, None], MASK, tokens)
     plain = bound = right = 0.0
@@ -35,27 +40,33 @@ def test_masked_loss_equals_numpy(sampleable):
                 right + (row.argmax() == tokens[b, l]),
             )
     for weighting, expected in (("one", plain), ("bound", bound)):
-        found = masking.token_nll(jnp.asarray(logits), jnp.asarray(tokens), jnp.asarray(sampleable))
-        loss, metrics = masked_loss(*found, jnp.asarray(x_t), t, MASK, weighting)
+        found = masking.token_nll(
+            jnp.asarray(logits), jnp.asarray(tokens), jnp.asarray(process.sampleable)
+        )
+        loss, metrics = masked_loss(*found, jnp.asarray(x_t), t, process, weighting)
         np.testing.assert_allclose([loss, metrics["bound"]], [expected, bound], rtol=1e-5)
         np.testing.assert_allclose(metrics["recovery"], right / (x_t == MASK).sum(), rtol=1e-6)
 
 
-def test_unmasked_tokens_and_forbidden_logits_have_no_gradient(sampleable):
-    """The gradient lives on the text ids of masked positions alone."""
+def test_only_text_logits_of_masked_positions_have_a_gradient(process):
+    """Unmasked positions and ids that are not text have none."""
     logits = jax.random.normal(jax.random.key(0), (2, 5, 12))
     x_t = jnp.array([[MASK, 1, MASK, 3, 4], [0, 1, 2, 3, MASK]])
     nll_of = lambda logits: masking.token_nll(
-        logits, jnp.zeros((2, 5), jnp.int32), jnp.asarray(sampleable)
+        logits, jnp.zeros((2, 5), jnp.int32), jnp.asarray(process.sampleable)
     )
-    loss = lambda logits: masked_loss(*nll_of(logits), x_t, jnp.array([0.5, 0.2]), MASK, "bound")[0]
+    t = jnp.array([0.5, 0.2])
+    loss = lambda logits: masked_loss(*nll_of(logits), x_t, t, process, "bound")[0]
     grad = np.asarray(jax.grad(loss)(logits))
     assert (grad[np.asarray(x_t) != MASK] == 0).all() and (grad[..., 10:] == 0).all()
     assert (np.abs(grad[np.asarray(x_t) == MASK][:, :10]) > 0).all()
 
 
-def test_bound_metric_estimates_the_exact_nll(sampleable):
-    """Stratified times, drawn masks and exact conditionals: 100,000 draws of the bound average to -log p(x) (z < 4.5, false alarm 7e-6)."""
+def test_bound_metric_estimates_the_exact_nll(process):
+    """With exact conditionals, 100,000 samples of the bound have mean -log p(x).
+
+    z < 4.5, false alarm 7e-6.
+    """
     length, n = 3, 100_000
     sentences = np.array(list(itertools.product(range(2), repeat=length)))
     joint = np.random.default_rng(3).dirichlet(np.full(8, 0.7))
@@ -73,22 +84,33 @@ def test_bound_metric_estimates_the_exact_nll(sampleable):
         tokens = jnp.broadcast_to(x, (n, length))
         x_t = masking.mask_tokens(keys[1], tokens, t, MASK)
         logits = table[jnp.sum(jnp.where(x_t == MASK, 2, x_t) * jnp.array([[9, 3, 1]]), axis=1)]
-        each = jax.vmap(lambda *a: masked_loss(*(v[None] for v in a), MASK, "bound")[0])
-        return length * each(*masking.token_nll(logits, tokens, jnp.asarray(sampleable)), x_t, t)
+        each = jax.vmap(lambda *a: masked_loss(*(v[None] for v in a), process, "bound")[0])
+        nll, right = masking.token_nll(logits, tokens, jnp.asarray(process.sampleable))
+        return length * each(nll, right, x_t, t)
 
     for i in (0, 5):
         bound = np.asarray(draws(jax.random.key(i), jnp.asarray(sentences[i])), np.float64)
         assert abs(bound.mean() + np.log(joint[i])) < 4.5 * bound.std() / np.sqrt(n)
 
 
+def test_the_weighting_decides_which_loss_is_trained(networks, process, mdlm, tokens):
+    """ "one" and "bound" differ, and with "bound" the loss is the metric of that name."""
+    objective, params = mdlm
+    bounded = MDLM(networks.denoiser, process, MDLMOptions(weighting="bound"))
+    run = lambda objective: jax.jit(objective.loss)(params, Context(), tokens, jax.random.key(1), 0)
+    (loss, (metrics, _)), (other, (same, _)) = run(bounded), run(objective)
+    np.testing.assert_allclose([loss, metrics["bound"]], same["bound"], rtol=1e-6)
+    assert abs(loss - other) > 0.1
+
+
 @pytest.fixture(scope="module")
-def mdlm(networks, sampleable, tokens):
-    objective = MDLM(networks.denoiser, MASK, sampleable)
+def mdlm(networks, process):
+    objective = MDLM(networks.denoiser, process)
     return objective, nn.unbox(jax.jit(objective.init)(jax.random.key(0)))
 
 
-def test_mdlm_loss_of_a_uniform_model_is_its_closed_form(mdlm, tokens, networks):
-    """With a zero head every masked token costs log 10, so the loss is the masked share times log 10, and weights differ as stated."""
+def test_mdlm_loss_of_a_uniform_model_is_its_closed_form(mdlm, tokens):
+    """With a zero head every masked token has loss log 10."""
     objective, params = mdlm
     flat = params | {"head": jax.tree.map(jnp.zeros_like, params["head"])}
     many = jnp.tile(tokens, (64, 1))
@@ -96,20 +118,19 @@ def test_mdlm_loss_of_a_uniform_model_is_its_closed_form(mdlm, tokens, networks)
         flat, Context(), many, jax.random.key(1), 0
     )
     shares = loss / np.log(10)
-    assert abs(shares - 0.5) < 4.5 * 0.5 / np.sqrt(
-        many.size
-    )  # masked share 1/2; false alarm below 7e-6
+    # Half of the tokens are masked; false alarm below 7e-6.
+    assert abs(shares - 0.5) < 4.5 * 0.5 / np.sqrt(many.size)
     assert statistics == {}
     # E (masked share / t) = 1, with variance E (1 - t) / (t L) where t >= 1 / B: below log(B) / L.
     assert abs(metrics["bound"] / np.log(10) - 1) < 4.5 * np.sqrt(np.log(1024) / many.size)
 
 
-def test_an_unpredictable_token_that_is_not_masked_costs_nothing(sampleable):
-    """A mask in the clean text has probability zero: infinite loss where it is masked, none, and no gradient, where it is seen."""
-    tokens = jnp.array([[1, 10, 2, 3]])  # 10 is no text
+def test_an_impossible_token_that_is_not_masked_costs_nothing(process):
+    """A mask in the clean text has probability zero; unmasked it has no loss and no gradient."""
+    tokens = jnp.array([[1, 10, 2, 3]])  # 10 is not text
     x_t, t = jnp.array([[10, 7, 10, 3]]), jnp.array([0.5])
     loss = lambda logits: masked_loss(
-        *masking.token_nll(logits, tokens, jnp.asarray(sampleable)), x_t, t, 10, "one"
+        *masking.token_nll(logits, tokens, jnp.asarray(process.sampleable)), x_t, t, process, "one"
     )[0]
     value, gradient = jax.value_and_grad(loss)(jnp.zeros((1, 4, 12)))
     assert float(value) == pytest.approx(2 * np.log(10) / 4, rel=1e-6)
@@ -117,7 +138,7 @@ def test_an_unpredictable_token_that_is_not_masked_costs_nothing(sampleable):
 
 
 def test_mdlm_learns_and_depends_on_its_key_alone(mdlm, tokens):
-    """Same key same loss; another key another; a gradient step along the same draw lowers it."""
+    """The same key gives the same loss, another key another; a gradient step lowers it."""
     objective, params = mdlm
     loss = jax.jit(lambda p, key: objective.loss(p, Context(), tokens, key, 0)[0])
     first = loss(params, jax.random.key(2))
@@ -126,8 +147,11 @@ def test_mdlm_learns_and_depends_on_its_key_alone(mdlm, tokens):
     assert loss(jax.tree.map(lambda p, g: p - 1e-3 * g, params, grads), jax.random.key(2)) < first
 
 
-def test_causal_baseline_is_the_chain_rule(sampleable, tokens):
-    """nll[l] is -log p(x^l | eot, x^{<l}) of the network: moving a later token changes only what follows, and the loss is its mean."""
+def test_the_scorers_loss_is_the_chain_rule(sampleable, tokens):
+    """nll[l] is -log p(x^l | eot, x^{<l}): a changed token changes only itself and what follows.
+
+    The loss is the mean of nll.
+    """
     network = TokenDenoiser(12, 8, 16, 1, 2, causal=True)
     objective = Autoregressive(network, 9, sampleable)
     params = nn.unbox(jax.jit(objective.init)(jax.random.key(0)))

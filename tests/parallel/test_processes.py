@@ -1,4 +1,8 @@
-"""Several processes on one machine as one run: the same losses, checkpoints that move between layouts, and a common stop."""
+"""Runs of several processes on this machine.
+
+They compute the same losses as one process, their checkpoints move between layouts, and they stop
+together.
+"""
 
 import json
 import os
@@ -19,7 +23,7 @@ SETTINGS = dict(logging=dict(metrics_every=1, validate_every=100, checkpoint_eve
 
 
 def launch(workdir, config, processes, devices, *flags, stage="mdlm"):
-    """Starts that many processes of launch/train.py with that many devices each, joined on loopback."""
+    """Starts `processes` processes of launch/train.py, each with `devices` devices, on loopback."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -53,13 +57,14 @@ def launch(workdir, config, processes, devices, *flags, stage="mdlm"):
 
 
 def finish(running, code=0):
+    """Waits for all processes, checks their exit code, and returns what each of them printed."""
     outs = [process.communicate(timeout=300)[0] for process in running]
     assert [process.returncode for process in running] == [code] * len(running), "\n".join(outs)
     return outs
 
 
 def losses(workdir, stage="mdlm"):
-    """Step -> training loss, as the metrics have it."""
+    """Step -> training loss, from the metrics file."""
     records = [
         json.loads(line)
         for line in (workdir / stage / "metrics" / "metrics.jsonl").read_text().splitlines()
@@ -69,7 +74,7 @@ def losses(workdir, stage="mdlm"):
 
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory):
-    """Eight steps by one process on four devices."""
+    """A run of eight steps by one process with four devices."""
     folder = tmp_path_factory.mktemp("one")
     config = write_config(folder, mdlm=dict(steps=8), **SETTINGS)
     finish(launch(folder / "w", config, 1, 4))
@@ -80,21 +85,22 @@ def one_process(tmp_path_factory):
 def test_several_processes_train_as_one_and_their_checkpoint_moves(
     one_process, tmp_path, processes
 ):
-    """Losses of 2 x 2 and 4 x 1 devices, cut over fsdp, equal those of 1 x 4 (rtol 1e-4); what they save goes on under one process of
-    half as many devices on another mesh, its data position too, and (the longer form) under several again."""
-    whole, config = one_process
+    """Training on 2 x 2 and 4 x 1 (processes x devices) with fsdp has the losses of 1 x 4 (rtol
+    1e-4). Their checkpoint, including the data position, resumes in one process with two devices on
+    another mesh, and from there (in the slow variant) again in several processes."""
+    reference, config = one_process
     workdir = tmp_path / "w"
     mesh = ["--config.mesh.data=2", "--config.mesh.fsdp=2"]
     outs = finish(launch(workdir, config, processes, 4 // processes, *mesh, "--stop_at=4"))
-    assert "|" in outs[0] and not any(
-        "steps/s" in out for out in outs[1:]
-    )  # the first process alone speaks
+    # Only process 0 reports progress.
+    assert "|" in outs[0] and not any("steps/s" in out for out in outs[1:])
     assert final_arrays(workdir, "mdlm")[2]["position"] == 4
     finish(launch(workdir, config, 1, 2, *(["--stop_at=6"] if processes == 4 else [])))
     if processes == 4:
         finish(launch(workdir, config, processes, 4 // processes, *mesh))
-    # Metrics are fetched a step late, and the last two of a run together: {step: mean of the losses since the record before}.
-    expected, found = losses(whole), losses(workdir)
+    # Metrics are fetched one step late and the last two of a run together, so a record holds the
+    # mean of the losses since the previous record.
+    expected, found = losses(reference), losses(workdir)
     assert list(expected) == list(range(2, 9)) and list(found) == (
         [2, 3, 4, 6, 8] if processes == 4 else [2, 3, 4, 6, 7, 8]
     )
@@ -106,10 +112,10 @@ def test_several_processes_train_as_one_and_their_checkpoint_moves(
     np.testing.assert_allclose([found[n] for n in found], [joined[n] for n in found], rtol=1e-4)
     (step, ours, position), (_, theirs, _) = (
         final_arrays(workdir, "mdlm"),
-        final_arrays(whole, "mdlm"),
+        final_arrays(reference, "mdlm"),
     )
     assert step == position["position"] == 8 and ours.keys() == theirs.keys()
-    for name in ours:  # Muon's first updates divide by small numbers: rounding grows
+    for name in ours:  # Muon's first updates divide by small numbers, which amplifies rounding
         if name.startswith("params"):
             np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=2e-3, err_msg=name)
 
@@ -124,8 +130,10 @@ def test_several_processes_train_as_one_and_their_checkpoint_moves(
         ),
     ],
 )
-def test_a_run_that_is_told_to_stop_saves_first(one_process, tmp_path, processes, number):
-    """SIGTERM to one process: all stop after the same step with code 75 and a checkpoint of it; Ctrl-C does so with 130; the same command ends the run."""
+def test_a_signal_stops_all_processes_after_a_checkpoint_of_the_same_step(
+    one_process, tmp_path, processes, number
+):
+    """The exit code is 75 after SIGTERM, 130 after Ctrl-C; the same command finishes the run."""
     _, config = one_process
     steps = [
         "--config.mdlm.steps=400",
@@ -148,33 +156,44 @@ def test_a_run_that_is_told_to_stop_saves_first(one_process, tmp_path, processes
     assert final_arrays(tmp_path / "w", "mdlm")[0] == 400
 
 
-def test_a_process_that_waits_in_vain_says_so(one_process, tmp_path):
-    """Two processes are announced and one comes: one line, exit code 1, after the time allowed; and an address needs its numbers."""
+def test_a_process_without_its_peers_times_out_with_one_line(one_process, tmp_path):
+    """One of two processes is killed before it joins."""
     _, config = one_process
-    first = launch(tmp_path / "w", config, 2, 1, "--distributed_timeout=3")[0:]
-    first[1].kill()
-    out = first[0].communicate(timeout=120)[0]
-    first[1].communicate()
+    waiting, killed = launch(tmp_path / "w", config, 2, 1, "--distributed_timeout=3")
+    killed.kill()
+    out = waiting.communicate(timeout=120)[0]
+    killed.communicate()
     errors = [line for line in out.splitlines() if line.startswith("error: ")]
-    assert (
-        first[0].returncode == 1
-        and len(errors) == 1
-        and "waited 3 s for the others in vain" in errors[0]
-    ), out
-    for flags, words in (
-        (["--distributed=127.0.0.1:1"], "needs --num_processes"),
-        (["--distributed=127.0.0.1", "--num_processes=1", "--process_id=0"], "is no address"),
+    assert waiting.returncode == 1 and len(errors) == 1, out
+    assert "timed out after 3 s waiting for the other processes" in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--distributed=127.0.0.1:1"], "also needs --num_processes"),
+        (
+            ["--distributed=127.0.0.1", "--num_processes=1", "--process_id=0"],
+            "--distributed: got '127.0.0.1'",
+        ),
+        (
+            ["--distributed=127.0.0.1:1", "--num_processes=2", "--process_id=2"],
+            "--process_id: got 2, expected 0 to 1",
+        ),
         (["--num_processes=2"], "need --distributed"),
-        (["--distributed=auto"], "no cluster is announced"),
-    ):
-        (alone,) = launch(tmp_path / "w", config, 1, 1, *flags)
-        out = alone.communicate(timeout=60)[0]
-        assert alone.returncode == 1 and words in out and "Traceback" not in out, out
+        (["--distributed=auto"], "found no cluster"),
+    ],
+)
+def test_incomplete_flags_are_an_error_of_one_line(flags, message, one_process, tmp_path):
+    _, config = one_process
+    (process,) = launch(tmp_path / "w", config, 1, 1, *flags)
+    out = process.communicate(timeout=60)[0]
+    assert process.returncode == 1 and message in out and "Traceback" not in out, out
 
 
 @pytest.mark.slow
-def test_what_the_first_process_refuses_ends_all_with_a_line(one_process, tmp_path):
-    """A stage before its predecessor, two processes: the first says why, the other that the first did, both with exit code 1 and no traceback."""
+def test_an_error_on_process_zero_ends_every_process_with_one_line(one_process, tmp_path):
+    """Both processes name the error, here a stage whose predecessor is not trained."""
     _, config = one_process
     outs = finish(launch(tmp_path / "w", config, 2, 1, stage="ladiff"), code=1)
     for out in outs:
@@ -186,21 +205,17 @@ def test_what_the_first_process_refuses_ends_all_with_a_line(one_process, tmp_pa
         ), out
 
 
-def test_the_stop_of_several_processes_is_asked_for_by_a_count_of_its_own(monkeypatch):
-    """The service says yes at one count alone, so counts never repeat or jump, whatever stage or step the run is at; and a yes stays one."""
-    asked = []
+def test_stop_signal_counts_its_calls_and_stays_true(monkeypatch):
+    """JAX's preemption service answers True for a single count, so counts must not repeat or jump,
+    whatever step or stage the run has reached."""
+    counts = []
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(
         processes.multihost_utils,
         "reached_preemption_sync_point",
-        lambda count: asked.append(count) or count == 3,
+        lambda count: counts.append(count) or count == 3,
     )
     with processes.StopSignal() as stop:
-        assert [stop.reached() for _ in range(5)] == [
-            False,
-            False,
-            True,
-            True,
-            True,
-        ] and stop.agreed
-    assert asked == [1, 2, 3] and stop.name == "SIGTERM"
+        assert [stop.reached() for _ in range(5)] == [False, False, True, True, True]
+        assert stop.agreed
+    assert counts == [1, 2, 3] and stop.name == "SIGTERM"

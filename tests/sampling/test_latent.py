@@ -1,6 +1,7 @@
-"""Latent samplers on Gaussian data, where the denoiser, the flow and the average velocity are known in closed form."""
+"""Latent samplers on Gaussian data: denoiser, flow and average velocity have closed forms."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +11,15 @@ import scipy.stats
 
 from diladiff_jax.diffusion import gaussian, meanflow
 from diladiff_jax.sampling import latent
+from diladiff_jax.sampling.categorical import normal_per_sample
 
 MEAN = jnp.array([[[0.7, -0.4]]])
 STD = jnp.array([[[0.6, 1.5]]])  # the data: N(MEAN, STD^2), two coordinates
 D1, D3 = gaussian.TangentSchedule(1.0), gaussian.TangentSchedule(3.0)
 
 
-def constrain_sharding(schedule, t):
+def noisy_std(schedule, t):
+    """The standard deviation of z_t."""
     alpha, sigma = (x.reshape(-1, 1, 1) for x in (schedule.alpha(t), schedule.sigma(t)))
     return jnp.sqrt((alpha * STD) ** 2 + sigma**2)
 
@@ -24,15 +27,13 @@ def constrain_sharding(schedule, t):
 def denoise(schedule, z_t, t, self_condition=None):
     """E[z | z_t]."""
     alpha = schedule.alpha(t).reshape(-1, 1, 1)
-    return MEAN + alpha * (STD / constrain_sharding(schedule, t)) ** 2 * (z_t - alpha * MEAN)
+    return MEAN + alpha * (STD / noisy_std(schedule, t)) ** 2 * (z_t - alpha * MEAN)
 
 
 def average_velocity(schedule, z_t, t, r, self_condition=None):
     """(z - Phi_{t->r}(z)) / (t - r), where the flow Phi keeps the standardized value."""
     alpha_t, alpha_r = schedule.alpha(t).reshape(-1, 1, 1), schedule.alpha(r).reshape(-1, 1, 1)
-    z_r = alpha_r * MEAN + constrain_sharding(schedule, r) / constrain_sharding(schedule, t) * (
-        z_t - alpha_t * MEAN
-    )
+    z_r = alpha_r * MEAN + noisy_std(schedule, r) / noisy_std(schedule, t) * (z_t - alpha_t * MEAN)
     return (z_t - z_r) / (t - r).reshape(-1, 1, 1)
 
 
@@ -48,12 +49,15 @@ def ode(schedule, method):
 @pytest.mark.parametrize("method", ["euler", "ddim"])
 @pytest.mark.parametrize("schedule", [D1, D3], ids=repr)
 def test_ode_samplers_converge_at_first_order_to_the_flow(method, schedule):
-    """Doubling the steps halves the distance to m + s z_1 (ratio 1.8 to 2.2); one compiled program serves every number of steps."""
+    """Doubling the steps halves the distance to m + s z_1 (ratio 1.8 to 2.2).
+
+    One compiled program serves every number of steps.
+    """
     noise = jax.random.normal(jax.random.key(0), (64, 1, 2))
     run = ode(schedule, method)
     errors = [np.abs(run(noise, steps) - (MEAN + STD * noise)).max() for steps in (40, 80, 160)]
     assert errors[2] < 0.05
-    for coarse, fine in zip(errors, errors[1:]):
+    for coarse, fine in itertools.pairwise(errors):
         assert 1.8 < coarse / fine < 2.2
     assert run._cache_size() == 1
 
@@ -66,17 +70,23 @@ def distance(schedule, method, steps):
 
 @pytest.mark.parametrize("schedule", [D1, D3], ids=repr)
 def test_heun_converges_at_second_order_to_the_flow(schedule):
-    """Doubling the steps divides the distance to m + s z_1 by 3.2 to 4.8; one program serves every number of steps."""
+    """Doubling the steps divides the distance to m + s z_1 by 3.2 to 4.8.
+
+    One compiled program serves every number of steps.
+    """
     errors = [distance(schedule, "heun", steps) for steps in (20, 40, 80)]
-    for coarse, fine in zip(errors, errors[1:]):
+    for coarse, fine in itertools.pairwise(errors):
         assert 3.2 < coarse / fine < 4.8
     assert ode(schedule, "heun")._cache_size() == 1
 
 
 @pytest.mark.parametrize("schedule", [D1, D3], ids=repr)
 def test_multistep_converges_faster_than_first_order(schedule):
-    """Eight times the steps divide the distance by more than 12 where first order gives 8 (second order is lost by a
-    logarithm on a grid equal in t), and it is below a tenth of DDIM's at as many calls."""
+    """Eight times the steps divide the distance by more than 12, where first order gives 8.
+
+    On a grid that is equal in t, a logarithm is missing to second order. The distance is below a
+    tenth of DDIM's at the same number of calls.
+    """
     assert distance(schedule, "dpmpp_2m", 80) > 12 * distance(schedule, "dpmpp_2m", 640)
     assert 7.5 < distance(schedule, "ddim", 80) / distance(schedule, "ddim", 640) < 8.5
     assert 10 * distance(schedule, "dpmpp_2m", 640) < distance(schedule, "ddim", 640)
@@ -84,14 +94,14 @@ def test_multistep_converges_faster_than_first_order(schedule):
 
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_multistep_is_exact_for_a_constant_prediction(steps):
-    """As DDIM is: the line through equal predictions is the constant."""
+    """As DDIM is: the line through two equal predictions is the constant."""
     noise, constant = jax.random.normal(jax.random.key(0), (3, 1, 2)), jnp.full((3, 1, 2), 1.7)
     end = latent.probability_flow(lambda *a: constant, D3, noise, steps, method="dpmpp_2m")
     np.testing.assert_allclose(end, constant, atol=1e-5)
 
 
 def test_linear_variance_ddim_converges_too():
-    """The rotation needs no rate, so the infinite rates at the ends of sigma^2 = t do not stop it."""
+    """The rotation reads no velocity, so it does not matter that it is infinite at both ends."""
     schedule = gaussian.LinearVarianceSchedule()
     noise = jax.random.normal(jax.random.key(0), (64, 1, 2))
     errors = [
@@ -103,7 +113,7 @@ def test_linear_variance_ddim_converges_too():
 
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_ddim_is_exact_for_a_constant_prediction(steps):
-    """Ends on the constant itself; every intermediate state lies on the one rotation from the noise to it."""
+    """It ends on the constant; every state before is on the rotation from the noise to it."""
     noise, constant, seen = (
         jax.random.normal(jax.random.key(0), (3, 1, 2)),
         jnp.full((3, 1, 2), 1.7),
@@ -123,16 +133,19 @@ def test_ddim_is_exact_for_a_constant_prediction(steps):
 
 
 @pytest.mark.parametrize(("mode", "expected"), [("previous", 4), ("current", 2), ("none", 1)])
-def test_self_conditioning_modes(mode, expected):
-    """A denoiser that returns its self-conditioning plus one counts: T with the previous prediction, 2 with the current, 1 with none."""
+def test_the_denoiser_is_conditioned_as_asked(mode, expected):
+    """A denoiser that adds one to its self-conditioning counts how it was called.
+
+    Four steps give 4 with the previous prediction, 2 with the current one, and 1 with none.
+    """
     end = latent.probability_flow(
         lambda z, t, c: c + 1, D1, jnp.zeros((2, 1, 2)), 4, method="ddim", self_conditioning=mode
     )
     np.testing.assert_allclose(end, expected, atol=1e-5)
 
 
-def test_unknown_names_are_refused():
-    """Method, self-conditioning and warp, each with what would be valid."""
+def test_unknown_names_are_rejected_with_the_valid_ones():
+    """Solver, self-conditioning and warp."""
     z = jnp.zeros((1, 1, 2))
     with pytest.raises(ValueError, match="ddim"):
         latent.probability_flow(lambda *a: z, D1, z, 1, method="rk9")
@@ -155,7 +168,7 @@ def test_unknown_names_are_refused():
 
 def start_of(keys, shape=(1, 2)):
     """The sampler's own initial noise."""
-    return latent.normal_per_sample(jax.vmap(lambda k: jax.random.split(k)[0])(keys), shape)
+    return normal_per_sample(jax.vmap(lambda k: jax.random.split(k)[0])(keys), shape)
 
 
 def few(schedule, keys, steps, **kw):
@@ -166,7 +179,7 @@ def few(schedule, keys, steps, **kw):
 @pytest.mark.parametrize("schedule", [D1, D3, gaussian.LinearVarianceSchedule()], ids=repr)
 @pytest.mark.parametrize("warp", ["noise_level", "literal"])
 def test_without_noise_the_jumps_are_the_flow(schedule, warp):
-    """gamma = 0 with the exact average velocity ends on m + s z_1 after any number of steps: jumps compose."""
+    """With gamma = 0 and the exact average velocity, any number of steps ends on m + s z_1."""
     keys = jax.random.split(jax.random.key(0), 50)
     run = jax.jit(lambda keys, steps: few(schedule, keys, steps, gamma=0.0, warp=warp))
     for steps in (1, 2, 5):
@@ -174,8 +187,8 @@ def test_without_noise_the_jumps_are_the_flow(schedule, warp):
 
 
 @pytest.mark.parametrize("warp", ["noise_level", "literal"])
-def test_last_step_adds_nothing(warp):
-    """One step with gamma = 0.8 is one step without."""
+def test_no_noise_is_added_after_the_last_jump(warp):
+    """One step with gamma = 0.8 equals one step without."""
     keys = jax.random.split(jax.random.key(0), 50)
     np.testing.assert_allclose(
         few(D3, keys, 1, gamma=0.8, warp=warp), MEAN + STD * start_of(keys), atol=1e-5
@@ -183,7 +196,7 @@ def test_last_step_adds_nothing(warp):
 
 
 def trajectory(schedule, keys, steps, **kw):
-    """The states at every grid time, and the result."""
+    """(time, state) at every grid time, and at 0 the result."""
     seen = []
 
     def clean(z_t, t, self_condition):
@@ -205,15 +218,16 @@ def trajectory(schedule, keys, steps, **kw):
 
 @pytest.mark.parametrize("schedule", [D1, D3], ids=repr)
 def test_noise_level_keeps_the_exact_marginal_at_every_grid_time(schedule):
-    """With the exact average velocity each state is N(alpha m, alpha^2 s^2 + sigma^2) (KS of 20,000, false alarm 1e-5 each); the literal form is not."""
+    """With the exact average velocity each state is N(alpha m, alpha^2 s^2 + sigma^2).
+
+    KS test of 20,000 samples, false alarm 1e-5 each. The literal form fails it.
+    """
     keys = jax.random.split(jax.random.key(1), 20_000)
 
     def p_values(warp):
         for t, z in trajectory(schedule, keys, 4, gamma=0.8, warp=warp):
             t = jnp.array([t])
-            standard = (z - schedule.alpha(t).reshape(1, 1, 1) * MEAN) / constrain_sharding(
-                schedule, t
-            )
+            standard = (z - schedule.alpha(t).reshape(1, 1, 1) * MEAN) / noisy_std(schedule, t)
             for coordinate in np.asarray(standard).reshape(-1, 2).T:
                 yield scipy.stats.kstest(coordinate, "norm").pvalue
 
@@ -221,8 +235,8 @@ def test_noise_level_keeps_the_exact_marginal_at_every_grid_time(schedule):
     assert min(p_values("literal")) < 1e-12
 
 
-def test_noise_is_fresh():
-    """States of neighbouring grid times correlate as sqrt(1 - gamma^2)-weighted noise does: gamma near 1 forgets the start, gamma = 0 keeps it."""
+def test_gamma_is_the_share_of_fresh_noise():
+    """gamma near 1 forgets the initial noise, gamma = 0 keeps it."""
     keys = jax.random.split(jax.random.key(2), 4_000)
     correlation = lambda gamma: np.corrcoef(
         start_of(keys)[:, 0, 0], few(D1, keys, 6, gamma=gamma)[:, 0, 0]
@@ -233,7 +247,7 @@ def test_noise_is_fresh():
 
 @pytest.mark.parametrize("warp", ["noise_level", "literal"])
 def test_the_update_is_the_stated_formula(warp):
-    """A non-linear u, step by step in numpy: the warped time, the scale and gamma sigma_s eps of the two forms."""
+    """A non-linear u, step by step in numpy: warped time, scale and gamma sigma_s eps."""
     gamma, steps, schedule = 0.8, 3, D3
     keys = jax.random.split(jax.random.key(3), 5)
     u = lambda z, t, r, c: jnp.tanh(z) * (t + r * r).reshape(-1, 1, 1) + 0.1 * c
@@ -244,10 +258,8 @@ def test_the_update_is_the_stated_formula(warp):
         )
     )(keys)
     angle = lambda t: np.arctan(3 * np.tan(np.pi * t / 2))
-    z, again = (
-        np.asarray(start_of(keys), np.float64),
-        jax.vmap(lambda k: jax.random.split(k)[1])(keys),
-    )
+    z = np.asarray(start_of(keys), np.float64)
+    noise_keys = jax.vmap(lambda k: jax.random.split(k)[1])(keys)
     for k in range(steps):
         t, s = 1 - k / steps, 1 - (k + 1) / steps
         if warp == "literal":
@@ -257,9 +269,27 @@ def test_the_update_is_the_stated_formula(warp):
             scale = np.cos(angle(s)) / np.cos(angle(r))
         z = z - (t - r) * (np.tanh(z) * (t + r * r) + 0.1 * np.sin(z))
         if k + 1 < steps:
-            eps = np.stack([jax.random.normal(jax.random.fold_in(key, k), (1, 2)) for key in again])
+            eps = np.stack(
+                [jax.random.normal(jax.random.fold_in(key, k), (1, 2)) for key in noise_keys]
+            )
             z = scale * z + gamma * np.sin(angle(s)) * eps
     np.testing.assert_allclose(ours, z, rtol=1e-4, atol=1e-5)
+
+
+def test_self_conditioning_of_the_student_can_be_left_out():
+    """Without a clean prediction every jump is conditioned on zeros, at one call less."""
+    keys, seen = jax.random.split(jax.random.key(6), 3), []
+
+    def u(z, t, r, condition):
+        seen.append(condition)
+        return jnp.tanh(z) + condition
+
+    zeros = lambda z_t, t, condition: jnp.zeros_like(z_t)
+    without, with_zeros = (
+        latent.few_step(u, clean, D1, keys, (1, 2), 3, gamma=0.5) for clean in (None, zeros)
+    )
+    np.testing.assert_array_equal(without, with_zeros)
+    assert len(seen) == 2 and without.shape == (3, 1, 2)
 
 
 def test_each_latent_depends_on_its_own_key_alone():
@@ -267,20 +297,19 @@ def test_each_latent_depends_on_its_own_key_alone():
     keys = jax.random.split(jax.random.key(4), 16)
     run = jax.jit(lambda keys: few(D1, keys, 5))
     np.testing.assert_array_equal(
-        latent.normal_per_sample(keys, (3, 2))[5:6], latent.normal_per_sample(keys[5:6], (3, 2))
+        normal_per_sample(keys, (3, 2))[5:6], normal_per_sample(keys[5:6], (3, 2))
     )
     np.testing.assert_allclose(run(keys)[5:8], run(keys[5:8]), rtol=1e-5, atol=1e-6)
     assert np.unique(run(keys)).size == 32
 
 
-def test_both_step_forms_sample_as_ddim_from_a_perfect_teacher():
-    """Rotation form, gamma = 0: T student steps are T DDIM steps of the same denoiser; velocity form: T Euler steps."""
+@pytest.mark.parametrize(("form", "method"), [("rotation", "ddim"), ("velocity", "euler")])
+def test_each_step_form_of_a_perfect_student_is_a_solver_of_the_prior(form, method):
+    """With gamma = 0, T student steps are T solver steps of the same denoiser."""
     keys = jax.random.split(jax.random.key(5), 20)
-    for form, method in (("rotation", "ddim"), ("velocity", "euler")):
-        u = lambda z, t, r, c: meanflow.STEP_FORMS[form](D3, z, denoise(D3, z, t), t, r)
-        student = jax.jit(
-            lambda keys: latent.few_step(u, lambda *a: a[0], D3, keys, (1, 2), 5, gamma=0.0)
-        )(keys)
-        np.testing.assert_allclose(
-            student, ode(D3, method)(start_of(keys), 5), rtol=1e-3, atol=1e-4
-        )
+    u = lambda z, t, r, c: meanflow.STEP_FORMS[form](D3, z, denoise(D3, z, t), t, r)
+    student = jax.jit(
+        lambda keys: latent.few_step(u, lambda *a: a[0], D3, keys, (1, 2), 5, gamma=0.0)
+    )(keys)
+    expected = ode(D3, method)(start_of(keys), 5)
+    np.testing.assert_allclose(student, expected, rtol=1e-3, atol=1e-4)

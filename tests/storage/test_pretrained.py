@@ -1,4 +1,4 @@
-"""Published encoders from files: one clear line where they are not as they must be, and a workdir that needs them no more."""
+"""Published encoders from files: exact parameters, and one-line errors for bad files."""
 
 import json
 import shutil
@@ -9,13 +9,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+from diladiff_jax.objectives.build import frozen_sources, text_encoder
 from micro import micro_config
 
 from diladiff_jax.config import ConfigError
 from diladiff_jax.data import tokenizers
 from diladiff_jax.experiment import Experiment
 from diladiff_jax.nn import bert
-from diladiff_jax.objectives.build import frozen_sources, text_encoder
 from diladiff_jax.parallel import sharding
 from diladiff_jax.storage import pretrained
 
@@ -76,7 +76,7 @@ def encoder(tmp_path_factory):
 
 
 def experiment(workdir, encoder, sizes=(8, 1, 1), **changes):
-    """A workdir's experiment on features of the encoder, rows of 32 tokens in windows of at most 12."""
+    """An experiment with the encoder's features: rows of 32 tokens, windows of at most 12."""
     vocabulary = changes.pop("vocabulary", encoder / "vocab.txt")
     config = micro_config(
         features=dict(
@@ -97,11 +97,11 @@ def experiment(workdir, encoder, sizes=(8, 1, 1), **changes):
     )
 
 
-def test_parameters_are_split_as_the_rules_say_and_mean_the_same(tmp_path, encoder):
-    """On 2 x 2 x 2 devices no device holds a whole matrix; features and latents equal those of parameters that are whole everywhere,
-    also after the folder that they came from is gone; nothing of them has a gradient."""
+def test_sharded_parameters_give_the_features_of_replicated_ones(tmp_path, encoder):
+    """On 2 x 2 x 2 devices no device holds a complete matrix. The workdir needs the encoder's
+    original folder no more, and the parameters have no gradient."""
     source = shutil.copytree(encoder, tmp_path / "source")
-    whole, rough, split = (
+    replicated, rough, split = (
         experiment(tmp_path, source),
         experiment(tmp_path, source, compute_dtype="bfloat16"),
         experiment(tmp_path, source, (2, 2, 2)),
@@ -109,7 +109,7 @@ def test_parameters_are_split_as_the_rules_say_and_mean_the_same(tmp_path, encod
     shutil.rmtree(source)
     tokens = jnp.asarray(np.random.default_rng(0).integers(5, 12, (8, 32)))
     found = []
-    for e in (whole, split):
+    for e in (replicated, split):
         params = e.restore("bert")
         features = text_encoder(e.settings, e.networks).features
         assert features.dim == 16
@@ -122,7 +122,7 @@ def test_parameters_are_split_as_the_rules_say_and_mean_the_same(tmp_path, encod
         name = [p.key for p in path]
         assert parts == (
             4 if name[-1] == "kernel" or name[0] == "words" else 2 if leaf.ndim == 2 else parts
-        ), name  # positions: fsdp alone
+        ), name  # positions are sharded over fsdp only
     gradient = jax.grad(lambda p: features(p, tokens).sum())(params)
     assert all(not np.asarray(g).any() for g in jax.tree.leaves(gradient))
     half = text_encoder(e.settings, rough.networks).features(params, tokens)
@@ -130,15 +130,14 @@ def test_parameters_are_split_as_the_rules_say_and_mean_the_same(tmp_path, encod
 
 
 def test_the_decoder_starts_from_the_mdlm_whatever_the_features_are(encoder, tmp_path):
-    """Features come from the encoder, the decoder's backbone from the mdlm stage."""
+    """Features come from the encoder or the MDLM; the decoder's backbone always from the MDLM."""
     settings = experiment(tmp_path, encoder).settings
     assert frozen_sources("autoencoder", settings) == {"features": ("bert",), "start": ("mdlm",)}
     settings["features"]["source"] = "denoiser"
     assert frozen_sources("diladiff", settings)["features"] == ("mdlm",)
 
 
-def test_bfloat16_files_are_read(tmp_path, encoder):
-    """As the float32 numbers that they hold."""
+def test_bfloat16_files_are_read_as_float32(tmp_path, encoder):
     network = pretrained.load_encoder(encoder, jnp.float32)
     exact = pretrained.encoder_parameters(encoder, network)
     rough = pretrained.encoder_parameters(
@@ -161,17 +160,17 @@ def truncated(folder):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (truncated, "model.safetensors is not a whole safetensors file"),
+        (truncated, "model.safetensors is not a complete safetensors file"),
         (
             lambda f: (f / "model.safetensors").write_bytes(b"{}"),
-            "model.safetensors is not a whole safetensors file",
+            "model.safetensors is not a complete safetensors file",
         ),
         (
             lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
             "model.safetensors cannot be read",
         ),
         (lambda f: (f / "config.json").write_text("{"), "config.json is not JSON"),
-        (lambda f: (f / "config.json").write_text("[]"), "config.json holds list"),
+        (lambda f: (f / "config.json").write_text("[]"), "config.json: got list"),
         (lambda f: (f / "config.json").unlink(), "config.json cannot be read"),
         (
             lambda f: (f / "config.json").write_text(json.dumps(CONFIG | {"hidden_size": 20})),
@@ -192,8 +191,7 @@ def truncated(folder):
         ),
     ],
 )
-def test_damaged_files_are_one_line(tmp_path, encoder, damage, words):
-    """Which file, what is wrong with it, what would be right."""
+def test_a_damaged_file_is_a_one_line_error_that_names_it(tmp_path, encoder, damage, words):
     folder = shutil.copytree(encoder, tmp_path / "e")
     damage(folder)
     with pytest.raises(pretrained.PretrainedError, match=words) as error:
@@ -201,13 +199,20 @@ def test_damaged_files_are_one_line(tmp_path, encoder, damage, words):
     assert str(folder) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_adopting(tmp_path, encoder, monkeypatch):
-    """All files or none; what is there stays; only a hub's name is looked for on the hub, and only its needed files."""
+def test_adopt_copies_all_files_or_none(tmp_path, encoder):
+    """A folder that exists is left unchanged."""
     short = shutil.copytree(encoder, tmp_path / "short")
     (short / "vocab.txt").unlink()
     with pytest.raises(pretrained.PretrainedError, match="vocab.txt is missing"):
         pretrained.adopt(str(short), tmp_path / "features")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["short"]
+    pretrained.adopt(str(encoder), tmp_path / "features")
+    pretrained.adopt("/nowhere/at/all", tmp_path / "features")
+    copied = {p.name: p.read_bytes() for p in (tmp_path / "features").iterdir()}
+    assert copied == {name: (encoder / name).read_bytes() for name in pretrained.ENCODER_FILES}
+
+
+def test_only_hub_names_are_downloaded_and_only_the_needed_files(tmp_path, encoder, monkeypatch):
     asked = []
     monkeypatch.setattr(
         "huggingface_hub.snapshot_download",
@@ -218,10 +223,9 @@ def test_adopting(tmp_path, encoder, monkeypatch):
     assert sorted(p.name for p in (tmp_path / "features").iterdir()) == sorted(
         pretrained.ENCODER_FILES
     )
-    pretrained.adopt("/nowhere/at/all", tmp_path / "features")
     with pytest.raises(
         pretrained.PretrainedError,
-        match="/nowhere/at/all is not a folder; give one with config.json",
+        match="/nowhere/at/all is not a folder, expected one with config.json",
     ):
         pretrained.adopt("/nowhere/at/all", tmp_path / "other")
 
@@ -230,13 +234,12 @@ def test_adopting(tmp_path, encoder, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fails)
     with pytest.raises(
-        pretrained.PretrainedError, match=r"owner/name is no folder here, .*\(no network\)"
+        pretrained.PretrainedError, match=r"owner/name is not a folder, .* failed \(no network\)"
     ):
         pretrained.adopt("owner/name", tmp_path / "other")
 
 
-def test_another_vocabulary_is_refused(tmp_path, encoder):
-    """The tokenizer's pieces must be the encoder's, each at its id."""
+def test_the_tokenizer_must_have_the_vocabulary_of_the_encoder(tmp_path, encoder):
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS[:-1]) + "\n")
     with pytest.raises(
         pretrained.PretrainedError, match="has 12 pieces and differs from the tokenizer's 11"
@@ -266,15 +269,14 @@ def test_another_vocabulary_is_refused(tmp_path, encoder):
         (dict(compute_dtype="int8"), {}, "features.compute_dtype is 'int8'"),
     ],
 )
-def test_settings_that_cannot_be(features, tokenizer, words):
-    """Refused before any file is opened."""
+def test_impossible_settings_are_rejected_before_any_file_is_opened(features, tokenizer, words):
     with pytest.raises(ConfigError) as error:
         micro_config(features=features, tokenizer=tokenizer)
     assert words in str(error.value)
 
 
-def test_ids_added_to_the_vocabulary_are_read_as_sep(encoder):
-    """A mask or end-of-text beyond the encoder's pieces, though its table may have a row there."""
+def test_ids_beyond_the_encoders_pieces_are_read_as_sep(encoder):
+    """Our tokenizer adds mask and end-of-text there, even if the encoder's table has such rows."""
     network = pretrained.load_encoder(encoder, jnp.float32)
     params = pretrained.encoder_parameters(encoder, network)
     assert (network.pieces, network.vocab_size, network.cls_id, network.sep_id) == (12, 16, 2, 3)

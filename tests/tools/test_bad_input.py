@@ -1,4 +1,4 @@
-"""Bad input of every kind, as whole command lines, ends in success or in one line; and the judge of that sees what it should."""
+"""Bad input ends with success or with one line, and the judge of that notices every problem."""
 
 import pathlib
 import shutil
@@ -12,33 +12,36 @@ sys.path.append(str(pathlib.Path(__file__).parents[2] / "tools" / "reliability")
 
 import bad_input
 import fork_server
+import input_case
 
-SHORT = 100  # cases of all kinds; tools/reliability/faults.py --inputs=2000 runs more
+CASES = 100  # of all kinds together; tools/reliability/faults.py --inputs=2000 runs more
 
 
 @pytest.fixture(scope="module")
-def commands(tmp_path_factory):
-    """The process that forks."""
-    with fork_server.Commands(
-        bad_input.ENVIRONMENT | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("xla"))}
-    ) as commands:
-        yield commands
+def server(tmp_path_factory):
+    """Runs the commands."""
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("xla"))}
+    with fork_server.ForkServer(input_case.ENVIRONMENT | cache) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
 def base(trained, tmp_path_factory):
-    """A copy of the trained workdir with one checkpoint a stage, so that a damaged one has none before it to go on from."""
+    """A copy of the trained workdir with one checkpoint per stage.
+
+    There is none before it to fall back on when it is damaged.
+    """
     folder = tmp_path_factory.mktemp("base") / "w"
     shutil.copytree(trained, folder)
-    for stage in folder.glob("*/checkpoints"):
-        for old in sorted(stage.iterdir(), key=lambda step: int(step.name))[:-1]:
+    for checkpoints in folder.glob("*/checkpoints"):
+        for old in sorted(checkpoints.iterdir(), key=lambda step: int(step.name))[:-1]:
             shutil.rmtree(old)
     return folder
 
 
-@pytest.mark.parametrize(("kind", "number"), bad_input.shares(SHORT).items())
-def test_bad_input_is_refused_in_one_line(commands, base, tmp_path, kind, number):
-    """No traceback, no hang, no file damaged; what fails is shrunk to the smallest command line that does."""
+@pytest.mark.parametrize(("kind", "number"), bad_input.shares(CASES).items())
+def test_bad_input_is_rejected_in_one_line(server, base, tmp_path, kind, number):
+    """No traceback, no hang, no damaged file; hypothesis shrinks the command line that fails."""
 
     @hypothesis.settings(
         max_examples=number,
@@ -47,68 +50,82 @@ def test_bad_input_is_refused_in_one_line(commands, base, tmp_path, kind, number
         deadline=None,
         suppress_health_check=list(hypothesis.HealthCheck),
     )
-    @hypothesis.given(bad_input.KINDS[kind][0](bad_input.contents(base)))
+    @hypothesis.given(bad_input.KINDS[kind].strategy(input_case.file_contents(base)))
     def ends_well(case):
-        assert bad_input.trial(commands, base, tmp_path / "case", case)[1] is None
+        assert input_case.run_case(server, base, tmp_path / "case", case)[1] is None
 
     ends_well()
 
 
-def judged(commands, folder, source, *, script="sample.py", limit=20.0):
-    """The judge's word on a script of this source, which is run as `script`."""
+def problem_of(server, folder, source, *, script="sample.py", limit=20.0):
+    """What the judge says of a script with this source, judged as if it were `script`."""
     (folder / "w").mkdir(parents=True)
     (folder / "w" / "config.json").write_text("{}")
     (folder / "texts.txt").write_text("text\n")
     path = folder.parent / "planted.py"
     path.write_text(source)
-    before = bad_input.contents(folder)
-    ended = commands.run(path, ["--flag"], cwd=folder, limit=limit)
-    return bad_input.judge(
-        bad_input.Case(script, ("--flag",)), ended, before, bad_input.contents(folder)
-    )
+    before = input_case.file_contents(folder)
+    outcome = server.run(path, ["--flag"], cwd=folder, limit=limit)
+    case = input_case.Case(script, ("--flag",))
+    return input_case.find_problem(case, outcome, before, input_case.file_contents(folder))
 
 
-REFUSE = "import sys\nsys.exit('error: --flag is 1; it must be 2')"
+REJECT = "import sys\nsys.exit('error: --flag: got 1, expected 2.')"
+CHANGE_CONFIG = "open('w/config.json', 'a').write(' ')"
+PRINT_TRACEBACK = "import traceback\ntry: 1 / 0\nexcept ZeroDivisionError: traceback.print_exc()"
+HANG_IN_THREAD = "import threading, time\nthreading.Thread(target=time.sleep, args=(60,)).start()"
+CRASH = "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)"
+TWO_LINES = "import sys\nprint('warning: what', file=sys.stderr)\nsys.exit('error: a')"
 
 
 @pytest.mark.parametrize(
-    ("source", "script", "words"),
+    ("source", "script", "problem"),
     [
         ("1 / 0", "sample.py", "a traceback"),
-        ("import traceback\ntry: 1 / 0\nexcept ZeroDivisionError: traceback.print_exc()", "sample.py", "a traceback"),
+        (PRINT_TRACEBACK, "sample.py", "a traceback"),
         ("import time\ntime.sleep(60)", "sample.py", "hangs"),
-        ("import threading, time\nthreading.Thread(target=time.sleep, args=(60,)).start()", "sample.py", "hangs"),
-        ("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)", "sample.py", "signal 11"),
+        (HANG_IN_THREAD, "sample.py", "hangs"),
+        (CRASH, "sample.py", "signal 11"),
         ("raise SystemExit(1)", "sample.py", "not one clear line"),
-        ("import sys\nprint('warning: what', file=sys.stderr)\nsys.exit('error: a')", "sample.py", "not one clear line"),
+        (TWO_LINES, "sample.py", "not one clear line"),
         ("import sys\nsys.exit('error: ' + 'a' * 2000)", "sample.py", "not one clear line"),
         ("import sys\nsys.exit('error: \\x1b[31m')", "sample.py", "not one clear line"),
-        ("open('w/config.json', 'a').write(' ')", "sample.py", "w/config.json first"),
-        ("open('w/config.json', 'a').write(' ')\n" + REFUSE, "train.py", "w/config.json first"),
+        (CHANGE_CONFIG, "sample.py", "w/config.json first"),
+        (f"{CHANGE_CONFIG}\n{REJECT}", "train.py", "w/config.json first"),
         ("import os\nos.remove('texts.txt')", "train.py", "texts.txt first"),
     ],
-)  # fmt: skip
-def test_the_judge_sees_what_is_wrong(commands, tmp_path, source, script, words):
-    """Each planted fault is named."""
-    assert words in judged(
-        commands, tmp_path / "case", source, script=script, limit=1.0 if words == "hangs" else 20.0
-    )
+)
+def test_the_judge_notices_a_planted_problem(server, tmp_path, source, script, problem):
+    limit = 1.0 if problem == "hangs" else 20.0
+    found = problem_of(server, tmp_path / "case", source, script=script, limit=limit)
+    assert problem in found
 
 
 @pytest.mark.parametrize(
     ("source", "script"),
-    [(REFUSE, "sample.py"), ("print('done')", "sample.py"), ("open('w/config.json', 'a').write(' ')", "train.py"), ("import sys\nassert sys.argv[1:] == ['--flag'] and __name__ == '__main__'", "sample.py")],
-)  # fmt: skip
-def test_the_judge_lets_pass_what_is_right(commands, tmp_path, source, script):
-    """Success, one line, and what training may change."""
-    assert judged(commands, tmp_path / "case", source, script=script) is None
+    [
+        (REJECT, "sample.py"),
+        ("print('done')", "sample.py"),
+        (CHANGE_CONFIG, "train.py"),
+        (
+            "import sys\nassert sys.argv[1:] == ['--flag'] and __name__ == '__main__'",
+            "sample.py",
+        ),
+    ],
+)
+def test_the_judge_accepts_success_one_line_and_trained_workdirs(server, tmp_path, source, script):
+    assert problem_of(server, tmp_path / "case", source, script=script) is None
 
 
-def test_cases_come_from_the_seed_alone():
-    """The same seed makes the same cases, another one others, as many as asked for."""
+def test_the_seed_determines_the_cases():
     base = {"config.json": b'{"seed": 0, "data": {"length": 32}}'}
-    first, again, other = (bad_input.drawn("bad config", base, 30, seed) for seed in (1, 1, 2))
+    first, again, other = (
+        bad_input.sample_cases("bad config", base, 30, seed) for seed in (1, 1, 2)
+    )
     assert first == again != other and len(first) == 30
+
+
+def test_the_shares_of_all_kinds_add_up_to_the_total():
     assert sum(bad_input.shares(2001).values()) == 2001
 
 
@@ -122,18 +139,18 @@ def test_cases_come_from_the_seed_alone():
         max_size=4,
     )
 )
-def test_files_are_laid_over_what_is_there(tmp_path_factory, files):
-    """A file may stand where a folder was and the other way round: the last one counts."""
+def test_the_last_change_to_a_file_wins(tmp_path_factory, files):
+    """A file may replace a folder, and a folder a file."""
     folder = tmp_path_factory.mktemp("case")
     (folder / "w").mkdir()
-    bad_input.lay(bad_input.Case("sample.py", (), tuple(files)), folder)
-    if files:
-        name, data = files[-1]
-        path = folder / name
-        assert (
-            path.is_dir()
-            if name.endswith("/")
-            else not path.exists()
-            if data is None
-            else path.read_bytes() == data
-        )
+    input_case.place_files(input_case.Case("sample.py", (), tuple(files)), folder)
+    if not files:
+        return
+    name, data = files[-1]
+    path = folder / name
+    if name.endswith("/"):
+        assert path.is_dir()
+    elif data is None:
+        assert not path.exists()
+    else:
+        assert path.read_bytes() == data

@@ -17,7 +17,7 @@ import pytest
 from micro import micro_config
 
 from diladiff_jax.config import ConfigError
-from diladiff_jax.storage.checkpoints import CheckpointError
+from diladiff_jax.storage import CheckpointError, WorkdirError
 from diladiff_jax.training import loop
 from diladiff_jax.training.anomalies import TrainingError
 from diladiff_jax.training.loop import train
@@ -154,7 +154,7 @@ def test_finished_stages_are_passed_over_and_longer_ones_continue(tmp_path):
         (["--stage=mdlm", "--config.mdlm.batch=0"], "mdlm.batch is 0; it must be between 1 and"),
         (["--stage=mdlm", "--config.backbone.heads=5"], "backbone.heads is 5"),
         (["--stage=mdlm", "--config.mdlm.optimiser=x"], "optimizer"),
-        (["--stage=mdlm", "--config.mesh.data=3"], "do not multiply to the 1 devices"),
+        (["--stage=mdlm", "--config.mesh.data=3"], "the number of devices, 1"),
         (["--stage=mdlm", "--init_from=/nowhere"], "/nowhere has no tokenizer"),
     ],
 )
@@ -177,7 +177,7 @@ def test_a_workdir_has_one_trainer(tmp_path):
     workdir.mkdir()
     with (workdir / "training.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(TrainingError, match="another training or preparation runs in"):
+        with pytest.raises(WorkdirError, match="another process is training or preparing data"):
             train(micro_config(), workdir, ("mdlm",))
         assert [path.name for path in workdir.iterdir()] == ["training.lock"]
     for _ in range(2):  # no longer that, but what was refused later: and that gives the lock back
@@ -263,7 +263,7 @@ def test_stops_while_updates_are_skipped_push_nothing_out(tmp_path, monkeypatch,
         train(micro_config(**SCORER), tmp_path, ("scorer",), stop_at=stop)
         assert checkpointed(tmp_path) == [3]
         assert (
-            f"ends at step {stop}, which was skipped and is not saved (the last one there is step 3)"
+            f"ends at step {stop}, which was skipped and is not saved (the last checkpoint is step 3)"
             in capsys.readouterr().out
         )
     with pytest.raises(TrainingError, match="4 updates in a row"):
@@ -296,7 +296,7 @@ def test_stages_without_their_settings_or_checkpoints_are_not_begun_anew(tmp_pat
     shutil.rmtree(tmp_path / "scorer" / "checkpoints")
     with pytest.raises(
         CheckpointError,
-        match="holds no checkpoint, and step 1 was there; put a copy back, or remove .*scorer to train this stage anew",
+        match="got no checkpoint, expected step 1, .* Restore a copy, or remove .*scorer to train this",
     ):
         train(micro_config(**SCORER), tmp_path, ("scorer",))
     shutil.rmtree(tmp_path / "scorer")
@@ -315,7 +315,7 @@ def test_told_to_end_before_training_it_says_so(tmp_path):
     out, _ = process.communicate(timeout=120)
     assert (
         process.returncode == 75
-        and "stopped by SIGTERM before training; the same command goes on" in out
+        and "stopped by SIGTERM before training" in out
         and "Traceback" not in out
     )
     for seconds in (0.1, 0.4, 0.8):

@@ -1,4 +1,4 @@
-"""The update: shardings agree, microbatches are means with keys of their own, statistics and averages follow their formulas."""
+"""The update: shardings, microbatches, stochastic rounding, averages and statistics."""
 
 import flax.traverse_util
 import jax
@@ -9,14 +9,16 @@ import pytest
 from flax import linen as nn
 from micro import micro_config
 
-from diladiff_jax.data.prepare import load_prepared
+from diladiff_jax import stages
+from diladiff_jax.data import DataOptions, load_prepared
 from diladiff_jax.diffusion import masking
 from diladiff_jax.experiment import Experiment
 from diladiff_jax.objectives.base import WHOLE, Context
 from diladiff_jax.parallel import sharding
-from diladiff_jax.training.loop import start_from_predecessor
+from diladiff_jax.training.loop import start_from
 from diladiff_jax.training.optimizer import make_optimizer
 from diladiff_jax.training.state import (
+    TrainState,
     average_decay,
     compile_steps,
     init_state,
@@ -26,13 +28,10 @@ from diladiff_jax.training.state import (
     state_shardings,
 )
 
-STAGES = (
-    "mdlm",
-    *(
-        pytest.param(stage, marks=pytest.mark.slow)
-        for stage in ("autoencoder", "ladiff", "diladiff", "scorer")
-    ),
-)
+STAGES = [
+    stage if stage == "mdlm" else pytest.param(stage, marks=pytest.mark.slow)
+    for stage in ("mdlm", "autoencoder", "ladiff", "diladiff", "scorer")
+]
 
 
 @pytest.fixture(autouse=True)
@@ -41,13 +40,26 @@ def _optax_promotes_ranks():
         yield
 
 
-def run(trained, stage, sizes, steps=2, **changes):
-    """Losses and final averaged parameters of a few updates on a mesh of the given sizes."""
-    config = micro_config(**changes)
+def open_experiment(trained, sizes):
+    """The trained experiment on a mesh of the given sizes, and its first 16 training rows."""
+    config = micro_config()
     devices = jax.devices()[: int(np.prod(sizes))]
     mesh = sharding.make_mesh(dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)), devices)
-    prepared = load_prepared(config.data, trained)
-    experiment = Experiment(config, trained, prepared.tokenizer, mesh)
+    prepared = load_prepared(DataOptions.of(config.data), trained)
+    rows = np.stack(prepared.rows("train").__getitems__(range(16)))
+    return Experiment(config, trained, prepared.tokenizer, mesh), rows
+
+
+def started(experiment, stage, state):
+    """The initial state of a stage with the parameters of its source merged into it."""
+    start = stages.STAGES[stage].start
+    return start_from(state, start, experiment.restore_source(start.source)) if start else state
+
+
+def run(trained, stage, sizes, steps=2):
+    """Losses of a few updates and of a validation on a mesh of the given sizes, and the state."""
+    experiment, rows = open_experiment(trained, sizes)
+    config, mesh = experiment.config, experiment.mesh
     objective, settings = experiment.objective(stage), config[stage]
     tx = make_optimizer(settings, objective.group)
     fresh = lambda key: init_state(objective, tx, key, ema=settings.ema > 0)
@@ -55,11 +67,10 @@ def run(trained, stage, sizes, steps=2, **changes):
     shardings = state_shardings(jax.eval_shape(fresh, key), mesh)
     context = experiment.context(stage)
     state = jax.jit(lambda key: nn.unbox(fresh(key)), out_shardings=shardings)(key)
-    state = start_from_predecessor(state, stage, context)
+    state = started(experiment, stage, state)
     train, validate = compile_steps(
         objective, tx, shardings, context, mesh, ema=settings.ema, accumulate=settings.accumulate
     )
-    rows = np.stack(prepared.rows("train").__getitems__(range(16)))
     tokens = jax.device_put(rows, sharding.batch_sharding(mesh))
     losses = []
     for _ in range(steps):
@@ -71,20 +82,27 @@ def run(trained, stage, sizes, steps=2, **changes):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_sharding_gives_the_same_loss(trained, stage):
-    """One device, eight along data, and 2 x 2 x 2: the same losses up to float rounding, parameters really split."""
+    """One device, eight along data, and 2 x 2 x 2: equal up to rounding.
+
+    Parameters and moments are really sharded, some over fsdp and tensor both.
+    """
     alone, _ = run(trained, stage, (1, 1, 1))
     for sizes in ((8, 1, 1), (2, 2, 2)):
         losses, state = run(trained, stage, sizes)
         np.testing.assert_allclose(losses, alone, rtol=2e-4)
-    split = [x for x in jax.tree.leaves(state.params) if not x.sharding.is_fully_replicated]
-    moments = [x for x in jax.tree.leaves(state.optimizer) if not x.sharding.is_fully_replicated]
-    assert len(split) >= 5 and len(moments) >= len(split)
-    quarters = [x for x in split if x.addressable_shards[0].data.size * 4 == x.size]
-    assert quarters  # over fsdp and tensor both
+    params, moments = (
+        [x for x in jax.tree.leaves(tree) if not x.sharding.is_fully_replicated]
+        for tree in (state.params, state.optimizer)
+    )
+    assert len(params) >= 5 and len(moments) >= len(params)
+    assert [x for x in params if x.addressable_shards[0].data.size * 4 == x.size]
 
 
 class Draws:
-    """A loss that is its draw times a parameter; the parameter "still" is frozen and has a gradient of 1,000."""
+    """A loss that is a random draw times a parameter.
+
+    The parameter "still" is frozen and has a gradient of 1,000.
+    """
 
     def init(self, key):
         return {"w": jnp.ones(()), "still": jnp.zeros(())}
@@ -104,9 +122,11 @@ class Draws:
         return u * params["w"] + 1e3 * params["still"], (metrics, context.statistics)
 
 
-def test_microbatches_draw_fresh_keys_and_average():
-    """The gradient is the mean of as many different draws as microbatches; the norm is of what is trained; times are
-    stratified over the global batch: together the microbatches hold each of its strata once."""
+def test_an_accumulated_gradient_is_the_mean_over_microbatches_with_draws_of_their_own():
+    """The norm is that of what is trained, and every row is in exactly one microbatch.
+
+    Times are stratified over the global batch: together the microbatches have each stratum once.
+    """
     objective, tx = Draws(), optax.sgd(1.0)
     state = init_state(objective, tx, jax.random.key(0), ema=False)
     tokens = jnp.arange(8).reshape(8, 1)
@@ -119,59 +139,50 @@ def test_microbatches_draw_fresh_keys_and_average():
     assert float(metrics["u"]) == pytest.approx(np.mean(draws), rel=1e-6)
     assert float(state.params["w"] - after.params["w"]) == pytest.approx(np.mean(draws), rel=1e-6)
     assert float(metrics["gradient_norm"]) == pytest.approx(np.mean(draws), rel=1e-6)
-    assert float(metrics["rows"]) == pytest.approx(28 / 4)  # every row in exactly one microbatch
+    assert float(metrics["rows"]) == pytest.approx(28 / 4)
     whole = np.asarray(masking.stratified_times(key, 8))
     assert float(metrics["times"]) * 4 == pytest.approx(whole.sum(), rel=1e-5)
     assert float(metrics["squares"]) * 4 == pytest.approx((whole**2).sum(), rel=1e-5)
 
 
-def test_rounding_to_bfloat16_leaves_the_mean_and_goes_to_a_neighbour():
-    """100,000 draws: each is one of the two bfloat16 numbers around x, their mean is x (4.5 deviations); exact numbers, zero and
-    infinities stay; a cast to float32 changes nothing."""
+def test_stochastic_rounding_goes_to_a_neighbour_and_preserves_the_mean():
+    """100,000 draws: each is one of the two bfloat16 numbers around x, and their mean is x.
+
+    4.5 deviations. Exact numbers, zero and infinities stay, and float32 is not rounded.
+    """
     for x in (1.001, -3.3e-5, 255.9):
-        found = np.asarray(
-            round_stochastically(
-                jax.random.key(0), jnp.full(100_000, x, jnp.float32), jnp.bfloat16
-            ),
-            np.float64,
-        )
-        exact = float(np.float32(x))
+        numbers = jnp.full(100_000, x, jnp.float32)
+        rounded = round_stochastically(jax.random.key(0), numbers, jnp.bfloat16)
+        found, exact = np.asarray(rounded, np.float64), float(np.float32(x))
         below, above = sorted({*found})
-        assert (
-            below < exact < above
-            and float(jnp.nextafter(jnp.bfloat16(below), jnp.bfloat16(above))) == above
-        )
+        assert below < exact < above
+        assert float(jnp.nextafter(jnp.bfloat16(below), jnp.bfloat16(above))) == above
         assert abs(found.mean() - exact) < 4.5 * found.std() / np.sqrt(1e5)
-    still = jnp.array([0.0, 1.5, -2.0, jnp.inf, -jnp.inf])
-    np.testing.assert_array_equal(
-        round_stochastically(jax.random.key(1), still, jnp.bfloat16), still
-    )
-    np.testing.assert_array_equal(
-        round_stochastically(jax.random.key(1), jnp.array([1.001]), jnp.float32), jnp.array([1.001])
-    )
+    exact = jnp.array([0.0, 1.5, -2.0, jnp.inf, -jnp.inf])
+    for x, dtype in ((exact, jnp.bfloat16), (jnp.array([1.001]), jnp.float32)):
+        np.testing.assert_array_equal(round_stochastically(jax.random.key(1), x, dtype), x)
 
 
 def test_bfloat16_parameters_follow_updates_smaller_than_their_spacing():
-    """A matrix of ones whose every update is a hundredth of bfloat16's spacing there: after 200 it has moved by their sum, on average
-    (4.5 deviations); vectors, average and optimizer are float32."""
+    """Updates of a hundredth of bfloat16's spacing at 1: after 200 their sum is reached.
+
+    On average, within 4.5 deviations. Vectors, average and optimizer are float32.
+    """
 
     class Slope(Draws):
         def init(self, key):
             return {"w": jnp.ones((64, 64)), "b": jnp.ones(4)}
 
         def loss(self, params, context, tokens, key, step, *, train=True, part=WHOLE):
-            return params["w"].astype(jnp.float32).sum() + params["b"].sum(), (
-                {},
-                context.statistics,
-            )
+            total = params["w"].astype(jnp.float32).sum() + params["b"].sum()
+            return total, ({}, context.statistics)
 
     rate, n = 2.0**-7 / 100, 200  # spacing above one: 2^-7; below: 2^-8
     tx = optax.sgd(rate, momentum=0.0)
     state = init_state(Slope(), tx, jax.random.key(0), ema=True, dtype=jnp.bfloat16)
     assert state.params["w"].dtype == jnp.bfloat16 and state.params["b"].dtype == jnp.float32
-    assert {leaf.dtype for leaf in jax.tree.leaves((state.ema, state.optimizer)) if leaf.ndim} == {
-        jnp.dtype("float32")
-    }
+    others = [leaf for leaf in jax.tree.leaves((state.ema, state.optimizer)) if leaf.ndim]
+    assert others and all(leaf.dtype == jnp.float32 for leaf in others)
     step = jax.jit(make_train_step(Slope(), tx, ema=0.9, accumulate=1))
     for _ in range(n):
         state, _ = step(state, Context(), jnp.zeros((1, 1), jnp.int32))
@@ -180,8 +191,8 @@ def test_bfloat16_parameters_follow_updates_smaller_than_their_spacing():
     np.testing.assert_allclose(state.params["b"], 1 - n * rate, rtol=1e-5)
 
 
-def test_no_key_is_used_twice():
-    """What initializes the parameters is not what any of the first thousand updates draws from."""
+def test_no_update_draws_from_the_key_of_the_initialization():
+    """None of the first thousand."""
     seen = []
 
     class Remember(Draws):
@@ -190,20 +201,20 @@ def test_no_key_is_used_twice():
             return super().init(key)
 
     state = init_state(Remember(), optax.sgd(1.0), jax.random.key(0), ema=False)
-    steps = jax.vmap(
-        lambda i: jax.random.key_data(jax.random.fold_in(jax.random.wrap_key_data(state.key), i))
-    )(jnp.arange(1000))
-    assert not (np.asarray(steps) == np.asarray(jax.random.key_data(seen[0]))).all(axis=1).any()
+    key = jax.random.wrap_key_data(state.key)
+    updates = jax.vmap(lambda n: jax.random.key_data(jax.random.fold_in(key, n)))(jnp.arange(1000))
+    first = np.asarray(jax.random.key_data(seen[0]))
+    assert not (np.asarray(updates) == first).all(axis=1).any()
 
 
-def test_average_follows_its_ramp():
+def test_the_decay_of_the_average_is_ramped():
     """decay(n) = min(decay, (1 + n) / (10 + n))."""
     np.testing.assert_allclose(average_decay(jnp.arange(3), 0.9), [0.1, 2 / 11, 3 / 12], rtol=1e-6)
     assert float(average_decay(jnp.asarray(10_000), 0.9)) == pytest.approx(0.9)
 
 
 def test_the_average_moves_after_the_update_and_is_what_validation_reads():
-    """average <- decay average + (1 - decay) new parameters, from the ramp's 0.1 on; the validation loss is the average's."""
+    """average <- decay average + (1 - decay) new parameters; the validation loss is of it."""
     objective, tx = Draws(), optax.sgd(1.0)
     state = init_state(objective, tx, jax.random.key(0), ema=True)
     step, expected = jax.jit(make_train_step(objective, tx, ema=0.9, accumulate=1)), 1.0
@@ -211,52 +222,55 @@ def test_the_average_moves_after_the_update_and_is_what_validation_reads():
         state, _ = step(state, Context(), jnp.zeros((4, 1), jnp.int32))
         decay = (1 + n) / (10 + n)
         expected = decay * expected + (1 - decay) * float(state.params["w"])
-    assert (
-        float(state.ema["w"]) == pytest.approx(expected, rel=1e-6)
-        and abs(expected - float(state.params["w"])) > 1e-3
-    )
-    key = jax.random.key(3)
-    loss = make_validation_step(objective)(state, Context(), jnp.zeros((4, 1), jnp.int32), key)[
-        "loss"
-    ]
+    assert float(state.ema["w"]) == pytest.approx(expected, rel=1e-6)
+    assert abs(expected - float(state.params["w"])) > 1e-3
+    key, validate = jax.random.key(3), make_validation_step(objective)
+    found = float(validate(state, Context(), jnp.zeros((4, 1), jnp.int32), key)["loss"])
     draw = jax.random.uniform(jax.random.fold_in(key, 0))
-    assert float(loss) == pytest.approx(
-        float(draw * state.ema["w"] + 1e3 * state.ema["still"]), rel=1e-6
-    )
+    loss = float(draw * state.ema["w"] + 1e3 * state.ema["still"])
+    assert found == pytest.approx(loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("ema", [True, False])
+def test_the_items_of_a_checkpoint_are_the_state(ema):
+    """An average or statistics are items only if they are kept."""
+    state = init_state(Draws(), optax.adam(1.0), jax.random.key(0), ema=ema)
+    items = state.items()
+    assert items.keys() == {"params", "training"} | ({"ema"} if ema else set())
+    counted = state.replace(statistics={"batches": jnp.ones(())})
+    assert counted.items().keys() == items.keys() | {"statistics"}
+    for original in (state, counted):
+        again = TrainState.from_items(original.items())
+        assert jax.tree.structure(again) == jax.tree.structure(original)
+        jax.tree.map(np.testing.assert_array_equal, again, original)
 
 
 def test_a_stage_starts_from_the_average_of_the_one_before(trained):
-    """The decoder's backbone is the MDLM's average, the student the teacher's wherever it has parameters; averages restart from there."""
-    config = micro_config()
-    experiment = Experiment(
-        config,
-        trained,
-        load_prepared(config.data, trained).tokenizer,
-        sharding.make_mesh(config.mesh),
-    )
+    """The decoder's backbone starts as the MDLM, the student as the teacher.
+
+    A stage's own average starts from there too.
+    """
+    experiment, _ = open_experiment(trained, (8, 1, 1))
     for stage, source, ours in (
         ("autoencoder", "mdlm", lambda p: p["decoder"]["backbone"]),
         ("mdlm_long", "mdlm", lambda p: p),
         ("diladiff", "ladiff", lambda p: p),
     ):
         objective = experiment.objective(stage)
-        fresh = nn.unbox(init_state(objective, optax.sgd(1.0), jax.random.key(9), ema=True))
-        started = start_from_predecessor(fresh, stage, experiment.context(stage))
+        initial = nn.unbox(init_state(objective, optax.sgd(1.0), jax.random.key(9), ema=True))
+        state = started(experiment, stage, initial)
         theirs = flax.traverse_util.flatten_dict(experiment.restore(source))
-        for tree in (started.params, started.ema):
+        for tree in (state.params, state.ema):
             found = flax.traverse_util.flatten_dict(ours(tree))
             assert set(theirs) <= set(found)
             for path, value in theirs.items():
                 np.testing.assert_array_equal(found[path], value, err_msg="/".join(path))
 
 
-def test_statistics_of_the_stage_are_those_of_what_it_saw(trained):
+def test_statistics_of_a_stage_are_those_of_the_rows_it_was_trained_on(trained):
     """After two updates on the same rows, the features' moments equal numpy's over those rows."""
     _, state = run(trained, "autoencoder", (8, 1, 1))
-    config = micro_config()
-    prepared = load_prepared(config.data, trained)
-    experiment = Experiment(config, trained, prepared.tokenizer, sharding.make_mesh(config.mesh))
-    rows = np.stack(prepared.rows("train").__getitems__(range(16)))
+    experiment, rows = open_experiment(trained, (8, 1, 1))
     features = experiment.objective("autoencoder").features(
         experiment.restore("mdlm"), jnp.asarray(rows)
     )
@@ -267,12 +281,12 @@ def test_statistics_of_the_stage_are_those_of_what_it_saw(trained):
     np.testing.assert_allclose(moments.variance, flat.var(axis=0), rtol=1e-3, atol=1e-6)
 
 
-def test_mesh_refuses_sizes_that_do_not_fit():
-    """Sizes must multiply to the devices at hand."""
+def test_a_mesh_has_all_devices():
+    """The sizes must multiply to their number."""
     assert sharding.make_mesh({"data": -1, "fsdp": 2, "tensor": 2}).shape == {
         "data": 2,
         "fsdp": 2,
         "tensor": 2,
     }
-    with pytest.raises(ValueError, match="do not multiply to the 8 devices"):
+    with pytest.raises(ValueError, match="the number of devices, 8"):
         sharding.make_mesh({"data": 3, "fsdp": 1, "tensor": 1})

@@ -1,13 +1,16 @@
-"""Command lines of this folder at a twentieth of their time: one process imports what all commands import, and a fork of it runs each.
+"""Runs the commands of launch/ in a twentieth of their time: a server imports, and forks run them.
 
-A fork is what `python launch/X.py ...` is but for its imports: it parses the words, waits for its threads, ends with an exit code, and is killed
-with all that it started where it passes a time limit. No JAX backend is started before a fork, for threads do not survive it.
+One process imports what all commands import. Each command runs in a fork of it, which behaves like
+`python launch/X.py ...` except for the imports: it parses the flags, waits for its threads and ends
+with an exit code. It is killed with everything that it started if it exceeds a time limit. No JAX
+backend is started before a fork, because threads do not survive it.
 """
 
 from __future__ import annotations
 
 import atexit
 import gc
+import importlib
 import json
 import os
 import pathlib
@@ -22,10 +25,27 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 LAUNCH = pathlib.Path(__file__).resolve().parents[2] / "launch"
+_IMPORTS = (
+    "diladiff_jax.evaluation.sweep",
+    "diladiff_jax.training.loop",
+    "grain",
+    "matplotlib.pyplot",
+    "ml_collections.config_flags",
+    "pyarrow.parquet",
+    "sentencepiece",
+    "tokenizers",
+)
 
 
-class Ended(NamedTuple):
-    """How a command ended; `code` is None where it was killed at the time limit, and -N where signal N killed it."""
+class Outcome(NamedTuple):
+    """How a command ended.
+
+    Attributes:
+      code: its exit code; -N if signal N killed it, None if it exceeded the time limit.
+      out: its standard output.
+      err: its standard error.
+      seconds: how long it took.
+    """
 
     code: int | None
     out: str
@@ -33,34 +53,46 @@ class Ended(NamedTuple):
     seconds: float
 
 
-class Commands:
-    """The process that forks, from `__enter__` to `__exit__`; `environment` is laid over ours."""
+class ForkServer:
+    """The process that forks, from `__enter__` to `__exit__`.
+
+    Args:
+      environment: environment variables to add to this process's.
+    """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = dict(os.environ) | dict(environment)
 
-    def __enter__(self) -> Commands:
+    def __enter__(self) -> ForkServer:
         self._folder = tempfile.TemporaryDirectory()
-        words = [sys.executable, str(pathlib.Path(__file__).resolve())]
-        environment = self._environment | {
-            "TMPDIR": self._folder.name
-        }  # TFDS leaves an empty folder for every corpus that it opens
+        # TFDS leaves an empty temporary folder for every corpus that it opens.
+        environment = self._environment | {"TMPDIR": self._folder.name}
         self._server = subprocess.Popen(
-            words, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, str(pathlib.Path(__file__).resolve())],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.communicate()  # at the end of its input it ends
+        self._server.communicate()  # it exits at the end of its input
         self._folder.cleanup()
 
     def run(
         self, script: pathlib.Path, words: Sequence[str], *, cwd: pathlib.Path, limit: float
-    ) -> Ended:
-        """Runs a script with these words in the folder `cwd`, for at most `limit` seconds.
+    ) -> Outcome:
+        """Runs a script and waits for it.
+
+        Args:
+          script: the Python file.
+          words: its command line.
+          cwd: the folder to run it in.
+          limit: seconds until it is killed.
 
         Raises:
-          RuntimeError: the process that forks has ended.
+          RuntimeError: the server has ended.
         """
         out, err = (pathlib.Path(self._folder.name) / name for name in ("out", "err"))
         request = {
@@ -71,56 +103,48 @@ class Commands:
             "err": str(err),
             "limit": limit,
         }
-        began = time.monotonic()
+        started = time.monotonic()
         assert self._server.stdin is not None and self._server.stdout is not None
         self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
         answer = self._server.stdout.readline()
         if not answer:
-            raise RuntimeError(f"the process that forks ended with {self._server.wait()}")
+            raise RuntimeError(f"the fork server has ended with code {self._server.wait()}")
         texts = (path.read_text(errors="replace") for path in (out, err))
-        return Ended(json.loads(answer)["code"], *texts, time.monotonic() - began)
+        return Outcome(json.loads(answer)["code"], *texts, time.monotonic() - started)
 
 
 def _serve() -> None:
-    _import_what_commands_import()
+    """Runs one command for each line of standard input."""
+    _import_libraries()
     gc.collect()
-    gc.freeze()  # what is shared with a fork stays shared where its collector does not look at it
+    gc.freeze()  # memory stays shared with the forks if their collectors do not touch it
     while line := sys.stdin.readline():
         request = json.loads(line)
         child = os.fork()
         if not child:
-            _become(request)
+            _run_command(request)
         print(json.dumps({"code": _wait(child, request["limit"])}), flush=True)
 
 
-def _import_what_commands_import() -> None:
+def _import_libraries() -> None:
     sys.path.insert(0, str(LAUNCH.parent))
-    libtpu = os.environ.pop(
-        "TPU_LIBRARY_PATH", None
-    )  # jax would warn of one that leads nowhere; launch/compile.py looks at it
-    import grain  # noqa: F401
-    import matplotlib.pyplot  # noqa: F401
-    import ml_collections.config_flags  # noqa: F401
-    import pyarrow.parquet  # noqa: F401
-    import sentencepiece  # noqa: F401
+    # JAX would print a warning if it does not exist; launch/compile.py checks it.
+    libtpu = os.environ.pop("TPU_LIBRARY_PATH", None)
     import tensorflow_datasets as tfds
-    import tokenizers  # noqa: F401
     from jax._src import xla_bridge
 
-    import diladiff_jax.evaluation.sweep
-    import diladiff_jax.training.loop  # noqa: F401
-
-    tfds.builder  # it imports itself when first looked at  # noqa: B018
+    for name in _IMPORTS:
+        importlib.import_module(name)
+    _ = tfds.builder  # TFDS imports its modules when they are first used
     if xla_bridge.backends_are_initialized():
-        raise SystemExit(
-            "error: an import has started a JAX backend; nothing can be forked after that"
-        )
+        raise SystemExit("error: an import has started a JAX backend, so nothing can be forked.")
     if libtpu is not None:
         os.environ["TPU_LIBRARY_PATH"] = libtpu
 
 
-def _become(request: dict[str, Any]) -> NoReturn:
+def _run_command(request: dict[str, Any]) -> NoReturn:
+    """Turns this fork into the process of a command."""
     os.setsid()
     for number, path, mode in (
         (0, os.devnull, os.O_RDONLY),
@@ -130,18 +154,19 @@ def _become(request: dict[str, Any]) -> NoReturn:
         os.dup2(os.open(path, mode | os.O_CREAT | os.O_TRUNC), number)
     os.chdir(request["cwd"])
     sys.argv = [request["script"], *request["words"]]
-    code = _run(request["script"])
+    code = _run_script(request["script"])
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join()
     atexit._run_exitfuncs()
     sys.stdout.flush()
-    os._exit(
-        code
-    )  # taking the interpreter apart would copy all that is shared, and takes ten times as long as a command that refuses
+    # A normal exit would copy all shared memory, which takes ten times as long as a command that
+    # rejects its input.
+    os._exit(code)
 
 
-def _run(script: str) -> int:
+def _run_script(script: str) -> int:
+    """Runs a script as `__main__`. Returns its exit code."""
     try:
         runpy.run_path(script, run_name="__main__")
     except SystemExit as end:
@@ -155,6 +180,7 @@ def _run(script: str) -> int:
 
 
 def _wait(child: int, limit: float) -> int | None:
+    """Waits for a fork and kills it at the time limit. Returns its code, None if it was killed."""
     end = time.monotonic() + limit
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)

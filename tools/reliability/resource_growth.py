@@ -1,4 +1,4 @@
-"""What a process has grown by over a long run: memory, open files, threads, as /proc tells them (Linux alone)."""
+"""How much memory, open files and threads a process gains over a long run, from /proc (Linux)."""
 
 from __future__ import annotations
 
@@ -10,47 +10,71 @@ import subprocess
 from collections.abc import Sequence
 from typing import NamedTuple
 
-GROWTH = 1.0  # KiB a step that memory may grow by: a checkpoint leaves some 85 KiB behind in TensorStore, a third of this in tools/reliability/faults.py
-THREADS = 4  # by which it may grow: pools start their last threads late
+# A checkpoint leaves about 85 KiB behind in TensorStore, a third of this in faults.py.
+MAX_MEMORY_KIB_PER_STEP = 1.0
+MAX_THREADS = 4  # pools start their last threads late
 
 
-class Seen(NamedTuple):
-    """A look at a process: the step that its metrics tell, its own memory in KiB, and how many files it has open and threads it has."""
+class Usage(NamedTuple):
+    """What a process uses at one moment.
+
+    Attributes:
+      step: its last step, from its metrics.
+      memory_kib: its own memory.
+      files: number of open files.
+      threads: number of threads.
+    """
 
     step: int
-    memory: int
+    memory_kib: int
     files: int
     threads: int
 
 
-def look(process: subprocess.Popen[str], metrics: pathlib.Path) -> Seen:
-    """Raises OSError, KeyError, IndexError or ValueError where the process is just ending or has not written its metrics yet."""
+def read_usage(process: subprocess.Popen[str], metrics: pathlib.Path) -> Usage:
+    """Reads what a process uses now.
+
+    Raises:
+      OSError, KeyError, IndexError, ValueError: the process is just ending, or has not written any
+        metrics yet.
+    """
     proc = pathlib.Path(f"/proc/{process.pid}")
     status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines())
-    memory = sum(
-        int(status[name].split()[0]) for name in ("RssAnon", "VmSwap")
-    )  # pages of files come and go as the machine likes
-    return Seen(
+    # Not the pages of files, which the kernel keeps or drops as it likes.
+    memory_kib = sum(int(status[name].split()[0]) for name in ("RssAnon", "VmSwap"))
+    return Usage(
         json.loads(metrics.read_text().splitlines()[-1])["step"],
-        memory,
+        memory_kib,
         len(list((proc / "fd").iterdir())),
         int(status["Threads"]),
     )
 
 
-def grown(seen: Sequence[Seen], steps: int) -> tuple[float, int, int]:
-    """KiB a step, files and threads by which a run grew after the first tenth of its steps.
+def growth(usages: Sequence[Usage], steps: int) -> tuple[float, int, int]:
+    """KiB per step, files and threads that a run gained after the first tenth of its steps.
 
-    The least of each of nine parts counts: while a checkpoint is written there is more of everything. Of the growth of memory from part to part
-    the median: once in a run a great deal is given back, which a line through all would take for thrift.
+    The rest is divided into nine segments, and each counts by its lowest usage, because everything
+    is higher while a checkpoint is being written. The growth of memory is the median of the growth
+    from segment to segment: one large release would bias a linear fit.
 
     Raises:
-      ValueError: a part was not looked at.
+      ValueError: a segment has no usage.
     """
-    part = steps / 10
-    parts = [[one for one in seen if n * part <= one.step < (n + 1) * part] for n in range(1, 10)]
-    if not all(parts):
-        raise ValueError(f"{steps} steps are too few to look at, or the process could not be seen")
-    lows = [[min(one[i] for one in some) for some in parts] for i in (1, 2, 3)]
-    memory = statistics.median(b - a for a, b in itertools.pairwise(lows[0])) / part
-    return memory, *(min(low[-3:]) - min(low[:3]) for low in lows[1:])
+    size = steps / 10
+    segments = [
+        [usage for usage in usages if n * size <= usage.step < (n + 1) * size] for n in range(1, 10)
+    ]
+    if not all(segments):
+        raise ValueError(
+            f"the usage was not read often enough: got {len(usages)} readings in {steps} steps,"
+            " expected some in each tenth of them. Train more steps."
+        )
+    memory_kib, files, threads = (
+        [min(usage[i] for usage in segment) for segment in segments] for i in (1, 2, 3)
+    )
+    memory_growth = statistics.median(b - a for a, b in itertools.pairwise(memory_kib)) / size
+    return memory_growth, _increase(files), _increase(threads)
+
+
+def _increase(lows: Sequence[int]) -> int:
+    return min(lows[-3:]) - min(lows[:3])

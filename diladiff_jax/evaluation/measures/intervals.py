@@ -1,4 +1,4 @@
-"""A measured value with its 95% interval over samples."""
+"""Measured values with 95% confidence intervals over samples."""
 
 from __future__ import annotations
 
@@ -7,64 +7,79 @@ from collections.abc import Callable
 from typing import TypedDict
 
 import numpy as np
+import scipy.stats
 
-_Z = 1.959964  # two-sided 95%
+_LEVEL = 0.95
+_Z = float(scipy.stats.norm.ppf(0.5 + 0.5 * _LEVEL))
 
 
 class Estimate(TypedDict):
-    """`value` with the 95% interval [`low`, `high`]."""
+    """A `value` with its 95% interval [`low`, `high`]."""
 
     value: float
     low: float
     high: float
 
 
-def share(hits: np.ndarray) -> Estimate:
-    """A proportion of independent yes/no outcomes `[n]` with Wilson's score interval, honest at 0 and 1 too."""
-    n, p = len(hits), float(np.mean(hits))
-    center = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
+def proportion(hits: np.ndarray) -> Estimate:
+    """The proportion of independent yes/no outcomes `[n]`, with Wilson's score interval.
+
+    Unlike the normal approximation, this interval keeps its coverage near 0 and 1.
+    """
+    count, n = int(np.sum(hits)), len(hits)
+    interval = scipy.stats.binomtest(count, n).proportion_ci(_LEVEL, method="wilson")
+    value = count / n
     return Estimate(
-        value=p, low=min(p, max(0.0, center - half)), high=max(p, min(1.0, center + half))
+        value=value, low=min(value, float(interval.low)), high=max(value, float(interval.high))
     )
 
 
 def bootstrap(
-    statistic: Callable[[np.ndarray], np.ndarray], count: int, *, draws: int = 1000, seed: int = 0
+    statistic: Callable[..., np.ndarray], *samples: np.ndarray, resamples: int = 1000, seed: int = 0
 ) -> Estimate:
-    """Percentile bootstrap of a statistic of `count` samples.
+    """A statistic of samples, with its percentile bootstrap interval.
 
     Args:
-      statistic: takes sample indices `[draws, count]`, returns the statistic of each row, `[draws]`.
+      statistic: called as `statistic(*samples, axis=-1)`; reduces that axis of each array.
+      *samples: arrays `[n]`, resampled jointly: the values of one sample stay together.
+      resamples: number of bootstrap resamples.
+      seed: of the resampling.
     """
-    resampled = statistic(np.random.default_rng(seed).integers(0, count, (draws, count)))
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    return Estimate(
-        value=float(statistic(np.arange(count)[None])[0]), low=float(low), high=float(high)
-    )
+    value = float(statistic(*samples, axis=-1))
+    if len(samples[0]) < 2:  # SciPy rejects a single sample, whose every resample is itself
+        return Estimate(value=value, low=value, high=value)
+    interval = scipy.stats.bootstrap(
+        samples,
+        statistic,
+        paired=True,
+        vectorized=True,
+        n_resamples=resamples,
+        confidence_level=_LEVEL,
+        method="percentile",
+        rng=seed,
+    ).confidence_interval
+    return Estimate(value=value, low=float(interval.low), high=float(interval.high))
 
 
 def mean(values: np.ndarray) -> Estimate:
     """The mean of one number per sample `[n]`, with its bootstrap interval."""
-    return bootstrap(lambda index: values[index].mean(axis=1), len(values))
-
-
-def ratio_exp(numerator: np.ndarray, denominator: np.ndarray) -> Estimate:
-    """exp(sum of numerators / sum of denominators) over samples `[n]`: a perplexity weighted by tokens."""
-    return bootstrap(
-        lambda index: np.exp(numerator[index].sum(axis=1) / denominator[index].sum(axis=1)),
-        len(numerator),
-    )
+    return bootstrap(np.mean, values)
 
 
 def ratio(numerator: np.ndarray, denominator: np.ndarray) -> Estimate:
-    """Sum of numerators / sum of denominators over samples `[n]`; samples are drawn whole, so that both move together."""
+    """Sum of numerators over sum of denominators, of samples `[n]`, with its bootstrap interval."""
+    return bootstrap(_ratio_of_sums, numerator, denominator)
+
+
+def ratio_exp(numerator: np.ndarray, denominator: np.ndarray) -> Estimate:
+    """exp(`ratio`): of negative log-likelihoods over token counts, a token-weighted perplexity."""
     return bootstrap(
-        lambda index: (
-            numerator[index].sum(axis=1) / np.maximum(denominator[index].sum(axis=1), 1e-12)
-        ),
-        len(numerator),
+        lambda top, bottom, axis: np.exp(_ratio_of_sums(top, bottom, axis)), numerator, denominator
     )
+
+
+def _ratio_of_sums(numerator: np.ndarray, denominator: np.ndarray, axis: int) -> np.ndarray:
+    return numerator.sum(axis=axis) / np.maximum(denominator.sum(axis=axis), 1e-12)
 
 
 def jackknife(
@@ -76,24 +91,28 @@ def jackknife(
     low: float = -math.inf,
     high: float = math.inf,
 ) -> Estimate:
-    """Delete-a-group jackknife of a statistic that a repeated sample would mislead (distinct n-grams, a histogram's distance).
+    """A statistic with its delete-a-group jackknife interval.
 
-    `statistic` takes the indices that are kept. The groups are random and of equal size, but for one; the interval is the
-    value +- 1.96 standard errors, sqrt((g - 1) / g sum (theta_(-i) - mean)^2), within [low, high].
+    For statistics that repeated samples would bias, such as the number of distinct n-grams or the
+    distance of a histogram, which rules out the bootstrap. The interval is the value +- 1.96
+    standard errors, sqrt((g - 1) / g sum (theta_(-i) - mean)^2), clipped to [low, high].
+
+    Args:
+      statistic: takes the indices of the samples that are kept.
+      count: number of samples.
+      groups: g, the number of random groups of nearly equal size.
+      seed: of the grouping.
+      low: smallest possible value of the statistic.
+      high: largest possible value of the statistic.
 
     Raises:
-      ValueError: fewer than two samples.
+      ValueError: `count` is below 2.
     """
     value = float(statistic(np.arange(count)))
-    parts = [
-        part
-        for part in np.array_split(
-            np.random.default_rng(seed).permutation(count), min(groups, count)
-        )
-        if len(part) < count
-    ]
+    order = np.random.default_rng(seed).permutation(count)
+    parts = [part for part in np.array_split(order, min(groups, count)) if 0 < len(part) < count]
     if len(parts) < 2:
-        raise ValueError(f"a jackknife of {count} samples has no interval; it needs at least 2")
+        raise ValueError(f"count of samples for a jackknife: got {count}, expected at least 2")
     left = np.array([statistic(np.setdiff1d(np.arange(count), part)) for part in parts])
     error = math.sqrt((len(parts) - 1) / len(parts) * float(np.square(left - left.mean()).sum()))
     return Estimate(

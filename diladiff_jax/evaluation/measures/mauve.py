@@ -1,4 +1,4 @@
-"""MAUVE (arXiv 2102.01454) on feature arrays, through the mauve-text package (METHOD section 6)."""
+"""MAUVE (arXiv 2102.01454) on feature arrays, through the mauve-text package."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from diladiff_jax.evaluation.measures import intervals
+from diladiff_jax.evaluation.measures.batches import map_batches
+from diladiff_jax.evaluation.measures.intervals import Estimate
 
 Array = jax.Array
 
@@ -23,56 +25,70 @@ SETTINGS: dict[str, Any] = {
     "mauve_scaling_factor": 5,
     "seed": 25,
 }
-"""Every parameter of the package that its value depends on, at the package's defaults."""
+"""Every parameter of the package that affects the value, at the package's defaults."""
 
+FEWEST_SAMPLES = 20
 JACKKNIFE_GROUPS = 10
 
 
+class MauveEstimate(Estimate):
+    """MAUVE with the numbers of samples and the settings that it depends on."""
+
+    data_samples: int
+    samples: int
+    settings: dict[str, Any]
+
+
 class MissingPackage(RuntimeError):
-    """mauve-text or its faiss is not installed."""
+    """mauve-text or its dependency faiss is not installed."""
 
 
-def mauve(data_features: np.ndarray, model_features: np.ndarray, **settings: Any) -> dict[str, Any]:
-    """MAUVE of the model's samples `[m, D]` against data `[n, D]`: `{"value", "low", "high", "data_samples", "samples", "settings"}`.
+def mauve(data_features: np.ndarray, model_features: np.ndarray, **settings: Any) -> MauveEstimate:
+    """MAUVE of a model's samples `[m, D]` against data `[n, D]`.
 
-    1 where the two are alike, towards 0 where they are disjoint. It falls with fewer samples, so values at different sample
-    counts do not compare. The interval is a jackknife of both sets: a bootstrap repeats samples, which k-means sees as clusters.
+    It is 1 for equal distributions and approaches 0 for disjoint ones. It also falls with fewer
+    samples, so only values at equal sample counts compare. The interval is a jackknife over both
+    sets, because a bootstrap repeats samples, which k-means takes for clusters.
 
     Args:
-      **settings: over `SETTINGS`.
+      data_features: features of the data's samples.
+      model_features: features of the model's samples.
+      **settings: override `SETTINGS`.
 
     Raises:
-      MissingPackage: the package is not installed.
-      ValueError: an unknown setting, arrays that do not go together, or fewer than 20 samples of either.
+      MissingPackage: mauve-text or faiss is not installed.
+      ValueError: an unknown setting, incompatible shapes, or fewer than 20 samples of either.
     """
-    unknown = set(settings) - set(SETTINGS)
+    unknown = sorted(set(settings) - set(SETTINGS))
     if unknown:
         raise ValueError(
-            f"mauve has no setting {sorted(unknown)[0]!r}; it must be one of {', '.join(SETTINGS)}"
+            f"MAUVE setting: got {unknown[0]!r}, expected one of {', '.join(SETTINGS)}."
         )
     for name, features in (("data", data_features), ("model", model_features)):
-        if features.ndim != 2 or len(features) < 20 or features.shape[1] != data_features.shape[-1]:
+        width = data_features.shape[-1]
+        if features.ndim != 2 or len(features) < FEWEST_SAMPLES or features.shape[1] != width:
             raise ValueError(
-                f"{name} features have shape {features.shape}; both must be [samples, D] with at least 20 samples and one D"
+                f"{name}_features: got shape {features.shape}, expected [samples, D] with at least"
+                f" {FEWEST_SAMPLES} samples and the same D for data and model."
             )
     try:
         import faiss
         from mauve import compute_mauve
     except ImportError as error:
         raise MissingPackage(
-            f"MAUVE needs the packages mauve-text and faiss-cpu ({error}); pip install 'diladiff-jax[mauve]'"
+            f"MAUVE needs the packages mauve-text and faiss-cpu ({error});"
+            " run pip install 'diladiff-jax[mauve]'"
         ) from None
-    faiss.omp_set_num_threads(1)  # k-means sums in the order of its threads
+    faiss.omp_set_num_threads(1)  # k-means adds up in the order of its threads
     used = SETTINGS | settings
 
     def score(p: np.ndarray, q: np.ndarray) -> float:
         return float(compute_mauve(p_features=p, q_features=q, verbose=False, **used).mauve)
 
     p, q = (np.ascontiguousarray(x, np.float32) for x in (data_features, model_features))
-    joint = len(p) + len(q)
     estimate = intervals.jackknife(
         lambda kept: score(p[kept[kept < len(p)]], q[kept[kept >= len(p)] - len(p)]),
-        joint,
+        len(p) + len(q),
         groups=JACKKNIFE_GROUPS,
         low=0.0,
         high=1.0,
@@ -83,25 +99,25 @@ def mauve(data_features: np.ndarray, model_features: np.ndarray, **settings: Any
 def mean_hidden(
     hidden: Callable[[Array], Array], tokens: np.ndarray, counted: np.ndarray, *, batch: int
 ) -> np.ndarray:
-    """Features of rows `[n, L]`: the mean over the `counted [n, L]` positions of a scorer's last hidden states, float32 `[n, D]`.
+    """Features of rows `[n, L]`: hidden states averaged over some positions, float32 `[n, D]`.
 
-    `hidden(rows [B, L]) -> [B, L, D]` is traced.
+    Args:
+      hidden: maps rows `[B, L]` to a scorer's last hidden states `[B, L, D]`; traced.
+      tokens: int32 `[n, L]`.
+      counted: which positions are averaged, bool `[n, L]`.
+      batch: rows at a time.
     """
 
     @jax.jit
     def features(rows: Array, counted: Array) -> Array:
         weight = counted.astype(jnp.float32)[..., None]
-        return (hidden(rows).astype(jnp.float32) * weight).sum(axis=1) / jnp.maximum(
-            weight.sum(axis=1), 1.0
-        )
+        total = (hidden(rows).astype(jnp.float32) * weight).sum(axis=1)
+        return total / jnp.maximum(weight.sum(axis=1), 1.0)
 
-    n, parts = len(tokens), []
-    batch = min(batch, n)
-    for first in range(0, n, batch):
-        rows = np.arange(first, first + batch) % n
-        parts.append(
-            np.asarray(features(jnp.asarray(tokens[rows]), jnp.asarray(counted[rows])))[
-                : min(batch, n - first)
-            ]
+    return np.asarray(
+        map_batches(
+            lambda rows: features(jnp.asarray(tokens[rows]), jnp.asarray(counted[rows])),
+            len(tokens),
+            batch,
         )
-    return np.concatenate(parts)
+    )

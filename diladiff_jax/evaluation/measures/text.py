@@ -1,4 +1,4 @@
-"""Measures of sampled text: entropy, repetition, and the exact oracle of the stories corpus (METHOD section 6)."""
+"""Measures of sampled text: entropy, repetition, diversity, and the stories corpus's oracle."""
 
 from __future__ import annotations
 
@@ -19,16 +19,24 @@ def unigram_entropy(row: np.ndarray) -> float:
 
 
 def repetition(row: np.ndarray, n: int = 3) -> float:
-    """Share of the sample's n-grams that occurred earlier in it; 0 for rows shorter than n."""
+    """Share of a sample's n-grams that occurred earlier in it; 0 for rows shorter than n."""
     grams = [tuple(row[i : i + n]) for i in range(len(row) - n + 1)]
     return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def distinct_n(rows: Sequence[np.ndarray], n: int) -> Estimate | None:
-    """Different n-grams over all n-grams of a set of samples, each a row of ids `[any]`; None where no row has n ids.
+    """Number of different n-grams over the number of all n-grams in a set of samples.
 
-    n-grams do not cross rows. The measure falls as the set grows, so values compare at equal sample counts alone; and a
-    bootstrap, which repeats rows, would lie below it by construction: the interval is a jackknife over samples.
+    n-grams do not cross rows. The measure falls as the set grows, so only values at equal sample
+    counts compare. A bootstrap repeats rows and would lie below the value by construction, so the
+    interval is a jackknife over samples.
+
+    Args:
+      rows: the ids of each sample, of any length.
+      n: ids in an n-gram.
+
+    Returns:
+      The estimate, or None if no row has n ids.
     """
     grams = [
         np.lib.stride_tricks.sliding_window_view(row, n) if len(row) >= n else np.empty((0, n), int)
@@ -40,19 +48,17 @@ def distinct_n(rows: Sequence[np.ndarray], n: int) -> Estimate | None:
     ids = np.unique(np.concatenate(grams), axis=0, return_inverse=True)[1].ravel()
     owners = np.repeat(np.arange(len(rows)), counts)
 
-    def share_kept(kept: np.ndarray) -> float:
+    def distinct_share(kept: np.ndarray) -> float:
         total = counts[kept].sum()
         return len(np.unique(ids[np.isin(owners, kept)])) / total if total else 1.0
 
-    if len(rows) < 2:
-        return Estimate(
-            value=share_kept(np.arange(1)), low=0.0, high=1.0
-        )  # one sample tells nothing about others
-    return intervals.jackknife(share_kept, len(rows), low=0.0, high=1.0)
+    if len(rows) < 2:  # one sample says nothing about others
+        return Estimate(value=distinct_share(np.arange(1)), low=0.0, high=1.0)
+    return intervals.jackknife(distinct_share, len(rows), low=0.0, high=1.0)
 
 
 def distinct_measures(tokens: np.ndarray, eot_id: int) -> dict[str, Estimate]:
-    """`distinct_1` to `distinct_4` of samples `[n, L]`, over the tokens that are text."""
+    """`distinct_1` to `distinct_4` of samples `[n, L]`, without their end-of-text tokens."""
     rows = [row[row != eot_id] for row in tokens]
     found = {f"distinct_{n}": distinct_n(rows, n) for n in range(1, 5)}
     return {name: value for name, value in found.items() if value is not None}
@@ -61,8 +67,8 @@ def distinct_measures(tokens: np.ndarray, eot_id: int) -> dict[str, Estimate]:
 def token_measures(tokens: np.ndarray, eot_id: int) -> dict[str, Estimate]:
     """Entropy, repetition and distinct n-grams of samples `[n, L]`.
 
-    Entropy is over the whole row, as published figures count it; repetition over the tokens that are text, so
-    that a row filled up with end-of-text does not count as repeating itself.
+    Entropy is over the whole row, as in published results. Repetition leaves out end-of-text, so
+    that a padded row does not count as repeating itself.
     """
     return {
         "entropy": intervals.mean(np.array([unigram_entropy(row) for row in tokens])),
@@ -71,35 +77,39 @@ def token_measures(tokens: np.ndarray, eot_id: int) -> dict[str, Estimate]:
 
 
 def first_documents(tokens: np.ndarray, tokenizer: Tokenizer) -> list[str]:
-    """The text of each row `[n, L]` up to its first end-of-text. What follows one must be end-of-text alone, or the whole row is the text."""
+    """The text of each row `[n, L]` up to its first end-of-text.
+
+    If anything but end-of-text follows, the document is the text of the whole row.
+    """
     texts = []
     for row in tokens:
-        end = (
-            int(np.argmax(row == tokenizer.eot_id)) if (row == tokenizer.eot_id).any() else len(row)
-        )
-        clean = (row[end:] == tokenizer.eot_id).all()
-        texts.append(tokenizer.decode(row[:end] if clean else row))
+        ends = np.flatnonzero(row == tokenizer.eot_id)
+        end = int(ends[0]) if len(ends) else len(row)
+        padded = (row[end:] == tokenizer.eot_id).all()
+        texts.append(tokenizer.decode(row[:end] if padded else row))
     return texts
 
 
 def oracle_measures(texts: Sequence[str]) -> dict[str, Estimate]:
-    """The stories oracle: shares that are fully valid, that parse, of agreements kept; exact NLL of the valid ones; of them, the share not seen earlier among them.
+    """What the oracle of the stories corpus finds in documents.
 
-    `exact_nll` in nats per document is over valid texts only (all others have probability zero) and is left
-    out where there are none; the data's own mean is `stories.entropy()`.
+    Returns:
+      `valid` and `parses`, shares of the documents; `agreement`, the mean share of agreements that
+      a document keeps; and, if any document is valid, `exact_nll`, the mean negative
+      log-likelihood of the valid ones in nats per document (all others have probability zero; the
+      data's own mean is `stories.entropy()`), and `distinct`, the share of the valid ones that are
+      not repeats of an earlier one.
     """
     reports = [stories.check(text) for text in texts]
     valid = [text for text, report in zip(texts, reports, strict=True) if report.valid]
     measures = {
-        "valid": intervals.share(np.array([r.valid for r in reports])),
-        "parses": intervals.share(np.array([r.parses for r in reports])),
+        "valid": intervals.proportion(np.array([r.valid for r in reports])),
+        "parses": intervals.proportion(np.array([r.parses for r in reports])),
         "agreement": intervals.mean(np.array([r.agreement for r in reports])),
     }
     if valid:
-        measures["exact_nll"] = intervals.mean(
-            np.array([-stories.log_likelihood(text) for text in valid])
-        )
-        measures["distinct"] = intervals.share(
-            np.isin(np.arange(len(valid)), np.unique(valid, return_index=True)[1])
-        )
+        nll = np.array([-stories.log_likelihood(text) for text in valid])
+        measures["exact_nll"] = intervals.mean(nll)
+        first = np.unique(valid, return_index=True)[1]
+        measures["distinct"] = intervals.proportion(np.isin(np.arange(len(valid)), first))
     return measures

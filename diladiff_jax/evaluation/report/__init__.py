@@ -1,0 +1,8 @@
+"""The report of a sweep: its files, its plots, and one page that shows everything."""
+
+from diladiff_jax.evaluation.report.folder import write, write_page, write_report
+from diladiff_jax.evaluation.report.page import render
+from diladiff_jax.evaluation.report.samples import sample_models
+from diladiff_jax.evaluation.report.summary import summary, table
+
+__all__ = ["render", "sample_models", "summary", "table", "write", "write_page", "write_report"]

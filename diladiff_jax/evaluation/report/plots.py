@@ -1,4 +1,4 @@
-"""Figures of the one form (`forms`) as PNG and SVG files, and as SVG inside a page that follows its colours."""
+"""Figures of the documented form (`figures`) as PNG and SVG files, and as SVG inside a page."""
 
 from __future__ import annotations
 
@@ -7,46 +7,25 @@ import io
 import os
 import pathlib
 import re
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from diladiff_jax.evaluation.figures import NAMES, Figure
+from diladiff_jax.evaluation.figures import Figure, Series
+from diladiff_jax.files import atomic_file, atomic_write_text
+from diladiff_jax.stages import MODELS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure as Drawing
 
-COLORS = {
-    "mdlm": "#7b7b7b",
-    "mdlm_long": "#404040",
-    "ladiff": "#3b75af",
-    "diladiff": "#c8442d",
-    "prior_ddim": "#b5761b",
-    "prior_dpmpp_2m": "#7d7a12",
-    "true_latent": "#3f8a57",
-    "null_latent": "#9a5fb0",
-}
-"""One colour a model wherever it is drawn, dark enough to be told from white."""
 INK, GRID = "#1b1f24", "#d3d7dc"
+_DARK = {"ink": "#e6e9ec", "grid": "#3a4149"}
 
-_OTHERS = [
-    COLORS[name]
-    for name in (
-        "ladiff",
-        "diladiff",
-        "true_latent",
-        "null_latent",
-        "prior_ddim",
-        "prior_dpmpp_2m",
-        "mdlm",
-        "mdlm_long",
-    )
-]
-_MARKERS = "oD^svPXd"
-_DENSE = 40  # from so many points on, a line is a curve, and markers would hide it
+_DENSE = 40  # a line with more points is a curve, which markers would hide
 
-_STYLE = {
+_STYLE: Any = {
     "font.size": 9.5,
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -59,47 +38,46 @@ _STYLE = {
     "axes.axisbelow": True,
     "axes.grid": True,
     "grid.linewidth": 0.7,
-    "svg.fonttype": "none",  # text stays text: it can be read aloud, searched and set in the page's own font
+    "svg.fonttype": "none",  # text stays text: screen readers, search and the page's font apply
     "font.family": ["DejaVu Sans"],
 }
 
 
+def css_variable(name: str) -> str:
+    """The page's CSS variable for the color of a model, of "ink" or of "grid"."""
+    return f"--{name.replace('_', '-')}"
+
+
+def css_variables(*, dark: bool) -> dict[str, str]:
+    """CSS variables of every color in a drawing: of ink, of grid lines and of each model."""
+    colors = dict(_DARK) if dark else {"ink": INK, "grid": GRID}
+    colors |= {m.name: m.dark_color if dark else m.color for m in MODELS.values()}
+    return {css_variable(name): color for name, color in colors.items()}
+
+
 def style() -> contextlib.AbstractContextManager[None]:
-    """The look of every drawing of a report, for a `with` block."""
+    """A context in which drawings have the report's look."""
     import matplotlib
 
     return matplotlib.rc_context(_STYLE)
 
 
 def draw(figure: Figure) -> Drawing:
-    """One figure as a matplotlib drawing, intervals as bars; not on any screen, and leaving matplotlib's own state alone."""
+    """Draws one figure, with intervals as bars. Opens no window and keeps matplotlib's state."""
     from matplotlib.figure import Figure as Drawing
 
-    names = {title: name for name, title in NAMES.items()}
     with style():
         drawing = Drawing(figsize=(6.2, 4.3), layout="constrained")
         axes = drawing.subplots()
         for i, line in enumerate(figure["series"]):
-            color = COLORS.get(names.get(line["name"], ""), _OTHERS[i % len(_OTHERS)])
-            marker = None if len(line["x"]) > _DENSE else _MARKERS[i % len(_MARKERS)]
-            look = dict(color=color, label=line["name"], linewidth=1.8, marker=marker, markersize=5)
-            if line["low"] is None:
-                axes.plot(line["x"], line["y"], **look)
-            else:
-                below = [max(0.0, y - low) for y, low in zip(line["y"], line["low"], strict=True)]
-                above = [
-                    max(0.0, high - y) for y, high in zip(line["y"], line["high"], strict=True)
-                ]
-                axes.errorbar(
-                    line["x"], line["y"], yerr=[below, above], capsize=2, elinewidth=1, **look
-                )
-        for axis in ("x", "y"):
-            if figure[axis]["scale"] == "log":
-                log_scale(axes, axis)
+            _draw_line(axes, line, i)
+        for name in ("x", "y"):
+            if figure[name]["scale"] == "log":
+                log_scale(axes, name)
         tick_values(axes, [x for line in figure["series"] for x in line["x"]])
         axes.set_xlabel(figure["x"]["label"])
-        axes.set_ylabel("\n".join(_wrapped(figure["y"]["label"], 46)))
-        axes.set_title("\n".join(_wrapped(figure["title"], 64)), fontsize=10.5)
+        axes.set_ylabel(textwrap.fill(figure["y"]["label"], 46))
+        axes.set_title(textwrap.fill(figure["title"], 64), fontsize=10.5)
         if len(figure["series"]) > 1:
             drawing.legend(
                 *axes.get_legend_handles_labels(),
@@ -109,6 +87,30 @@ def draw(figure: Figure) -> Drawing:
                 fontsize=8.5,
             )
     return drawing
+
+
+def _draw_line(axes: Axes, line: Series, index: int) -> None:
+    # Series that are not models take the models' looks in turn, the grey ones of MDLM last.
+    in_turn = sorted(MODELS.values(), key=lambda m: not m.has_latent)
+    named = (m for m in MODELS.values() if m.title == line["name"])
+    model = next(named, in_turn[index % len(in_turn)])
+    look: dict[str, Any] = dict(label=line["name"], linewidth=1.8, markersize=5)
+    look |= dict(color=model.color, marker=model.marker if len(line["x"]) <= _DENSE else None)
+    if line["low"] is None or line["high"] is None:
+        axes.plot(line["x"], line["y"], **look)
+    else:
+        bars = error_bars(line["y"], line["low"], line["high"])
+        axes.errorbar(line["x"], line["y"], yerr=bars, capsize=2, elinewidth=1, **look)
+
+
+def error_bars(
+    values: Sequence[float], low: Sequence[float], high: Sequence[float]
+) -> list[list[float]]:
+    """Lengths of error bars below and above values, as matplotlib takes them."""
+    return [
+        [max(0.0, v - end) for v, end in zip(values, low, strict=True)],
+        [max(0.0, end - v) for v, end in zip(values, high, strict=True)],
+    ]
 
 
 def log_scale(axes: Axes, name: str) -> None:
@@ -123,7 +125,7 @@ def log_scale(axes: Axes, name: str) -> None:
 
 
 def tick_values(axes: Axes, values: Sequence[float]) -> None:
-    """Puts the ticks of the x axis where its points are, if these are few: numbers of steps, temperatures."""
+    """Puts x ticks exactly at the points if these are few, as with step counts or temperatures."""
     from matplotlib.ticker import NullLocator
 
     few = sorted(set(values))
@@ -132,59 +134,63 @@ def tick_values(axes: Axes, values: Sequence[float]) -> None:
         axes.xaxis.set_minor_locator(NullLocator())
 
 
-def _wrapped(text: str, width: int) -> list[str]:
-    import textwrap
-
-    return textwrap.wrap(text, width) or [""]
-
-
 def write(figures: Sequence[Figure], folder: str | os.PathLike[str]) -> dict[str, str]:
-    """Each figure as `folder/ID.png` and `folder/ID.svg`, written aside and renamed; returns the SVG's text by id, for `inline`."""
+    """Writes each figure as `folder/ID.png` and `folder/ID.svg`.
+
+    Returns:
+      The text of each SVG file by figure id, for `inline`.
+
+    Raises:
+      OSError: a file cannot be written.
+    """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     texts = {}
     for figure in figures:
         drawing, name = draw(figure), figure["id"]
-        for kind in ("png", "svg"):
-            aside = folder / f".{name}.tmp.{kind}"
-            save(drawing, aside, name)
-            if kind == "svg":
-                texts[name] = aside.read_text(encoding="utf-8")
-            aside.replace(folder / f"{name}.{kind}")
+        write_png(drawing, folder / f"{name}.png")
+        texts[name] = as_svg(drawing, name)
+        atomic_write_text(folder / f"{name}.svg", texts[name])
     return texts
 
 
-def save(drawing: Drawing, file: Any, salt: str, **options: Any) -> None:
-    """Saves a drawing to a path or file object, by the kind that its name or `format` says; the same drawing gives the same bytes."""
-    import matplotlib
-
-    vector = str(options.get("format", file)).endswith("svg")
-    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": salt}):
-        drawing.savefig(file, dpi=150, metadata={"Date": None} if vector else None, **options)
+def write_png(drawing: Drawing, path: str | os.PathLike[str]) -> None:
+    """Writes a drawing as a PNG file. Raises OSError if that fails."""
+    with atomic_file(path, "wb") as out, style():
+        drawing.savefig(out, dpi=150, format="png")
 
 
 def as_svg(drawing: Drawing, salt: str) -> str:
-    """The text of a drawing as an SVG file."""
+    """A drawing as the text of an SVG file.
+
+    Args:
+      drawing: the drawing.
+      salt: seeds the ids in the file, so that the same drawing always gives the same text.
+    """
+    import matplotlib
+
     file = io.StringIO()
-    save(drawing, file, salt, format="svg")
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": salt}):
+        drawing.savefig(file, dpi=150, format="svg", metadata={"Date": None})
     return file.getvalue()
 
 
 def inline(text: str, id: str) -> str:
-    """The text of an SVG file of `save` as an element for a page: transparent, its colours the page's variables, its ids its own.
+    """Turns an SVG file of `as_svg` into an element for a page.
 
-    The variables are `--ink`, `--grid` and one a model, as `--mdlm`; the page defines them, for light and for dark.
+    The background becomes transparent, the colors become the page's CSS variables (see
+    `css_variables`), and ids get a prefix.
+
+    Args:
+      text: of the SVG file.
+      id: the prefix, unique on the page.
     """
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{id}-", text)
-    text = re.sub(
-        r'(<svg[^>]*?) width="[^"]*"',
-        r"\1",
-        re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1),
-        count=1,
-    )
+    for size in ("height", "width"):
+        text = re.sub(rf'(<svg[^>]*?) {size}="[^"]*"', r"\1", text, count=1)
     text = text.replace("fill: #ffffff", "fill: none")
-    for name, color in ({"ink": INK, "grid": GRID} | COLORS).items():
-        text = text.replace(color, f"var(--{name.replace('_', '-')})")
+    for variable, color in css_variables(dark=False).items():
+        text = text.replace(color, f"var({variable})")
     return text.strip()

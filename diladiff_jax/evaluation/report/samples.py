@@ -1,46 +1,51 @@
-"""A few samples of every model, with what a page needs to show them side by side and to step through their decoding."""
+"""A few samples of every model, to show side by side and to step through their decoding."""
 
 from __future__ import annotations
 
-import os.path
 from typing import Any
 
 import numpy as np
 
 from diladiff_jax.data import stories
 from diladiff_jax.data.tokenizers import Tokenizer
-from diladiff_jax.evaluation.analyses.generation import Analysed
-from diladiff_jax.evaluation.figures import NAMES
 from diladiff_jax.evaluation.measures import text
+from diladiff_jax.model import Model
+from diladiff_jax.stages import MODELS
 
-_CONTEXT = 16  # tokens before one that may change how it is written
+_CONTEXT = 16  # preceding tokens that may affect how a token is written
 
 
-def draw(model: Analysed, num: int = 6, *, seed: int = 0) -> list[dict[str, Any]]:
-    """The first `num` samples of every model of a workdir, from the same seeds and at the config's settings.
+def sample_models(model: Model, num: int = 6, *, seed: int = 0) -> list[dict[str, Any]]:
+    """Samples every model of a workdir from the same seed, at the config's settings.
+
+    Args:
+      model: the workdir's models.
+      num: samples of each.
+      seed: of the samples.
 
     Returns:
-      One object a model:
-      `{"model", "title", "latent_steps", "decode_steps", "temperature", "top_p", "samples": [sample]}`, and
-      `sample = {"index", "seed", "text", "entropy", "valid", "fault", "tokens", "unmasked_at"}`: `tokens` are the L tokens as
-      written (None for end-of-text), `unmasked_at` the decoding step that unmasked each (-1: given), `valid` the
-      oracle's verdict (None where the corpus has none), `fault` what it found.
+      For each model `{"model", "title", "latent_steps", "decode_steps", "temperature", "top_p",
+      "samples": [sample]}` with `sample = {"index", "seed", "text", "entropy", "valid", "fault",
+      "tokens", "unmasked_at"}`. `tokens` are the L tokens as written (None for end-of-text),
+      `unmasked_at` the decoding step that unmasked each (-1 if it was given), `valid` the oracle's
+      verdict (None if the corpus has no oracle) and `fault` the reason for it.
     """
-    drawn = []
+    found = []
     for name in model.models:
-        # A whole batch, of which few are shown: it runs the program that the sweep has compiled.
-        found = model.sample(seed, max(num, model.config.sampling.batch), model=name)
+        # A whole batch, although few are shown: it runs the program that the sweep has compiled.
+        sampled = model.sample(seed, max(num, model.config.sampling.batch), model=name)
         controls = model.controls(name)
-        rows = found.tokens[:num]
+        rows = sampled.tokens[:num]
+        has_oracle = model.config.data.corpus == "stories"
         verdicts = [
-            _verdict(t) if model.config.data.corpus == "stories" else (None, "")
-            for t in text.first_documents(rows, model.tokenizer)
+            _verdict(document) if has_oracle else (None, "")
+            for document in text.first_documents(rows, model.tokenizer)
         ]
-        drawn.append(
+        found.append(
             {
                 "model": name,
-                "title": NAMES[name],
-                "latent_steps": int(controls.latent_steps) if found.latents is not None else None,
+                "title": MODELS[name].title,
+                "latent_steps": int(controls.latent_steps) if MODELS[name].latent_steps else None,
                 "decode_steps": int(controls.decode_steps),
                 "temperature": float(controls.temperature),
                 "top_p": float(controls.top_p),
@@ -48,25 +53,26 @@ def draw(model: Analysed, num: int = 6, *, seed: int = 0) -> list[dict[str, Any]
                     {
                         "index": i,
                         "seed": seed,
-                        "text": found.texts[i],
+                        "text": sampled.texts[i],
                         "entropy": text.unigram_entropy(row),
                         "valid": verdicts[i][0],
                         "fault": verdicts[i][1],
-                        "tokens": surfaces(model.tokenizer, row),
-                        "unmasked_at": found.unmasked_at[i].tolist(),
+                        "tokens": written_tokens(model.tokenizer, row),
+                        "unmasked_at": sampled.unmasked_at[i].tolist(),
                     }
                     for i, row in enumerate(rows)
                 ],
             }
         )
-    return drawn
+    return found
 
 
-def surfaces(tokenizer: Tokenizer, row: np.ndarray) -> list[str | None]:
-    """How each token of a row `[L]` is written where it stands: with the space before it, if any; None for end-of-text.
+def written_tokens(tokenizer: Tokenizer, row: np.ndarray) -> list[str | None]:
+    """How each token of a row `[L]` is written in its text; None for end-of-text.
 
-    What a token adds to the text decoded before it, so that it holds for any tokenizer. Of a character whose bytes are
-    several tokens, the last one writes it and the others U+FFFD; a space that decoding drops is written as nothing.
+    A token's part is what it adds to the text decoded before it, spaces included, so this works
+    for any tokenizer. If a character's bytes are several tokens, the last one writes the character
+    and the others U+FFFD. A space that decoding drops is written as nothing.
     """
     written: list[str | None] = []
     run: list[int] = []
@@ -77,8 +83,14 @@ def surfaces(tokenizer: Tokenizer, row: np.ndarray) -> list[str | None]:
             continue
         run = [*run[-_CONTEXT:], token]
         before, after = tokenizer.decode(run[:-1]), tokenizer.decode(run)
-        written.append(after[len(os.path.commonprefix([before, after])) :])
+        written.append(after[_common_prefix(before, after) :])
     return written
+
+
+def _common_prefix(a: str, b: str) -> int:
+    """The number of characters with which both texts begin."""
+    differences = (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
+    return next(differences, min(len(a), len(b)))
 
 
 def _verdict(document: str) -> tuple[bool, str]:

@@ -314,7 +314,7 @@ def test_published_rows_say_whether_they_compare():
 def test_all_of_it_on_a_trained_workdir(trained):
     """Every figure and table of one workdir is plain data of the one form, with values inside their intervals; what is missing is said."""
     import diladiff_jax as dl
-    from diladiff_jax.data.prepare import load_prepared
+    from diladiff_jax.data import DataOptions, load_prepared
 
     model, lines = dl.load(trained), []
     results = {
@@ -323,7 +323,11 @@ def test_all_of_it_on_a_trained_workdir(trained):
     }
     with jax.numpy_rank_promotion("allow"):
         found = run.analyse(
-            model, load_prepared(model.config.data, trained), results, lines.append, samples=24
+            model,
+            load_prepared(DataOptions.of(model.config.data), trained),
+            results,
+            lines.append,
+            samples=24,
         )
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert not [line for line in lines if "left out" in line and "MAUVE" not in line]
@@ -353,12 +357,7 @@ def test_all_of_it_on_a_trained_workdir(trained):
         "latent_samplers",
         "ladiff_likelihood",
     } <= set(ids)
-    section = (
-        (pathlib.Path(__file__).parents[3] / "README.md")
-        .read_text()
-        .split("## Every figure and table of the paper")[1]
-        .split("\n## ")[0]
-    )
+    section = (pathlib.Path(__file__).parents[3] / "docs" / "paper_figures.md").read_text()
     named = {
         name
         for line in section.splitlines()
@@ -373,7 +372,7 @@ def test_all_of_it_on_a_trained_workdir(trained):
         "speed_valid",
     }:  # several workdirs, a package, and rows that this test does not have
         assert fnmatch.filter(ids, name), (
-            f"the README names {name}, and no figure or table is called so"
+            f"docs/paper_figures.md names {name}, but no figure or table has that name"
         )
     for figure in found["figures"]:
         for s in figure["series"]:

@@ -205,10 +205,11 @@ def test_fill_counts_once():
 
 def test_scorer_reads_text_not_pieces():
     """A word spelled byte by byte is scored as the word; documents keep their ends; rows are cut at L."""
-    from diladiff_jax.data import tokenizers
+    from diladiff_jax.data import TokenizerOptions, tokenizers
 
     tokenizer = tokenizers.train(
-        ["the red boat sails to the mill", "a rare word at the end"] * 50, "unigram", 288
+        ["the red boat sails to the mill", "a rare word at the end"] * 50,
+        TokenizerOptions(kind="unigram", vocab_size=288),
     )
     whole, eot = tokenizer.encode("the red boat").tolist(), tokenizer.eot_id
     ids = {piece: i for i, piece in enumerate(tokenizer.pieces(np.arange(tokenizer.vocab_size)))}

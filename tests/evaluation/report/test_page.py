@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from headless import Browser, programs
 
-from diladiff_jax.data import tokenizers
+from diladiff_jax.data import TokenizerOptions, tokenizers
 from diladiff_jax.evaluation import figures
 from diladiff_jax.evaluation.analyses import published, sweep_curves
 from diladiff_jax.evaluation.report import page, plots, report, samples
@@ -365,7 +365,8 @@ def test_the_template_is_part_of_the_package():
 @pytest.fixture(scope="module", params=["unigram", "wordpiece"])
 def tokenizer(request, tmp_path_factory):
     if request.param == "unigram":
-        return tokenizers.train(["the red kite won at the mill. "] * 50, "unigram", 300)
+        options = TokenizerOptions(kind="unigram", vocab_size=300)
+        return tokenizers.train(["the red kite won at the mill. "] * 50, options)
     path = tmp_path_factory.mktemp("vocab") / "vocab.txt"
     path.write_text(
         "\n".join(

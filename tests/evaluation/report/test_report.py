@@ -7,7 +7,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 import diladiff_jax as dl
-from diladiff_jax.data.prepare import load_prepared
+from diladiff_jax.data import DataOptions, load_prepared
 from diladiff_jax.evaluation import sweep
 from diladiff_jax.evaluation.report import report
 from diladiff_jax.evaluation.schema import NotFiniteError
@@ -16,7 +16,9 @@ from diladiff_jax.evaluation.schema import NotFiniteError
 @pytest.fixture(scope="module")
 def results(trained):
     model = dl.load(trained)
-    return sweep.evaluate(model, load_prepared(model.config.data, trained), say=lambda _: None)
+    return sweep.evaluate(
+        model, load_prepared(DataOptions.of(model.config.data), trained), say=lambda _: None
+    )
 
 
 def test_every_model_and_control_has_its_rows(results):

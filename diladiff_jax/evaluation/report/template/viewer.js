@@ -1,10 +1,10 @@
-// Steps through the decoding of one sample. Position i shows its token from step unmasked_at[i] + 1 on; step 0 is before the first.
+// Steps through the decoding of one sample. Position i shows its token from step unmasked_at[i] + 1 on. At step 0 nothing is decoded.
 (() => {
   "use strict";
   const models = JSON.parse(document.getElementById("decoding-data").textContent);
   const at = (name) => document.getElementById("viewer-" + name);
   if (!models.length || !at("model")) return;
-  const SECONDS = 8; // a play from start to end takes about so long, however many steps there are
+  const SECONDS = 8; // playing from start to end takes about this long, for any number of steps
   let step = 0, spans = [], timer = null;
 
   const model = () => models[at("model").value];
@@ -13,10 +13,10 @@
   const option = (select, value, text) => select.append(new Option(text, value));
   models.forEach((m, i) => option(at("model"), i, m.title));
   models[0].samples.forEach((s, i) => option(at("sample"), i, String(s.index + 1)));
-  at("model").value = models.length - 1; // the best one is last
+  at("model").value = models.length - 1; // models are ordered from worst to best
 
-  // One element a position, as wide as its token will be, so that the text stands still while it fills.
-  const lay = () => {
+  // One element for each position, as wide as its token will be, so that the text does not move while it fills.
+  const layOut = () => {
     spans = sample().tokens.map((token, i) => {
       const span = document.createElement("span");
       span.dataset.position = i;
@@ -43,9 +43,9 @@
       span.className = "token" + (there ? "" : " masked") + (now ? " new" : "") + (there && tokens[i] === null ? " end" : "");
     });
     at("step").value = step;
-    const said = step === 0 ? "before the first step" : `${fresh} unmasked by it`;
+    const change = step === 0 ? "before the first step" : `${fresh} unmasked in this step`;
     at("step").setAttribute("aria-valuetext", `step ${step} of ${model().decode_steps}`);
-    at("status").textContent = `Step ${step} of ${model().decode_steps}: ${said}, ${shown} of ${tokens.length} tokens there.` + verdict();
+    at("status").textContent = `Step ${step} of ${model().decode_steps}: ${change}, ${shown} of ${tokens.length} tokens shown.` + verdict();
     at("first").disabled = at("previous").disabled = step === 0;
     at("last").disabled = at("next").disabled = step === model().decode_steps;
   };
@@ -64,8 +64,8 @@
     show(to);
   };
 
-  at("model").addEventListener("change", () => { play(false); lay(); });
-  at("sample").addEventListener("change", () => { play(false); lay(); });
+  at("model").addEventListener("change", () => { play(false); layOut(); });
+  at("sample").addEventListener("change", () => { play(false); layOut(); });
   at("first").addEventListener("click", () => go(0));
   at("previous").addEventListener("click", () => go(step - 1));
   at("next").addEventListener("click", () => go(step + 1));
@@ -75,7 +75,7 @@
     if (timer === null && step === model().decode_steps) show(0);
     play(timer === null);
   });
-  // Anywhere in the viewer, or with nothing focused; lists and the slider use the keys themselves.
+  // The arrow keys step if the viewer or nothing is focused. Lists and the slider use the keys themselves.
   document.addEventListener("keydown", (event) => {
     const inside = event.target === document.body || document.getElementById("viewer").contains(event.target);
     if (!inside || /^(SELECT|INPUT)$/.test(event.target.tagName) || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
@@ -85,5 +85,5 @@
       go(step + by);
     }
   });
-  lay();
+  layOut();
 })();

@@ -1,0 +1,112 @@
+"""Compiling and timing programs, and the random weights to run them on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diladiff_jax.parallel import sharding
+
+
+class OutOfMemoryError(RuntimeError):
+    """No case of the benchmark fits into this machine's memory.
+
+    Attributes:
+      needed_bytes: what the library's own sampler needs at the smallest batch.
+    """
+
+    def __init__(self, needed_bytes: int) -> None:
+        super().__init__(f"the benchmark needs {needed_bytes / 2**30:.1f} GiB of memory")
+        self.needed_bytes = needed_bytes
+
+
+class Program(NamedTuple):
+    """A compiled program and what it took to compile.
+
+    Attributes:
+      run: the compiled function.
+      cold_seconds: time to trace, lower and compile with an empty persistent cache.
+      cached_seconds: the same time when the compiled program comes from the persistent cache.
+      tracing_seconds: time to trace and lower, which no cache saves.
+      temporary_bytes: memory of its temporaries.
+      held_bytes: memory of its temporaries, arguments and results.
+    """
+
+    run: Callable[..., Any]
+    cold_seconds: float
+    cached_seconds: float
+    tracing_seconds: float
+    temporary_bytes: int
+    held_bytes: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether the device can hold it; True if the device does not report its memory."""
+        available = sharding.device_memory()
+        return available is None or self.held_bytes <= available
+
+
+def compile_program(
+    function: Callable[..., Any], *arguments: Any, with_cached: bool = True
+) -> Program:
+    """Compiles a function, with an empty persistent cache if the caller has set up one.
+
+    Args:
+      function: the function to jit.
+      *arguments: what it will be called with.
+      with_cached: whether to compile a second time, to measure a start from the cache.
+    """
+    seconds, tracing = [], []
+    for _ in range(2 if with_cached else 1):
+        jax.clear_caches()
+        start = time.perf_counter()
+        lowered = jax.jit(function).lower(*arguments)
+        tracing.append(time.perf_counter() - start)
+        program = lowered.compile()
+        seconds.append(time.perf_counter() - start)
+    memory = program.memory_analysis()
+    temporary = held = 0
+    if memory is not None:
+        temporary = int(memory.temp_size_in_bytes)
+        held = temporary + int(memory.argument_size_in_bytes + memory.output_size_in_bytes)
+    return Program(program, seconds[0], seconds[-1], min(tracing), temporary, held)
+
+
+def time_run(program: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
+    """Runs a program once. Returns its wall-clock seconds and its result."""
+    start = time.perf_counter()
+    result = jax.block_until_ready(program(*arguments))
+    return time.perf_counter() - start, result
+
+
+def matmul_rate(size: int = 2048, rounds: int = 5) -> float:
+    """The best rate of a float32 product of two `[size, size]` matrices, in FLOP/s."""
+    x = jnp.ones((size, size))
+    product = jax.jit(lambda x: x @ x).lower(x).compile()
+    return 2 * size**3 / min(time_run(product, x)[0] for _ in range(rounds))
+
+
+def random_parameters(module: nn.Module, *inputs: Any) -> Any:
+    """Samples weights of trained magnitude: kernels scaled by fan-in, gains one, biases zero.
+
+    A freshly initialized network has zero matrices, which would make its logits constant.
+    """
+    shapes = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"])
+    leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+
+    def sample(key: Any, path: Any, leaf: Any) -> jax.Array:
+        kind = path[-1].key
+        if kind in ("scale", "bias"):
+            return jnp.full(leaf.shape, float(kind == "scale"))
+        std = leaf.shape[0] ** -0.5 if kind == "kernel" else 0.02
+        return jax.random.normal(key, leaf.shape) * std
+
+    return tree.unflatten(
+        [sample(key, path, leaf) for key, (path, leaf) in zip(keys, leaves, strict=True)]
+    )

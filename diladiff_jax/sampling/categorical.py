@@ -1,0 +1,112 @@
+"""Sampling of tokens from logits: temperature, nucleus, and one random key per sample."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from diladiff_jax.diffusion.masking import restrict
+
+
+def nucleus_threshold(
+    probabilities: Float[Array, "*batch V"], top_p: Float[Array, ""] | float
+) -> Float[Array, "*batch 1"]:
+    """The probability of the last token of the nucleus: the largest p with mass {>= p} >= top_p.
+
+    Bisection over the 31 bits of the threshold replaces sorting the vocabulary: non-negative
+    float32 values are ordered as their bit patterns are, so the result is exact to the token.
+    Tokens as probable as the last one are all kept.
+    """
+
+    def body(i: Array, low: Array) -> Array:
+        candidate = low | (jnp.int32(1) << (30 - i))
+        threshold = jax.lax.bitcast_convert_type(candidate, jnp.float32)
+        mass = jnp.sum(
+            jnp.where(probabilities >= threshold, probabilities, 0.0), axis=-1, keepdims=True
+        )
+        return jnp.where(mass >= target, candidate, low)
+
+    target = jnp.maximum(top_p, jnp.finfo(jnp.float32).tiny)  # mass 0 keeps the most likely token
+    low = jnp.zeros((*probabilities.shape[:-1], 1), jnp.int32)
+    return jax.lax.bitcast_convert_type(jax.lax.fori_loop(0, 31, body, low), jnp.float32)
+
+
+def token_distribution(
+    logits: Float[Array, "*batch V"],
+    temperature: Float[Array, ""] | float,
+    top_p: Float[Array, ""] | float,
+) -> Float[Array, "*batch V"]:
+    """Probabilities after temperature and nucleus, not renormalized after the cut.
+
+    Temperature 0 keeps only the most likely token, nucleus 1 keeps everything. The most likely
+    token is always kept.
+    """
+    logits = logits.astype(jnp.float32)
+    top = jnp.max(logits, axis=-1, keepdims=True)
+    tempered = jnp.where(logits == top, 0.0, (logits - top) / jnp.maximum(temperature, 1e-6))
+    greedy = jnp.where(logits == top, 0.0, -jnp.inf)
+    p = jax.nn.softmax(jnp.where(temperature > 0, tempered, greedy), axis=-1)
+    # At top_p = 1 there is nothing to find, and rounding must not cut a tail whose mass falls
+    # short of 1.
+    return jax.lax.cond(
+        jnp.asarray(top_p) < 1.0,
+        lambda: jnp.where(p >= nucleus_threshold(p, top_p), p, 0.0),
+        lambda: p,
+    )
+
+
+def text_logits(
+    logits: Float[Array, "*batch V"], sampleable: Bool[Array, " V"]
+) -> Float[Array, "*batch V"]:
+    """`masking.restrict` in float32 that also survives the output of a diverged network.
+
+    NaN counts as -inf. A row without any finite logit of text becomes uniform over text.
+    """
+    logits = logits.astype(jnp.float32)
+    logits = restrict(jnp.where(jnp.isnan(logits), -jnp.inf, logits), sampleable)
+    nothing = jnp.max(logits, axis=-1, keepdims=True) == -jnp.inf
+    return restrict(jnp.where(nothing, 0.0, logits), sampleable)
+
+
+def sample_categorical(
+    probabilities: Float[Array, "*batch V"], uniform: Float[Array, "*batch"]
+) -> Int[Array, "*batch"]:
+    """Inverts the cumulative sum of unnormalized probabilities at `uniform` in [0, 1).
+
+    This needs one uniform per row instead of V. An index of probability zero is never sampled.
+    """
+    cumulative = jnp.cumsum(probabilities, axis=-1)
+    level = uniform[..., None] * cumulative[..., -1:]
+    # A parallel cumulative sum may rise by a rounding error where the probability is zero.
+    above = (cumulative > level) & (probabilities > 0)
+    return jnp.where(
+        above.any(axis=-1), jnp.argmax(above, axis=-1), last_positive(probabilities)
+    ).astype(jnp.int32)
+
+
+def last_positive(probabilities: Float[Array, "*batch V"]) -> Int[Array, "*batch"]:
+    """Index of the last entry above zero."""
+    size = probabilities.shape[-1]
+    return size - 1 - jnp.argmax(jnp.flip(probabilities > 0, axis=-1), axis=-1)
+
+
+def uniform_per_sample(keys: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "B ..."]:
+    """Uniform [0, 1) `[B, *shape]`; row i depends on `keys[i]` alone."""
+    return jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
+
+
+def normal_per_sample(keys: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "B ..."]:
+    """Standard normal `[B, *shape]`; row i depends on `keys[i]` alone."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+
+
+def split_per_sample(keys: PRNGKeyArray) -> tuple[PRNGKeyArray, PRNGKeyArray]:
+    """Two independent keys `[B]` from each of `keys [B]`."""
+    pairs = jax.vmap(lambda key: jax.random.split(key))(keys)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def fold_in_per_sample(keys: PRNGKeyArray, data: Int[Array, ""] | int) -> PRNGKeyArray:
+    """`jax.random.fold_in` of each of `keys [B]`."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, data))(keys)

@@ -1,0 +1,291 @@
+"""Generation, latent first and then tokens, as one pure function of parameters and keys."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from diladiff_jax.diffusion import gaussian, meanflow
+from diladiff_jax.diffusion.masking import DiscreteProcess
+from diladiff_jax.nn.call import apply
+from diladiff_jax.nn.networks import Networks
+from diladiff_jax.sampling import latent
+from diladiff_jax.sampling.categorical import normal_per_sample, split_per_sample
+from diladiff_jax.sampling.options import SamplingOptions
+from diladiff_jax.sampling.orders import ORDERS, TokenControls, TokenNetwork
+
+
+class Controls(NamedTuple):
+    """Run-time settings of a sampling call; changing them does not recompile. All scalars."""
+
+    decode_steps: Int[Array, ""] | int
+    latent_steps: Int[Array, ""] | int
+    temperature: Float[Array, ""] | float
+    top_p: Float[Array, ""] | float
+    gamma: Float[Array, ""] | float
+    threshold: Float[Array, ""] | float
+
+
+class Sample(NamedTuple):
+    """A batch of samples.
+
+    Attributes:
+      tokens: int32 `[B, L]`.
+      unmasked_at: the step that unmasked each position, `[B, L]`; -1 where it was given.
+      latents: `[B, N, D_lat]`, or None without a latent.
+      nll: negative log-likelihood of each text in nats per token, `[B]`, where the program
+        includes a scorer; else None.
+    """
+
+    tokens: Int[Array, "B L"]
+    unmasked_at: Int[Array, "B L"]
+    latents: Float[Array, "B N D"] | None
+    nll: Float[Array, " B"] | None = None
+
+
+class LatentSource(Protocol):
+    """Where the latent of a sampled model comes from. Equal sources share a compiled program."""
+
+    def bind(self, options: SamplingOptions) -> LatentSource:
+        """The same source with everything that it leaves to the settings filled in."""
+        ...
+
+    def __call__(
+        self, sampler: Sampler, params: Mapping[str, Any], keys: PRNGKeyArray, controls: Controls
+    ) -> Float[Array, "B N D"]:
+        """Latents of samples `keys [B]`."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class PriorLatents:
+    """LaDiff: the probability-flow ODE of the prior, parameters "teacher".
+
+    Attributes:
+      method: a solver of `latent.SOLVERS`; None takes `sampling.prior_method`.
+      self_conditioning: None takes `sampling.prior_self_conditioning`.
+    """
+
+    method: str | None = None
+    self_conditioning: str | None = None
+
+    def bind(self, options: SamplingOptions) -> PriorLatents:
+        """Fills in solver and self-conditioning."""
+        return PriorLatents(
+            self.method or options.prior_method,
+            self.self_conditioning or options.prior_self_conditioning,
+        )
+
+    def __call__(
+        self, sampler: Sampler, params: Mapping[str, Any], keys: PRNGKeyArray, controls: Controls
+    ) -> Float[Array, "B N D"]:
+        """Integrates from N(0, I) in `controls.latent_steps` steps."""
+        bound, teacher = self.bind(sampler.options), sampler.networks.teacher
+
+        def denoise(z_t: Array, t: Array, condition: Array) -> Array:
+            return apply(teacher, params["teacher"], z_t, t, condition)
+
+        noise = normal_per_sample(keys, sampler.networks.latent_shape)
+        return latent.probability_flow(
+            denoise,
+            sampler.schedule,
+            noise,
+            controls.latent_steps,
+            method=bound.method or "",
+            self_conditioning=bound.self_conditioning or "",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class StudentLatents:
+    """DiLaDiff: a few average-velocity steps of the student, parameters "student"."""
+
+    def bind(self, options: SamplingOptions) -> StudentLatents:
+        """Nothing to fill in."""
+        return self
+
+    def __call__(
+        self, sampler: Sampler, params: Mapping[str, Any], keys: PRNGKeyArray, controls: Controls
+    ) -> Float[Array, "B N D"]:
+        """Jumps in `controls.latent_steps` steps of two network calls each."""
+        student, schedule = sampler.networks.student, sampler.schedule
+        ours = params["student"]
+
+        def clean(z_t: Array, t: Array, condition: Array) -> Array:
+            return apply(student, ours, z_t, t, condition, jnp.zeros_like(t))
+
+        def average_velocity(z_t: Array, t: Array, r: Array, condition: Array) -> Array:
+            z = apply(student, ours, z_t, t, condition, t - r)
+            return meanflow.STEP_FORMS[sampler.step_form](schedule, z_t, z, t, r)
+
+        with jax.default_matmul_precision("float32"):  # the precision it was trained in
+            return latent.few_step(
+                average_velocity,
+                clean,
+                schedule,
+                keys,
+                sampler.networks.latent_shape,
+                controls.latent_steps,
+                gamma=controls.gamma,
+                warp=sampler.options.gamma_warp,
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class NullLatents:
+    """N(0, I) in place of a latent, which the autoencoder's augmentation trained the decoder on."""
+
+    def bind(self, options: SamplingOptions) -> NullLatents:
+        """Nothing to fill in."""
+        return self
+
+    def __call__(
+        self, sampler: Sampler, params: Mapping[str, Any], keys: PRNGKeyArray, controls: Controls
+    ) -> Float[Array, "B N D"]:
+        """Standard normal noise."""
+        return normal_per_sample(keys, sampler.networks.latent_shape)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sampler:
+    """The samplers of one experiment; methods are pure functions of parameters and keys.
+
+    Sample i of a key depends on `(key, indices[i])` alone, not on the batch or the number of
+    devices, up to the rounding of the network, whose products other shapes may sum in another
+    order.
+
+    Attributes:
+      networks: the experiment's modules.
+      schedule: the noise schedule of the latents.
+      process: the diffusion process of the tokens.
+      options: the `sampling` block of the config.
+      step_form: how the student's prediction is read; a name in `meanflow.STEP_FORMS`.
+    """
+
+    networks: Networks
+    schedule: gaussian.Schedule
+    process: DiscreteProcess
+    options: SamplingOptions = dataclasses.field(default_factory=SamplingOptions)
+    step_form: str = "velocity"
+
+    def generate(
+        self,
+        source: LatentSource | None,
+        params: Mapping[str, Any],
+        key: PRNGKeyArray,
+        indices: Int[Array, " B"],
+        prompt: Int[Array, "B L"],
+        controls: Controls,
+    ) -> Sample:
+        """Samples `indices` of `key`: the latent first, then the open tokens of `prompt`.
+
+        Args:
+          source: where the latent comes from; None samples the plain denoiser.
+          params: what `source` and `decode` read, by name: "teacher", "student", "decoder" or
+            "denoiser".
+          key: one key for all samples.
+          indices: the samples' numbers.
+          prompt: tokens, open wherever the model is free.
+          controls: see `Controls`.
+        """
+        keys = sample_keys(key, indices)
+        latent_keys, token_keys = split_per_sample(keys)
+        z = None if source is None else source(self, params, latent_keys, controls)
+        return self.decode(params, token_keys, prompt, z, controls)
+
+    def decode_latents(
+        self,
+        params: Mapping[str, Any],
+        key: PRNGKeyArray,
+        indices: Int[Array, " B"],
+        prompt: Int[Array, "B L"],
+        latents: Float[Array, "B N D"],
+        controls: Controls,
+    ) -> Sample:
+        """Decodes given latents: encoded, interpolated or edited. Arguments as of `generate`."""
+        return self.decode(params, sample_keys(key, indices), prompt, latents, controls)
+
+    def decode(
+        self,
+        params: Mapping[str, Any],
+        keys: PRNGKeyArray,
+        prompt: Int[Array, "B L"],
+        latents: Float[Array, "B N D"] | None,
+        controls: Controls,
+    ) -> Sample:
+        """Fills the open positions of `prompt`: by the decoder, or without latents the denoiser."""
+        if latents is None:
+            call = functools.partial(apply, self.networks.denoiser, params["denoiser"])
+            memory = ()
+        else:
+            call = functools.partial(apply, self.networks.decoder, params["decoder"])
+            # Keys and values of the latent: once for all steps.
+            memory = (call(latents, method="memory"),)
+
+        if self.options.refresh_every > 1:
+            adapter = self._refreshing_network(call, memory, prompt)
+        else:
+            adapter = self._exact_network(call, memory, controls)
+        tokens, unmasked_at = ORDERS[self.options.order].decode(
+            adapter,
+            self.process,
+            keys,
+            prompt,
+            TokenControls(
+                controls.decode_steps, controls.temperature, controls.top_p, controls.threshold
+            ),
+        )
+        return Sample(tokens, unmasked_at, latents)
+
+    def _exact_network(
+        self, call: Callable[..., Any], memory: tuple[Any, ...], controls: Controls
+    ) -> TokenNetwork:
+        """Recomputes everything in every step, the last block only at the step's positions."""
+        skipped = self.options.skip_layers
+
+        def context(x: Array, k: Array) -> tuple[Array, tuple[Array, Array]]:
+            def through(skip: tuple[int, ...]) -> Array:
+                return call(x, *memory, skip=skip, method="before_last")
+
+            if skipped:  # early steps lay down what later ones fill in
+                late = k >= self.options.skip_from * controls.decode_steps
+                h = jax.lax.cond(late, lambda: through(skipped), lambda: through(()))
+            else:
+                h = through(())
+            return h, call(h, method="last_keys_values")
+
+        def logits(context: tuple[Array, tuple[Array, Array]], positions: Array) -> Array:
+            h = call(*context, positions, method="finish_at")
+            return call(h, method="project")
+
+        return TokenNetwork(context, logits)
+
+    def _refreshing_network(
+        self, call: Callable[..., Any], memory: tuple[Any, ...], prompt: Array
+    ) -> TokenNetwork:
+        """Keys and values of all layers are kept, and refreshed where tokens changed."""
+        masked = self.process.initial((1, 1)).astype(prompt.dtype)
+
+        def context(x: Array, k: Array) -> Any:
+            return call(x, *memory, method="states_at")[1]
+
+        def refresh(cache: Any, x: Array, positions: Array) -> Any:
+            return call(x, *memory, cache, positions, method="states_at")[1]
+
+        def logits(cache: Any, positions: Array) -> Array:
+            blank = jnp.broadcast_to(jnp.asarray(masked), positions.shape)
+            h, _ = call(blank, *memory, cache, positions, write=False, method="states_at")
+            return call(h, method="project")
+
+        return TokenNetwork(context, logits, refresh, self.options.refresh_every)
+
+
+def sample_keys(key: PRNGKeyArray, indices: Int[Array, " B"]) -> PRNGKeyArray:
+    """One key per sample `[B]`, a function of `key` and the sample's index."""
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)

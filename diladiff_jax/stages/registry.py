@@ -1,0 +1,132 @@
+"""The tables of all stages and models, and how to look something up in them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from diladiff_jax.sampling.sampler import Sample
+from diladiff_jax.stages.records import (
+    FEATURES,
+    Preview,
+    PreviewInputs,
+    SampledModel,
+    Source,
+    Stage,
+)
+
+STAGES: dict[str, Stage] = {}
+"""Every stage by name, in the order of training."""
+
+MODELS: dict[str, SampledModel] = {}
+"""Every model and control by name; of the models, later ones are better."""
+
+
+def register_stage(stage: Stage) -> Stage:
+    """Adds a stage after all others.
+
+    Raises:
+      ValueError: the name is taken, or its predecessor is unknown.
+    """
+    if stage.name in STAGES:
+        raise ValueError(f"stage {stage.name} is registered already")
+    if stage.predecessor is not None and stage.predecessor not in STAGES:
+        raise ValueError(f"stage {stage.name}: predecessor {stage.predecessor} is not registered")
+    STAGES[stage.name] = stage
+    return stage
+
+
+def register_model(model: SampledModel) -> SampledModel:
+    """Adds a model or control after all others.
+
+    Raises:
+      ValueError: the name is taken, or a stage that it needs is unknown.
+    """
+    if model.name in MODELS:
+        raise ValueError(f"model {model.name} is registered already")
+    if missing := [stage for stage in model.stages if stage not in STAGES]:
+        raise ValueError(f"model {model.name}: stage {missing[0]} is not registered")
+    MODELS[model.name] = model
+    return model
+
+
+def stage_named(name: str) -> Stage:
+    """The record of a stage.
+
+    Raises:
+      ValueError: there is no such stage.
+    """
+    if name not in STAGES:
+        raise ValueError(f"stage: got {name!r}, expected one of {', '.join(STAGES)}")
+    return STAGES[name]
+
+
+def model_named(name: str, *, controls: bool = False) -> SampledModel:
+    """The record of a model; of controls too, if asked for.
+
+    Raises:
+      ValueError: there is no such model.
+    """
+    names = sampled_models(controls=controls)
+    if name not in names:
+        raise ValueError(f"model: got {name!r}, expected one of {', '.join(names)}")
+    return MODELS[name]
+
+
+def sampled_models(*, controls: bool = False) -> tuple[str, ...]:
+    """Names of the models, and of the controls if asked for."""
+    return tuple(name for name, model in MODELS.items() if controls or not model.control)
+
+
+def predecessors(stage: str) -> tuple[str, ...]:
+    """The stages before `stage`, nearest first."""
+    before = STAGES[stage].predecessor
+    return () if before is None else (before, *predecessors(before))
+
+
+def features_source(settings: Mapping[str, Any]) -> str:
+    """Whose parameters the feature extractor reads: stage "mdlm", or "bert" if published."""
+    return "bert" if settings["features"]["source"] == "bert" else "mdlm"
+
+
+def resolve_source(source: Source, settings: Mapping[str, Any]) -> Source:
+    """`FEATURES` as the stage that it means in these settings; any other source as it is."""
+    return (features_source(settings),) if source == FEATURES else source
+
+
+def take(tree: Any, path: tuple[str, ...]) -> Any:
+    """The subtree at `path`."""
+    return functools.reduce(lambda node, name: node[name], path, tree)
+
+
+def preview_of(stage: Stage) -> Preview | None:
+    """The stage's preview; for a model's name, samples with the stage's current parameters."""
+    if not isinstance(stage.preview, str):
+        return stage.preview
+    model = MODELS[stage.preview]
+    own = {
+        name: tuple(path)
+        for name, (source, *path) in model.parameters.items()
+        if source == stage.name
+    }
+
+    def draw(given: PreviewInputs) -> Sample:
+        params = dict(given.fixed) | {name: take(given.params, path) for name, path in own.items()}
+        indices, prompt = blank_prompts(given)
+        return given.sampler.generate(
+            model.source, params, given.key, indices, prompt, given.controls
+        )
+
+    fixed = {name: source for name, source in model.parameters.items() if name not in own}
+    return Preview(draw, fixed, model.latent_steps)
+
+
+def blank_prompts(given: PreviewInputs) -> tuple[Array, Array]:
+    """Indices and blank prompts for as many texts as there are rows."""
+    prompt = given.parts.process.initial(given.rows.shape)
+    return jnp.arange(len(given.rows)), jnp.asarray(prompt, np.int32)

@@ -1,0 +1,155 @@
+"""A new stage and a new sampled model, registered from this file alone, go through the whole path.
+
+The toy stage learns one direction of the latent space; the toy model samples a latent along it.
+No file of the library knows either of them.
+"""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+from micro import micro_config
+
+import diladiff_jax as dl
+from diladiff_jax import stages
+from diladiff_jax.data.options import DataOptions
+from diladiff_jax.data.prepared import load_prepared
+from diladiff_jax.objectives import WHOLE
+from diladiff_jax.options import Options, above, setting
+from diladiff_jax.run_options import TrainingOptions
+from diladiff_jax.training.run import train
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanLatentOptions(Options):
+    """Options of the toy stage."""
+
+    pull: float = setting(0.5, "weight of the squared error", above(0))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MeanLatent:
+    """Learns the mean of the latents: the smallest prior there is."""
+
+    text_encoder: object
+    options: MeanLatentOptions
+
+    def init(self, key):
+        encoder = self.text_encoder.encoder
+        shape = (encoder.num_latents, encoder.latent_dim)
+        return {"mean": {"kernel": jax.random.normal(key, shape)}}
+
+    def loss(self, params, context, tokens, key, step, *, train=True, part=WHOLE):
+        z = self.text_encoder(context.frozen, context.statistics, tokens)
+        error = jnp.square(z - params["mean"]["kernel"]).mean()
+        return self.options.pull * error, ({"error": error}, context.statistics)
+
+    def group(self, path):
+        return "toy"
+
+
+@dataclasses.dataclass(frozen=True)
+class AroundTheMean:
+    """Latents of the toy model: the learned mean and half of the usual noise."""
+
+    def bind(self, options):
+        return self
+
+    def __call__(self, sampler, params, keys, controls):
+        noise = dl.sampling.NullLatents()(sampler, params, keys, controls)
+        return params["toy"]["mean"]["kernel"] + 0.5 * noise
+
+
+TOY_STAGE = stages.Stage(
+    name="toy",
+    title="mean of the latents",
+    build=lambda parts, options: MeanLatent(parts.text_encoder, options),
+    options=MeanLatentOptions(),
+    training=TrainingOptions(batch=16, schedule="constant"),
+    predecessor="autoencoder",
+    frozen={"features": stages.FEATURES, "encoder": ("autoencoder", "encoder")},
+    preview="toy_model",
+)
+TOY_MODEL = stages.SampledModel(
+    name="toy_model",
+    title="Toy around the mean",
+    parameters={"decoder": ("autoencoder", "decoder"), "toy": ("toy",)},
+    source=AroundTheMean(),
+    color="#00a0a0",
+    dark_color="#40e0e0",
+    marker="*",
+)
+
+
+@pytest.fixture
+def toy():
+    """Both records, registered for one test."""
+    dl.register_stage(TOY_STAGE)
+    dl.register_model(TOY_MODEL)
+    yield
+    del stages.STAGES["toy"], stages.MODELS["toy_model"]
+
+
+def test_a_stage_and_a_model_from_outside_train_sample_and_are_reported(
+    toy, trained, tmp_path, capsys
+):
+    config = micro_config(toy=dict(steps=4, pull=2.0, learning_rate=0.1, warmup=1))
+    workdir = tmp_path / "w"
+    train(config, workdir, ("toy",), init_from=trained)
+    metrics = [
+        json.loads(line)
+        for line in (workdir / "toy" / "metrics" / "metrics.jsonl").read_text().splitlines()
+    ]
+    losses = [record["train/loss"] for record in metrics if "train/loss" in record]
+    assert losses[-1] < losses[0], "the one loop trains the toy stage"
+    assert "toy 4: validation error" in capsys.readouterr().out
+
+    model = dl.load(workdir)
+    assert model.models[-1] == "toy_model"
+    samples = model.sample(0, num=2, model="toy_model", decode_steps=2)
+    assert len(samples.texts) == 2
+    assert samples.latents.shape == (2, *model.networks.latent_shape)
+
+    from diladiff_jax.evaluation import evaluate
+    from diladiff_jax.evaluation.report import write_report
+
+    prepared = load_prepared(DataOptions.of(config.data), workdir)
+    results = evaluate(model, prepared)
+    assert "toy_model" in {row["model"] for row in results["rows"]}
+    write_report(model, prepared, results, workdir / "report")
+    page = (workdir / "report" / "report.html").read_text()
+    assert TOY_MODEL.title in page
+    assert TOY_MODEL.color in page and TOY_MODEL.dark_color in page
+
+
+def test_config_knows_a_new_stage_and_checks_its_options(toy):
+    with pytest.raises(dl.ConfigError, match=r"toy\.pull: got -1\.0, expected a number above 0"):
+        micro_config(toy=dict(pull=-1.0))
+    with pytest.raises(dl.ConfigError, match="toy.pul"):
+        micro_config(toy=dict(pul=1.0))
+
+
+def test_a_new_stage_changes_nothing_for_the_others(trained, toy):
+    """Random keys and data seeds of a stage depend on its name, not on its place in a list."""
+    from diladiff_jax.training import setup
+
+    before = {name: setup.data_seed(0, name) for name in stages.STAGES}
+    first = stages.STAGES.pop("mdlm")
+    try:
+        after = {name: setup.data_seed(0, name) for name in stages.STAGES}
+    finally:
+        rest = dict(stages.STAGES)
+        stages.STAGES.clear()
+        stages.STAGES.update({"mdlm": first, **rest})
+    assert all(before[name] == seed for name, seed in after.items())
+
+
+def test_names_are_registered_once():
+    with pytest.raises(ValueError, match="registered already"):
+        dl.register_stage(stages.STAGES["mdlm"])
+    with pytest.raises(ValueError, match="registered already"):
+        dl.register_model(stages.MODELS["mdlm"])
+    with pytest.raises(ValueError, match="not registered"):
+        dl.register_stage(dataclasses.replace(TOY_STAGE, predecessor="nothing"))
