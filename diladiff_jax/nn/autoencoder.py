@@ -18,8 +18,9 @@ from diladiff_jax.nn.layers import MLP, Heads, Linear, Norm, Positions, paramete
 from diladiff_jax.nn.transformer import Cache, TokenDenoiser
 
 LatentKeysValues = tuple[Float[Array, "B N H K"], Float[Array, "B N H K"]]
+"""Keys and values of the latent for one cross-attention."""
 Memory = dict[str, LatentKeysValues]
-"""Keys and values of the latent, for each layer with cross-attention, by its index as text."""
+"""Keys and values of the latent for every cross-attention, by its layer's index as text."""
 
 
 class EncoderLayer(nn.Module):

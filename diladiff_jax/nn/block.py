@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, Int
 from diladiff_jax.nn.layers import MLP, Linear, Norm, SelfAttention, zeros
 from diladiff_jax.nn.placement import constrain_sharding
 
-KeysValues = tuple[Float[Array, "B L H K"], Float[Array, "B L H K"]]
-"""Keys and values of one block."""
+KeysValues = tuple[Float[Array, "B M H K"], Float[Array, "B M H K"]]
+"""Keys and values of one block, at M positions."""
 
 
 class Block(nn.Module):
@@ -28,7 +28,7 @@ class Block(nn.Module):
     rotary: bool = False
     causal: bool = False
     dropout: float = 0.0
-    plain: bool = False  # whether attention can be differentiated forwards; see `attend`
+    plain: bool = False  # whether forward derivatives are needed; see `attention.attend`
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
@@ -72,7 +72,7 @@ class Block(nn.Module):
 
         Args:
           h: states at `positions`.
-          memory: the block's keys and values at all L positions (`keys_values`).
+          memory: the block's keys and values at all positions (`keys_values`).
           positions: positions of the states (default: 0 to P - 1).
           condition: the input of adaLN, the same for all examples.
           deterministic: whether to leave dropout out.

@@ -40,7 +40,7 @@ class LatentDenoiser(nn.Module):
     # their distances, but each latent has a role of its own.
     num_latents: int = 0
     interval: bool = False
-    plain: bool = False  # whether attention can be differentiated forwards; see `attention.attend`
+    plain: bool = False  # whether forward derivatives are needed; see `attention.attend`
     scan: bool = False  # whether to scan one compiled layer per half; see `stack.run_layers`
     remat: str = "none"  # or a key of `stack.REMAT`
     dtype: Any = jnp.float32

@@ -103,7 +103,7 @@ def rotary(
     Args:
       x_BxLxHxK: queries or keys.
       positions: positions of the rows of x, if not 0 to L - 1.
-      base: the ratio of the highest frequency, 1, to the lowest (nearly).
+      base: the frequency of pair i is base^(-2 i / K).
 
     Returns:
       The rotated queries or keys.
@@ -259,7 +259,7 @@ def sinusoid(
       value: one scalar per example, such as a time.
       features: width of the result, half of it cosines and half sines.
       max_frequency: the highest frequency, in radians per unit of `value`.
-      max_period: the ratio of the highest to the lowest frequency (nearly).
+      max_period: frequency i of `features / 2` is max_frequency * max_period^(-2 i / features).
 
     Returns:
       The embedding.

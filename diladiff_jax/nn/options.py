@@ -19,10 +19,10 @@ from diladiff_jax.options import (
     setting,
 )
 
+# Sanity limits: larger values are almost certainly typos, and would trace or allocate for hours
+# before failing.
 MAX_WIDTH = 2**17
 MAX_LAYERS = 1024
-"""Sanity limits: larger values are almost certainly typos, and would trace or allocate for hours
-before failing."""
 
 _WIDTH = between(1, MAX_WIDTH)
 _LAYERS = between(1, MAX_LAYERS)
@@ -114,7 +114,7 @@ class LatentDenoiserOptions(Options):
     mlp_ratio: float = setting(4.0, "hidden width of the MLPs, as a multiple of width")
     max_frequency: float = setting(1.0, "highest frequency of the time embedding, in radians")
     max_period: float = setting(
-        10.0, "highest over lowest frequency of the time embedding (nearly, by half a step)"
+        10.0, "range of the frequencies of the time embedding: highest over lowest"
     )
     learned_positions: bool = setting(False, "add learned positions to the rotary ones")
 
