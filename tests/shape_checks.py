@@ -36,10 +36,11 @@ def check_shapes(function):
     """Type-checks the parameters and result of a function that have shape annotations.
 
     Other annotations are pyright's business. Leaving them out keeps tracing fast, and lets tests
-    pass stand-ins for networks.
+    pass stand-ins for networks. Constructors are not checked, because JAX also builds pytree nodes
+    of shardings, of abstract arrays and of None.
     """
     hints = function.__annotations__
-    if not any(map(mentions_shape, hints.values())):
+    if function.__name__ == "__init__" or not any(map(mentions_shape, hints.values())):
         return function
     function.__annotations__ = {
         name: accept_numpy(hint) if mentions_shape(hint) else Any for name, hint in hints.items()

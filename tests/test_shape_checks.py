@@ -5,6 +5,7 @@ import inspect
 import pkgutil
 import typing
 
+import jax
 import jax.numpy as jnp
 import pytest
 from jaxtyping import TypeCheckError
@@ -12,6 +13,7 @@ from jaxtyping import TypeCheckError
 import diladiff_jax
 from diladiff_jax.diffusion import gaussian
 from diladiff_jax.nn.layers import Heads
+from diladiff_jax.objectives.statistics import Moments
 
 ROOMS = ("nn", "diffusion", "objectives", "sampling")
 MODULES = [
@@ -57,3 +59,10 @@ def test_each_call_has_shapes_of_its_own():
     for batch in (2, 3):
         z = jnp.zeros((batch, 3, 4))
         assert gaussian.diffuse(gaussian.TangentSchedule(), z, z, jnp.zeros(batch)).shape == z.shape
+
+
+def test_pytree_nodes_may_hold_what_is_not_an_array():
+    """JAX builds them of shardings, of abstract arrays and of None."""
+    moments = Moments.zeros((2,))
+    assert jax.tree.map(lambda _: None, moments) == Moments(None, None, None)
+    assert jax.eval_shape(lambda: moments).mean.shape == (2,)
