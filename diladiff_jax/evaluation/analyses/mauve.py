@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from diladiff_jax.evaluation.figures import Table, cells, table
@@ -18,7 +20,8 @@ def mauve_table(model: Model, held_out: np.ndarray, *, seed: int = 0) -> Table:
     Raises:
       MissingPackage: mauve-text is not installed.
     """
-    scorer, params, tokenizer = model.networks.scorer, model.trained("scorer"), model.tokenizer
+    scorer: Any = model.networks.scorer
+    params, tokenizer = model.trained("scorer"), model.tokenizer
 
     def features(tokens: np.ndarray) -> np.ndarray:
         rows = likelihood.retokenize(tokens, tokenizer)
