@@ -203,19 +203,17 @@ class _StageTrainer:
             self.batches.set_state(position)
             return TrainState.from_items(items), position.get("skipped", 0)
         init = jax.jit(lambda key: nn.unbox(self._initial(key)), out_shardings=self.shardings)
-        state = init(self.key)
-        start = stages.stage_named(self.stage).start
+        state, start = init(self.key), stages.stage_named(self.stage).start
         if start is not None:
-            source = self.experiment.restore_source(start.source)
-            state = start_from(state, start, source)
+            state = start_from(state, start, self.experiment.restore_source(start.source))
         return state, 0
 
     def _log_start(self, rows: int, stop_at: int | None) -> None:
         """Says where the stage resumes, and what its user may not expect."""
         if self.start:
             beyond = f", which is not below stop_at = {stop_at}" if self.start >= self.stop else ""
-            steps = self.settings.steps
-            self.progress.log(f"{self.stage}: resumes from step {self.start} of {steps}{beyond}")
+            where = f"step {self.start} of {self.settings.steps}"
+            self.progress.log(f"{self.stage}: resumes from {where}{beyond}")
         mesh, params = self.experiment.mesh, self.abstract.params
         replicated = sharding.replicated_parameters(params, self.shardings.params, mesh)
         for note in start_notes(rows, self.settings.batch, replicated):
@@ -224,8 +222,7 @@ class _StageTrainer:
     def _observe_pending(self) -> None:
         """Waits for the update before this one and keeps its metrics."""
         if self.pending is not None:
-            metrics = self.anomalies.observe(*self.pending)
-            if metrics is not None:
+            if (metrics := self.anomalies.observe(*self.pending)) is not None:
                 self.window.append(metrics)
             self.pending = None
 
@@ -248,20 +245,17 @@ class _StageTrainer:
           TrainingError: the loss after the last step is not finite.
         """
         with self.throughput.paused():
-            found = [
-                jax.device_get(self.validate_step(self.state, self.context, tokens, key))
-                for tokens, key in self.validation(self.validation_key)
-            ]
-            means = mean_metrics(found)
+            batches = self.validation(self.validation_key)
+            found = [self.validate_step(self.state, self.context, *batch) for batch in batches]
+            means = mean_metrics(jax.device_get(found))
             if self.metrics is not None:
                 self.metrics.write(done, means, "validation")
             shown = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
             self.progress.log(f"{self.stage} {done}: validation {shown}")
             if last and not math.isfinite(means["loss"]):
                 raise self._not_finite(f"validation loss is {means['loss']}", done)
-            if self.preview is not None:
-                for text in self.preview(self.state, self.preview_key):
-                    self.progress.log("  | " + printable(text).replace("\n", "\n  | "))
+            for text in self.preview(self.state, self.preview_key) if self.preview else ():
+                self.progress.log("  | " + printable(text).replace("\n", "\n  | "))
 
     def _save(self, done: int, now: bool) -> bool:
         """Saves a checkpoint if one is due; whether it did.
@@ -289,9 +283,8 @@ class _StageTrainer:
         Raises:
           Preempted: a signal asked to stop.
         """
-        if saved:
-            outcome = "which is saved"
-        else:
+        outcome = "which is saved"
+        if not saved:
             outcome = f"which was skipped and is not saved ({self.checkpoints.describe_last()})"
         if last:
             self.progress.log(f"{self.stage}: stops at step {done}, {outcome}")
