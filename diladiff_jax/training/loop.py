@@ -43,7 +43,6 @@ from diladiff_jax.training.state import (
 from diladiff_jax.training.trace import TraceWindow
 
 Array = jax.Array
-Metrics = dict[str, float]
 
 
 def train_stage(
@@ -103,7 +102,7 @@ class _StageTrainer:
         self._log_start(rows, stop_at)
         if jax.process_index() == 0:  # everything has been validated by now
             config_file.save(config, experiment.workdir)
-        self.window: list[Metrics] = []
+        self.window: list[dict[str, float]] = []
         self.pending: tuple[int, dict[str, Array], Array] | None = None
         self.checkpoint_due = False
 
@@ -203,8 +202,8 @@ class _StageTrainer:
             self.batches.set_state(position)
             return TrainState.from_items(items), position.get("skipped", 0)
         init = jax.jit(lambda key: nn.unbox(self._initial(key)), out_shardings=self.shardings)
-        state, start = init(self.key), stages.stage_named(self.stage).start
-        if start is not None:
+        state = init(self.key)
+        if (start := stages.stage_named(self.stage).start) is not None:
             state = start_from(state, start, self.experiment.restore_source(start.source))
         return state, 0
 
