@@ -181,9 +181,16 @@ def probability_flow(
         else:
             z = denoise(z_t, t, condition_on(previous))
         step = Step(
-            schedule, z_t, z, previous, t, s, k, steps,
+            schedule,
+            z_t,
+            z,
+            previous,
+            t,
+            s,
+            k,
+            steps,
             denoise=lambda z_s, s: denoise(z_s, s, condition_on(z)),
-        )  # fmt: skip
+        )
         return SOLVERS[method].advance(step), z
 
     return jax.lax.fori_loop(0, steps, body, (noise, nothing))[0]
