@@ -43,7 +43,7 @@ class MeanLatent:
 
     def loss(self, params, context, tokens, key, step, *, train=True, part=WHOLE):
         z = self.text_encoder(context.frozen, context.statistics, tokens)
-        error = jnp.square(z - params["mean"]["kernel"]).mean()
+        error = jnp.square(z - params["mean"]["kernel"][None]).mean()
         return self.options.pull * error, ({"error": error}, context.statistics)
 
     def group(self, path):
@@ -59,7 +59,7 @@ class AroundTheMean:
 
     def __call__(self, sampler, params, keys, controls):
         noise = dl.sampling.NullLatents()(sampler, params, keys, controls)
-        return params["toy"]["mean"]["kernel"] + 0.5 * noise
+        return params["toy"]["mean"]["kernel"][None] + 0.5 * noise
 
 
 TOY_STAGE = stages.Stage(

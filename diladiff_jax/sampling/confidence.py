@@ -12,9 +12,6 @@ from diladiff_jax.diffusion.masking import DiscreteProcess
 from diladiff_jax.sampling.categorical import (
     Keys,
     fold_in_per_sample,
-    sample_categorical,
-    text_logits,
-    token_distribution,
     uniform_per_sample,
 )
 from diladiff_jax.sampling.token_network import (
@@ -24,6 +21,7 @@ from diladiff_jax.sampling.token_network import (
     TokenNetwork,
     chunk,
     chunk_size,
+    sample_at,
     scatter,
 )
 
@@ -64,9 +62,7 @@ def by_confidence(
 
         def sample_chunk(i: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
             positions, target = chunk(order, jnp.zeros_like(left), left, i, size)
-            logits = text_logits(network.logits(context, positions), sampleable)
-            p = token_distribution(logits, controls.temperature, controls.top_p)
-            drawn = sample_categorical(p, jnp.take_along_axis(uniform, positions, axis=1))
+            drawn, logits = sample_at(network, context, positions, sampleable, controls, uniform)
             confidence = jnp.take_along_axis(
                 jax.nn.softmax(logits, axis=-1), drawn[..., None], axis=-1
             )[..., 0]

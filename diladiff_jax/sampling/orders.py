@@ -18,10 +18,7 @@ from diladiff_jax.diffusion.masking import DiscreteProcess
 from diladiff_jax.sampling.categorical import (
     Keys,
     fold_in_per_sample,
-    sample_categorical,
     split_per_sample,
-    text_logits,
-    token_distribution,
     uniform_per_sample,
 )
 from diladiff_jax.sampling.confidence import by_confidence, by_threshold
@@ -32,6 +29,7 @@ from diladiff_jax.sampling.token_network import (
     TokenNetwork,
     chunk,
     chunk_size,
+    sample_at,
     scatter,
 )
 
@@ -110,9 +108,7 @@ def ancestral(
 
         def unmask_chunk(i: Array, x: Array) -> Array:
             positions, target = chunk(order, first, last, i, size)
-            logits = text_logits(network.logits(context, positions), sampleable)
-            p = token_distribution(logits, controls.temperature, controls.top_p)
-            drawn = sample_categorical(p, jnp.take_along_axis(uniform, positions, axis=1))
+            drawn, _ = sample_at(network, context, positions, sampleable, controls, uniform)
             return scatter(x, target, drawn.astype(x.dtype))
 
         x = jax.lax.fori_loop(0, -(-jnp.max(last - first) // size), unmask_chunk, x)
@@ -150,9 +146,7 @@ def plain(
 
         def sample_chunk(i: Array, x_0: Array) -> Array:
             positions, target = chunk(order, none, all_, i, size)
-            logits = text_logits(network.logits(context, positions), sampleable)
-            p = token_distribution(logits, controls.temperature, controls.top_p)
-            drawn = sample_categorical(p, jnp.take_along_axis(uniform, positions, axis=1))
+            drawn, _ = sample_at(network, context, positions, sampleable, controls, uniform)
             return scatter(x_0, target, drawn.astype(x.dtype))
 
         x_0 = jax.lax.fori_loop(0, -(-length // size), sample_chunk, x)

@@ -10,6 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from diladiff_jax.sampling.categorical import (
+    sample_categorical,
+    text_logits,
+    token_distribution,
+)
+
 LOGIT_ROWS = 256
 """Positions of the whole batch that are projected to the vocabulary at once: it bounds the memory
 and does not change the samples."""
@@ -67,3 +73,21 @@ def chunk(order: Array, first: Array, last: Array, i: Array, size: int) -> tuple
 def scatter(x: Array, positions: Array, values: Array) -> Array:
     """Writes `values [B, K]` into `x [B, L]` at `positions`, dropping those out of range."""
     return jax.vmap(lambda row, at, value: row.at[at].set(value, mode="drop"))(x, positions, values)
+
+
+def sample_at(
+    network: TokenNetwork,
+    context: Any,
+    positions: Array,
+    sampleable: Array,
+    controls: TokenControls,
+    uniform: Array,
+) -> tuple[Array, Array]:
+    """Samples tokens at `positions [B, K]`, each from its own entry of `uniform [B, L]`.
+
+    Returns:
+      tokens `[B, K]`, and the network's logits of text `[B, K, V]`.
+    """
+    logits = text_logits(network.logits(context, positions), sampleable)
+    p = token_distribution(logits, controls.temperature, controls.top_p)
+    return sample_categorical(p, jnp.take_along_axis(uniform, positions, axis=1)), logits
