@@ -77,7 +77,7 @@ def test_nucleus_threshold_is_exact_to_the_token():
     p = jnp.array([2.0**-i for i in range(1, 12)] + [2.0**-11])
     for i in range(1, 11):
         boundary = 1 - 2.0**-i
-        above = np.nextafter(np.float32(boundary), np.float32(1))
+        above = float(np.nextafter(np.float32(boundary), np.float32(1)))
         for top_p, size in ((boundary, i), (above, i + 1)):
             assert float(nucleus_threshold(p, top_p)[0]) == 2.0**-size
 
