@@ -93,7 +93,7 @@ class MeshOptions(Options):
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Only one axis can take what remains."""
         if [self.data, self.fsdp, self.tensor].count(-1) > 1:
-            yield "data", "given when another axis is -1: only one can take all remaining devices"
+            yield "data", "a size above 0, since only one axis can take all remaining devices"
 
 
 @dataclasses.dataclass(frozen=True)
