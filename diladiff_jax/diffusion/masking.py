@@ -19,7 +19,9 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 class DiscreteProcess(Protocol):
     """A diffusion process over tokens; time runs from 0 (text) to 1 (nothing is known).
 
-    Losses, samplers and prompts know a process only through these methods.
+    Losses, samplers and prompts know a process only through these methods. A prompt marks its gaps
+    by ids that are open; a process without such ids (uniform noise, say) samples from scratch, its
+    start x_1 being the prompt.
     """
 
     @property
