@@ -138,7 +138,7 @@ def test_a_workdir_of_an_extension_that_is_not_imported_says_so(tmp_path):
         dl.load(tmp_path)
 
 
-def test_a_new_stage_changes_nothing_for_the_others(trained, toy):
+def test_a_new_stage_changes_nothing_for_the_others(toy):
     """Random keys and data seeds of a stage depend on its name, not on its place in a list."""
     from diladiff_jax.training import setup
 
