@@ -49,8 +49,12 @@ class ConfigError(ValueError):
 
 
 def blocks() -> dict[str, tuple[Options, ...]]:
-    """Every block of the config with the defaults of the options in it; "" is the top level."""
-    return {
+    """Every block of the config with the defaults of the options in it; "" is the top level.
+
+    Raises:
+      ValueError: a stage has the name of another block.
+    """
+    before: dict[str, tuple[Options, ...]] = {
         "": (ExperimentOptions(),),
         "data": (DataOptions(),),
         "tokenizer": (TokenizerOptions(),),
@@ -61,13 +65,19 @@ def blocks() -> dict[str, tuple[Options, ...]]:
         "latent_denoiser": (LatentDenoiserOptions(),),
         "scorer_network": (ScorerOptions(),),
         "diffusion": (ScheduleOptions(),),
-        **{name: (stage.training, stage.options) for name, stage in stages.STAGES.items()},
+    }
+    of_stages = {name: (stage.training, stage.options) for name, stage in stages.STAGES.items()}
+    after: dict[str, tuple[Options, ...]] = {
         "sampling": (SamplingOptions(),),
         "evaluation": (EvaluationOptions(),),
         "mesh": (MeshOptions(),),
         "memory": (MemoryOptions(),),
         "logging": (LoggingOptions(),),
     }
+    taken = {*before, *after, *(field.name for field in dataclasses.fields(ExperimentOptions))}
+    if clash := sorted(taken & of_stages.keys()):
+        raise ValueError(f"stage {clash[0]}: the config has other settings of that name")
+    return before | of_stages | after
 
 
 def default_config() -> Config:

@@ -78,12 +78,19 @@ class Model:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The models that can be sampled, the best last."""
+        """The models that can be sampled, in the order in which they were registered."""
         return tuple(
             name
             for name in stages.sampled_models()
             if all(self.has(stage) for stage in MODELS[name].stages)
         )
+
+    @property
+    def best(self) -> str | None:
+        """The model that is sampled where none is named; None if none is trained."""
+        preferred = [name for name in self.models if MODELS[name].preferred]
+        found = preferred or self.models
+        return found[-1] if found else None
 
     @property
     def devices(self) -> int:
@@ -126,17 +133,18 @@ class Model:
             for name, (stage, *path) in record.parameters.items()
         }
 
-    def controls(self, model: str = "diladiff", **given: Any) -> Controls:
+    def controls(self, model: str | None = None, **given: Any) -> Controls:
         """Settings of a sampling call; what is not given is the config's.
 
         Args:
-          model: what is sampled; it decides the default of `latent_steps`.
+          model: what is sampled; it decides the default of `latent_steps`. Default `best`.
           **given: decode_steps, latent_steps, temperature, top_p, gamma, threshold.
 
         Raises:
           ValueError: a number out of range, or a name that is not a setting of a call.
+          CheckpointError: no model is given, and none is trained.
         """
-        record = stages.model_named(model, controls=True)
+        record = self._record(None) if model is None else stages.model_named(model, controls=True)
         return arguments.controls(self.sampler.options, record, self.length, given)
 
     # Sampling.
@@ -160,7 +168,7 @@ class Model:
         Args:
           key: a JAX key, or an int seed.
           num: number of texts.
-          model: a name in `models`; default the best one trained here.
+          model: a name in `models`; default `best`.
           batch: texts at a time; default the config's, or `num` if that is smaller.
           start: index of the first sample.
           score: whether the trained scorer judges each text too, in the same program.
@@ -338,14 +346,14 @@ class Model:
         """The record of a model; by default of the best one."""
         if model is not None:
             return stages.model_named(model)
-        if not self.models:
+        if self.best is None:
             workdir = self.experiment.workdir
             lineage.require_source(workdir)
             raise CheckpointError(
                 f"{workdir} has no trained model. "
                 f"Run launch/train.py --workdir={workdir} --stage=all."
             )
-        return MODELS[self.models[-1]]
+        return MODELS[self.best]
 
     def _batch_size(self, num: int, batch: int | None) -> int:
         """Texts at a time: `batch` or the config's, at most `num`, divisible by the devices."""

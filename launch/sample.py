@@ -83,7 +83,7 @@ def main(argv: list[str]) -> None:
     from diladiff_jax.stages import MODELS, sampled_models
 
     model = dl.load(flags.FLAGS.workdir, config=cli.load_config(_CONFIG))
-    name = _MODEL.value or (model.models[-1] if model.models else None)
+    name = _MODEL.value or model.best
     if name is not None:
         cli.require_one_of("model", name, sampled_models())
     if name and MODELS[name].latent_steps is None and _LATENT_STEPS.value is not None:

@@ -107,7 +107,7 @@ def test_a_stage_and_a_model_from_outside_train_sample_and_are_reported(
     assert "toy 4: validation error" in capsys.readouterr().out
 
     model = dl.load(workdir)
-    assert model.models[-1] == "toy_model"
+    assert model.models[-1] == "toy_model" and model.best == "diladiff"
     samples = model.sample(0, num=2, model="toy_model", decode_steps=2)
     assert len(samples.texts) == 2
     assert samples.latents.shape == (2, *model.networks.latent_shape)
@@ -131,7 +131,14 @@ def test_config_knows_a_new_stage_and_checks_its_options(toy):
         micro_config(toy=dict(pul=1.0))
 
 
-def test_a_new_stage_changes_nothing_for_the_others(trained, toy):
+def test_a_workdir_of_an_extension_that_is_not_imported_says_so(tmp_path):
+    """Its config.json has a block that no stage declares."""
+    (tmp_path / "config.json").write_text(json.dumps({"toy": {"steps": 1}}))
+    with pytest.raises(dl.ConfigError, match="toy is no block of a config. If it is a stage of"):
+        dl.load(tmp_path)
+
+
+def test_a_new_stage_changes_nothing_for_the_others(toy):
     """Random keys and data seeds of a stage depend on its name, not on its place in a list."""
     from diladiff_jax.training import setup
 

@@ -5,6 +5,8 @@ import dataclasses
 import pytest
 
 from diladiff_jax import stages
+from diladiff_jax.config import blocks
+from diladiff_jax.run_options import TrainingOptions
 from diladiff_jax.stages import MODELS, STAGES
 
 
@@ -48,6 +50,30 @@ def test_a_stage_is_registered_once_and_after_its_predecessor():
     with pytest.raises(ValueError, match="predecessor nothing is not registered"):
         stages.register_stage(orphan)
     assert before == STAGES
+
+
+def test_a_stage_reads_trained_parameters_of_its_predecessors_alone():
+    """Others might not be trained before it; an option named like one of training is ambiguous."""
+    before = dict(STAGES)
+    stray = dataclasses.replace(STAGES["ladiff"], name="stray", frozen={"x": ("scorer",)})
+    with pytest.raises(ValueError, match="stage stray: scorer is not a predecessor of it"):
+        stages.register_stage(stray)
+    stray = dataclasses.replace(STAGES["mdlm_long"], name="stray", predecessor=None)
+    with pytest.raises(ValueError, match="stage stray: mdlm is not a predecessor of it"):
+        stages.register_stage(stray)
+    twice = dataclasses.replace(STAGES["mdlm"], name="twice", options=TrainingOptions())
+    with pytest.raises(ValueError, match="stage twice: option steps is one of its training"):
+        stages.register_stage(twice)
+    assert before == STAGES
+
+
+def test_a_stage_may_not_be_called_like_another_block_of_the_config(monkeypatch):
+    """Its block would replace that one."""
+    for name in ("data", "sampling", "seed"):
+        stage = dataclasses.replace(STAGES["mdlm"], name=name)
+        with monkeypatch.context() as patch, pytest.raises(ValueError, match=f"stage {name}: the"):
+            patch.setitem(STAGES, name, stage)
+            blocks()
 
 
 def test_a_model_is_registered_once_and_after_its_stages():

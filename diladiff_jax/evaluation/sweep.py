@@ -16,17 +16,8 @@ from diladiff_jax.evaluation.sweep_point import SweepPoint, sampling_batch
 from diladiff_jax.model import Model
 from diladiff_jax.stages import STAGES
 
-_SAMPLING_SETTINGS = (
-    "batch",
-    "prior_method",
-    "prior_steps",
-    "student_steps",
-    "gamma",
-    "order",
-    "refresh_every",
-    "skip_layers",
-    "skip_from",
-)
+_IN_ROWS = ("decode_steps", "temperature", "top_p")
+"""Settings of sampling that every row has of its own."""
 
 
 def evaluate(
@@ -93,8 +84,9 @@ def _sample(points: list[SweepPoint], samples: int, batch: int, say: Callable[[s
 def _setting(model: Model) -> dict[str, Any]:
     config = model.config
     sampling = {
-        name: list(value) if isinstance(value := config.sampling[name], tuple) else value
-        for name in _SAMPLING_SETTINGS
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in config.sampling.items()
+        if name not in _IN_ROWS
     }
     return {
         "seed": config.evaluation.seed,

@@ -64,7 +64,7 @@ class Solver:
     Attributes:
       advance: gives z_s from a `Step`.
       title: how reports call it.
-      calls_per_step: network calls of a step (the last one may need fewer).
+      calls_per_step: network calls of each step but the last, which takes one.
       uses_velocity: whether it reads the velocity, which some schedules do not have at t = 1.
     """
 
@@ -72,6 +72,14 @@ class Solver:
     title: str
     calls_per_step: int = 1
     uses_velocity: bool = False
+
+    def calls(self, steps: int) -> int:
+        """Network calls of `steps` steps."""
+        return (steps - 1) * self.calls_per_step + 1
+
+    def steps_within(self, calls: int) -> int:
+        """How many steps `calls` network calls allow."""
+        return (calls - 1) // self.calls_per_step + 1
 
 
 def euler(step: Step) -> Float[Array, "B N D"]:

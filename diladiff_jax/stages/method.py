@@ -170,7 +170,13 @@ def _student_calls(options: SamplingOptions) -> int:
 
 register_model(
     SampledModel(
-        "mdlm", "MDLM", {"denoiser": ("mdlm",)}, color="#7b7b7b", dark_color="#9a9a9a", marker="o"
+        "mdlm",
+        "MDLM",
+        {"denoiser": ("mdlm",)},
+        preferred=True,
+        color="#7b7b7b",
+        dark_color="#9a9a9a",
+        marker="o",
     )
 )
 register_model(
@@ -190,6 +196,7 @@ register_model(
         _PRIOR,
         PriorLatents(),
         lambda options: options.prior_steps,
+        preferred=True,
         color="#3b75af",
         dark_color="#6ea8e0",
         marker="^",
@@ -202,6 +209,7 @@ register_model(
         {"decoder": _DECODER, "student": ("diladiff",)},
         StudentLatents(),
         lambda options: options.student_steps,
+        preferred=True,
         color="#c8442d",
         dark_color="#f0795f",
         marker="s",

@@ -148,6 +148,7 @@ class SampledModel:
       latent_steps: the number of latent steps that the settings ask for; None without such steps.
       takes_latents: whether the latents of real text are given to it.
       control: whether it is only a control of evaluations.
+      preferred: whether it may be sampled where no model is named; of those trained, the last one.
       color, dark_color: in plots, on a light and on a dark page; dark enough, and light enough, to
         be told from the background.
       marker: matplotlib's marker of its points.
@@ -160,6 +161,7 @@ class SampledModel:
     latent_steps: Callable[[SamplingOptions], int] | None = None
     takes_latents: bool = False
     control: bool = False
+    preferred: bool = False
     color: str = "#555555"
     dark_color: str = "#aaaaaa"
     marker: str = "o"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -24,19 +25,27 @@ STAGES: dict[str, Stage] = {}
 """Every stage by name, in the order of training."""
 
 MODELS: dict[str, SampledModel] = {}
-"""Every model and control by name; of the models, later ones are better."""
+"""Every model and control by name; of the preferred models, later ones are better."""
 
 
 def register_stage(stage: Stage) -> Stage:
     """Adds a stage after all others.
 
     Raises:
-      ValueError: the name is taken, or its predecessor is unknown.
+      ValueError: the name is taken; its predecessor is unknown; it reads parameters of a stage that
+        need not be trained before it; or an option of its objective is named like one of training.
     """
     if stage.name in STAGES:
         raise ValueError(f"stage {stage.name} is registered already")
     if stage.predecessor is not None and stage.predecessor not in STAGES:
         raise ValueError(f"stage {stage.name}: predecessor {stage.predecessor} is not registered")
+    before = () if stage.predecessor is None else _with_predecessors(stage.predecessor)
+    for source, *_ in [*stage.frozen.values(), *([stage.start.source] if stage.start else [])]:
+        if source not in (*before, *FEATURES):
+            raise ValueError(f"stage {stage.name}: {source} is not a predecessor of it")
+    training = {field.name for field in dataclasses.fields(stage.training)}
+    if both := [o.name for o in dataclasses.fields(stage.options) if o.name in training]:
+        raise ValueError(f"stage {stage.name}: option {both[0]} is one of its training already")
     STAGES[stage.name] = stage
     return stage
 
@@ -85,8 +94,12 @@ def sampled_models(*, controls: bool = False) -> tuple[str, ...]:
 
 def predecessors(stage: str) -> tuple[str, ...]:
     """The stages before `stage`, nearest first."""
+    return _with_predecessors(stage)[1:]
+
+
+def _with_predecessors(stage: str) -> tuple[str, ...]:
     before = STAGES[stage].predecessor
-    return () if before is None else (before, *predecessors(before))
+    return (stage,) if before is None else (stage, *_with_predecessors(before))
 
 
 def features_source(settings: Mapping[str, Any]) -> str:
@@ -108,7 +121,7 @@ def preview_of(stage: Stage) -> Preview | None:
     """The stage's preview; for a model's name, samples with the stage's current parameters."""
     if not isinstance(stage.preview, str):
         return stage.preview
-    model = MODELS[stage.preview]
+    model = model_named(stage.preview, controls=True)
     own = {
         name: tuple(path)
         for name, (source, *path) in model.parameters.items()

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from diladiff_jax import files, stages
-from diladiff_jax.config import Config, ConfigError, resolve
+from diladiff_jax.config import Config, ConfigError, blocks, resolve
 
 Path = str | pathlib.Path
 
@@ -53,6 +53,12 @@ def load(workdir: Path) -> Config:
         ) from None
     if not isinstance(given, dict):
         raise ConfigError(f"{path}: got {type(given).__name__}, expected one JSON object.")
+    for name, value in given.items():
+        if isinstance(value, dict) and name not in blocks():
+            raise ConfigError(
+                f"{path}: {name} is no block of a config. If it is a stage of an extension, import "
+                f"the extension first: commands do with --config=FILE of a config that imports it."
+            )
     return resolve(given)
 
 

@@ -157,9 +157,12 @@ def _check_stages(
         lineage.require_source(workdir)
     for stage in own:
         require_divisible(config, mesh, stage)
-    first = stages_lib.stage_named(stages[0]).predecessor if stages else None
-    if first is not None and not lineage.trained_steps(workdir, first, init_from):
-        raise lineage.not_trained_error(workdir, first)
+    for stage in own:
+        previous = stages_lib.stage_named(stage).predecessor
+        if previous is None or previous in stages[: stages.index(stage)]:
+            continue
+        if not lineage.trained_steps(workdir, previous, init_from):
+            raise lineage.not_trained_error(workdir, previous)
 
 
 def _verify_checkpoints(workdir: pathlib.Path, stages: tuple[str, ...]) -> None:
@@ -168,8 +171,8 @@ def _verify_checkpoints(workdir: pathlib.Path, stages: tuple[str, ...]) -> None:
     A single process verifies them when it restores. One of several that stopped there would leave
     the others waiting.
     """
-    read = [*stages, *stages_lib.predecessors(stages[0])]
-    for stage in read:
+    read = (name for stage in stages for name in (stage, *stages_lib.predecessors(stage)))
+    for stage in dict.fromkeys(read):
         folder = lineage.last_checkpoint(workdir, stage)
         # `quarantine_corrupt` has verified this workdir's own; a bundle is verified on reading.
         inherited = folder.parents[2] != workdir

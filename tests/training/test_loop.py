@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 import pytest
 from micro import micro_config
 
-from diladiff_jax.config import ConfigError
+from diladiff_jax.config import ConfigError, stages_of
 from diladiff_jax.storage import CheckpointError, WorkdirError
 from diladiff_jax.training import loop
 from diladiff_jax.training.anomalies import TrainingError
@@ -255,6 +255,14 @@ def test_a_workdir_has_one_trainer(tmp_path):
     for _ in range(2):
         with pytest.raises(CheckpointError, match="stage autoencoder is not trained"):
             train(micro_config(), workdir, ("ladiff",))
+
+
+def test_a_stage_whose_predecessor_is_left_out_is_found_before_anything_is_trained(tmp_path):
+    """`--stage=all` with ladiff.steps=0 would fail at the student, after days of training."""
+    config = micro_config(ladiff=dict(steps=0))
+    with pytest.raises(CheckpointError, match="stage ladiff is not trained"):
+        train(config, tmp_path / "w", stages_of(config))
+    assert not (tmp_path / "w" / "data").exists()
 
 
 def test_no_update_waits_for_a_checkpoint(tmp_path, monkeypatch):

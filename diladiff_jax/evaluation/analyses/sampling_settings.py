@@ -15,11 +15,11 @@ from diladiff_jax.evaluation.figures import Table, cells, table
 from diladiff_jax.evaluation.measures.samples import sample_measures
 from diladiff_jax.evaluation.sweep_point import sampling_batch
 from diladiff_jax.model import Model
+from diladiff_jax.sampling.latent import SOLVERS
 from diladiff_jax.sampling.sampler import PriorLatents
 from diladiff_jax.stages import MODELS, SampledModel
 
-_SAMPLERS = {"euler": "Euler", "ddim": "DDIM", "heun": "Heun", "dpmpp_2m": "DPM-Solver++(2M)"}
-_EULER_STEPS = 200
+_LIMIT_STEPS = 200
 _CALLS = (5, 10, 20)
 _STUDENT_STEPS = (1, 2, 4, 5, 8)
 
@@ -70,9 +70,9 @@ def sampled_rows(
 def latent_samplers(model: Model, samples: int, *, seed: int = 0) -> Table:
     """What each latent sampler and the student reach with few network calls.
 
-    A step takes one call of the network; Heun's takes two, except for its last step; the student's
-    takes two. Euler's method with 200 steps is the limit that the others approach. Decoding is as
-    in the config.
+    A step takes as many calls of the network as its solver says, the student's two. The first
+    solver (Euler's method) with 200 steps is the limit that the others approach. Solvers that need
+    a velocity which the schedule does not have are left out. Decoding is as in the config.
 
     Args:
       model: the workdir's models.
@@ -81,9 +81,11 @@ def latent_samplers(model: Model, samples: int, *, seed: int = 0) -> Table:
     """
     measure = sample_measures(model)
 
+    finite = model.sampler.schedule.finite_velocity
+    solvers = {name: each for name, each in SOLVERS.items() if finite or not each.uses_velocity}
     priors = {
-        method: dataclasses.replace(MODELS["ladiff"], source=PriorLatents(method, "previous"))
-        for method in _SAMPLERS
+        name: dataclasses.replace(MODELS["ladiff"], source=PriorLatents(name, "previous"))
+        for name in solvers
     }
 
     def row(label: str, record: SampledModel, steps: int, calls: int) -> list[Any]:
@@ -91,12 +93,13 @@ def latent_samplers(model: Model, samples: int, *, seed: int = 0) -> Table:
         found = measure(tokens)
         return [label, steps, calls, *(c for metric in QUALITY for c in cells(found.get(metric)))]
 
-    rows = [row(_SAMPLERS["euler"], priors["euler"], _EULER_STEPS, _EULER_STEPS)]
-    for method, label in _SAMPLERS.items():
-        for calls in _CALLS:
-            steps = (calls + 1) // 2 if method == "heun" else calls
-            used = 2 * steps - 1 if method == "heun" else steps
-            rows.append(row(label, priors[method], steps, used))
+    limit = next(iter(solvers))
+    calls = solvers[limit].calls(_LIMIT_STEPS)
+    rows = [row(solvers[limit].title, priors[limit], _LIMIT_STEPS, calls)]
+    for name, solver in solvers.items():
+        for most in _CALLS:
+            steps = solver.steps_within(most)
+            rows.append(row(solver.title, priors[name], steps, solver.calls(steps)))
     rows += [row("student", MODELS["diladiff"], steps, 2 * steps) for steps in _STUDENT_STEPS]
     columns = ["latents by", "steps", "network calls"]
     columns += [c for metric in QUALITY for c in (metric, "low", "high")]
