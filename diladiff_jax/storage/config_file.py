@@ -53,11 +53,13 @@ def load(workdir: Path) -> Config:
         ) from None
     if not isinstance(given, dict):
         raise ConfigError(f"{path}: got {type(given).__name__}, expected one JSON object.")
+    known = blocks()
     for name, value in given.items():
-        if isinstance(value, dict) and name not in blocks():
+        if isinstance(value, dict) and name not in known:
             raise ConfigError(
-                f"{path}: {name} is no block of a config. If it is a stage of an extension, import "
-                f"the extension first: commands do with --config=FILE of a config that imports it."
+                f"{path}: {name[:100]!r} is not a block of a config. If it is a stage of an "
+                f"extension, import the extension first: commands do so with --config=FILE of a "
+                f"config that imports it."
             )
     return resolve(given)
 
