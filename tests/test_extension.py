@@ -134,7 +134,9 @@ def test_config_knows_a_new_stage_and_checks_its_options(toy):
 def test_a_workdir_of_an_extension_that_is_not_imported_says_so(tmp_path):
     """Its config.json has a block that no stage declares."""
     (tmp_path / "config.json").write_text(json.dumps({"toy": {"steps": 1}}))
-    with pytest.raises(dl.ConfigError, match="toy is no block of a config. If it is a stage of"):
+    with pytest.raises(
+        dl.ConfigError, match="'toy' is not a block of a config. If it is a stage of"
+    ):
         dl.load(tmp_path)
 
 
