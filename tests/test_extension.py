@@ -144,15 +144,20 @@ def test_a_new_stage_changes_nothing_for_the_others(toy):
     """Random keys and data seeds of a stage depend on its name, not on its place in a list."""
     from diladiff_jax.training import setup
 
-    before = {name: setup.data_seed(0, name) for name in stages.STAGES}
+    def draws(name):
+        keys = jax.random.key_data(setup.stage_keys(0, name))
+        return setup.data_seed(0, name), keys.tolist()
+
+    before = {name: draws(name) for name in stages.STAGES}
     first = stages.STAGES.pop("mdlm")
     try:
-        after = {name: setup.data_seed(0, name) for name in stages.STAGES}
+        after = {name: draws(name) for name in stages.STAGES}
     finally:
         rest = dict(stages.STAGES)
         stages.STAGES.clear()
         stages.STAGES.update({"mdlm": first, **rest})
-    assert all(before[name] == seed for name, seed in after.items())
+    assert all(before[name] == drawn for name, drawn in after.items())
+    assert len({str(drawn) for drawn in before.values()}) == len(before)
 
 
 def test_names_are_registered_once():

@@ -14,7 +14,7 @@ from diladiff_jax.evaluation.measures.samples import sample_measures, scorer_set
 from diladiff_jax.evaluation.models import controls
 from diladiff_jax.evaluation.sweep_point import SweepPoint, sampling_batch
 from diladiff_jax.model import Model
-from diladiff_jax.stages import STAGES
+from diladiff_jax.stages import MODELS, STAGES
 
 _IN_ROWS = ("decode_steps", "temperature", "top_p")
 """Settings of sampling that every row has of its own."""
@@ -65,11 +65,12 @@ def evaluate(
 
 
 def _plan(model: Model) -> list[tuple[str, int]]:
-    """The names and decoding steps of all points. Controls are for comparison with DiLaDiff."""
+    """The names and decoding steps of all points: the models, and the controls of a latent."""
     settings = model.config.evaluation
     plan = [(name, steps) for name in model.models for steps in settings.decode_steps]
-    if "diladiff" in model.models:
-        plan += [(name, steps) for name in controls() for steps in settings.control_steps]
+    if any(MODELS[name].has_latent for name in model.models):
+        possible = [name for name in controls() if all(map(model.has, MODELS[name].stages))]
+        plan += [(name, steps) for name in possible for steps in settings.control_steps]
     return plan
 
 

@@ -149,7 +149,8 @@ class DiLaDiff:
                 self.network, params, self.schedule, options.step_form, z_t, t, r, self_condition
             )
 
-        warm = jnp.minimum(1.0, step / max(options.tangent_warmup, 1)) if train else 1.0
+        warmup = options.tangent_warmup if train else 0
+        warm = jnp.minimum(1.0, step / warmup) if warmup else 1.0
         student, target = meanflow.average_velocity_target(u, z_t, t, r, v, warm)
         loss, error = meanflow.adaptive_loss(student, target, options.loss_offset)
         size = z.shape[1] * z.shape[2]

@@ -1,10 +1,12 @@
 """Jitted samplers: latents by a solver or the student, then tokens in any unmasking order."""
 
 from diladiff_jax.sampling.categorical import (
+    normal_per_sample,
     nucleus_threshold,
     sample_categorical,
     text_logits,
     token_distribution,
+    uniform_per_sample,
 )
 from diladiff_jax.sampling.latent import (
     GAMMA_WARPS,
@@ -56,6 +58,7 @@ __all__ = [
     "ancestral",
     "by_confidence",
     "few_step",
+    "normal_per_sample",
     "nucleus_threshold",
     "plain",
     "probability_flow",
@@ -64,4 +67,5 @@ __all__ = [
     "sample_categorical",
     "text_logits",
     "token_distribution",
+    "uniform_per_sample",
 ]

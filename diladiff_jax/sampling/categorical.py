@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, UInt32
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, UInt32
 
 from diladiff_jax.diffusion.masking import restrict
 
@@ -113,3 +113,8 @@ def split_per_sample(keys: Keys) -> tuple[Keys, Keys]:
 def fold_in_per_sample(keys: Keys, data: Int[Array, ""] | int) -> Keys:
     """`jax.random.fold_in` of each of `keys [B]`."""
     return jax.vmap(lambda key: jax.random.fold_in(key, data))(keys)
+
+
+def sample_keys(key: PRNGKeyArray, indices: Int[Array, " B"]) -> Keys:
+    """One key per sample `[B]`, a function of `key` and the sample's index."""
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)

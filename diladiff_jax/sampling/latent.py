@@ -44,6 +44,8 @@ class Step:
       t, s: times `[B]`.
       k, steps: the step's number, from 0, and how many there are.
       denoise: (z_t, t) -> another prediction, self-conditioned on `z`.
+      keys: for a stochastic solver, one random key per sample and step; None if the caller of
+        `probability_flow` gave none.
     """
 
     schedule: gaussian.Schedule
@@ -55,6 +57,7 @@ class Step:
     k: Int[Array, ""]
     steps: Int[Array, ""] | int
     denoise: Callable[[Array, Array], Array]
+    keys: Keys | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,16 +155,20 @@ def probability_flow(
     noise: Float[Array, "B N D"],
     steps: Int[Array, ""] | int,
     *,
+    keys: Keys | None = None,
     method: str = "euler",
     self_conditioning: str = "previous",
 ) -> Float[Array, "B N D"]:
     """Integrates the probability-flow ODE from t = 1 to t = 0 on `steps` equal intervals of t.
+
+    A stochastic solver makes it a sampler of the reverse diffusion instead.
 
     Args:
       denoise: the prior; see `Denoise`.
       schedule: the noise schedule it was trained with.
       noise: z_1 ~ N(0, I).
       steps: the number of intervals.
+      keys: `[B]`, for stochastic solvers.
       method: a name in `SOLVERS`.
       self_conditioning: one of `SELF_CONDITIONINGS`.
 
@@ -175,8 +182,7 @@ def probability_flow(
             f"self_conditioning: got {self_conditioning!r}, "
             f"expected one of {', '.join(SELF_CONDITIONINGS)}"
         )
-    nothing = jnp.zeros_like(noise)
-    batch = noise.shape[:1]
+    nothing, batch = jnp.zeros_like(noise), noise.shape[:1]
 
     def condition_on(z: Array) -> Array:
         return nothing if self_conditioning == "none" else z
@@ -198,6 +204,7 @@ def probability_flow(
             k,
             steps,
             denoise=lambda z_s, s: denoise(z_s, s, condition_on(z)),
+            keys=None if keys is None else fold_in_per_sample(keys, k),
         )
         return SOLVERS[method].advance(step), z
 

@@ -51,12 +51,14 @@ class Order:
       help: one line for the reference of settings.
       can_refresh: whether it supports `TokenNetwork.refresh`.
       fixed_steps: whether the number of steps is known before decoding starts.
+      any_process: whether it decodes any `DiscreteProcess`, not only absorbing masks.
     """
 
     decode: OrderFunction
     help: str
     can_refresh: bool = False
     fixed_steps: bool = True
+    any_process: bool = False
 
 
 def ancestral(
@@ -169,7 +171,9 @@ ORDERS: dict[str, Order] = {
     "count": Order(equal_counts, "random order, equal counts in all steps", can_refresh=True),
     "confidence": Order(by_confidence, "the most confident tokens first, equal counts"),
     "threshold": Order(by_threshold, "all tokens above a confidence", fixed_steps=False),
-    "plain": Order(plain, "the reverse process, all logits in every step (slow; a reference)"),
+    "plain": Order(
+        plain, "the reverse process, all logits in every step (slow; a reference)", any_process=True
+    ),
 }
 """Every unmasking order by its name in `sampling.order`."""
 

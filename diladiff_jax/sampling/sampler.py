@@ -12,11 +12,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from diladiff_jax.diffusion import gaussian, meanflow
-from diladiff_jax.diffusion.masking import DiscreteProcess
+from diladiff_jax.diffusion.masking import AbsorbingProcess, DiscreteProcess
 from diladiff_jax.nn.call import apply
 from diladiff_jax.nn.networks import Networks
 from diladiff_jax.sampling import latent
-from diladiff_jax.sampling.categorical import Keys, normal_per_sample, split_per_sample
+from diladiff_jax.sampling.categorical import (
+    Keys,
+    normal_per_sample,
+    sample_keys,
+    split_per_sample,
+)
 from diladiff_jax.sampling.options import SamplingOptions
 from diladiff_jax.sampling.orders import ORDERS, TokenControls, TokenNetwork
 
@@ -97,6 +102,7 @@ class PriorLatents:
             sampler.schedule,
             noise,
             controls.latent_steps,
+            keys=keys,
             method=bound.method or "",
             self_conditioning=bound.self_conditioning or "",
         )
@@ -166,6 +172,9 @@ class Sampler:
       process: the diffusion process of the tokens.
       options: the `sampling` block of the config.
       step_form: how the student's prediction is read; a name in `meanflow.STEP_FORMS`.
+
+    Raises:
+      ValueError: the order of `options` works for absorbing masks only, and `process` is another.
     """
 
     networks: Networks
@@ -173,6 +182,15 @@ class Sampler:
     process: DiscreteProcess
     options: SamplingOptions = dataclasses.field(default_factory=SamplingOptions)
     step_form: str = "velocity"
+
+    def __post_init__(self) -> None:
+        absorbing = isinstance(self.process, AbsorbingProcess)
+        if not (absorbing or ORDERS[self.options.order].any_process):
+            able = ", ".join(name for name, order in ORDERS.items() if order.any_process)
+            raise ValueError(
+                f"order: got {self.options.order!r}, expected one of {able} for a process other "
+                f"than absorbing masks"
+            )
 
     def generate(
         self,
@@ -284,8 +302,3 @@ class Sampler:
             return call(h, method="project")
 
         return TokenNetwork(context, logits, refresh, self.options.refresh_every)
-
-
-def sample_keys(key: PRNGKeyArray, indices: Int[Array, " B"]) -> Keys:
-    """One key per sample `[B]`, a function of `key` and the sample's index."""
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)

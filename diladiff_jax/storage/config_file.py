@@ -95,10 +95,14 @@ def require_same(config: Config, workdir: Path) -> None:
     Raises:
       ConfigError: a setting differs that the workdir's networks were trained with.
     """
+    ours = load(workdir).to_dict()
+    recorded = json.loads((pathlib.Path(workdir) / _FILE).read_bytes())
     changed = [
         key
-        for key in _differences(load(workdir).to_dict(), config.to_dict())
-        if key.split(".")[0] not in MAY_CHANGE and not key.endswith(".steps")
+        for key in _differences(ours, config.to_dict())
+        if key.split(".")[0] not in MAY_CHANGE
+        and key.split(".")[0] in recorded  # a stage that was registered since is new there
+        and not key.endswith(".steps")
     ]
     if changed:
         raise ConfigError(

@@ -180,8 +180,7 @@ class _StageTrainer:
         self._observe_pending()
         self.pending = (step, metrics, tokens)
 
-        stopping = self.stop_signal.reached()
-        last = done == self.stop
+        stopping, last = self.stop_signal.reached(), done == self.stop
         self.checkpoint_due |= done % self.options.checkpoint_every == 0
         if last or stopping or self.checkpoint_due:  # nothing is saved before it was looked at
             self._observe_pending()
