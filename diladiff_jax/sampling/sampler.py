@@ -186,11 +186,8 @@ class Sampler:
     def __post_init__(self) -> None:
         absorbing = isinstance(self.process, AbsorbingProcess)
         if not (absorbing or ORDERS[self.options.order].any_process):
-            able = ", ".join(name for name, order in ORDERS.items() if order.any_process)
-            raise ValueError(
-                f"order: got {self.options.order!r}, expected one of {able} for a process other "
-                f"than absorbing masks"
-            )
+            order = self.options.order
+            raise ValueError(f"order: got {order!r}, expected one for any process, as 'plain' is")
 
     def generate(
         self,
