@@ -184,9 +184,8 @@ class Sampler:
     step_form: str = "velocity"
 
     def __post_init__(self) -> None:
-        absorbing = isinstance(self.process, AbsorbingProcess)
-        if not (absorbing or ORDERS[self.options.order].any_process):
-            order = self.options.order
+        order, absorbing = self.options.order, isinstance(self.process, AbsorbingProcess)
+        if not (absorbing or ORDERS[order].any_process):
             raise ValueError(f"order: got {order!r}, expected one for any process, as 'plain' is")
 
     def generate(
