@@ -149,7 +149,7 @@ class SampledModel:
       takes_latents: whether the latents of real text are given to it.
       control: whether it is only a control of evaluations.
       color, dark_color: in plots, on a light and on a dark page; dark enough, and light enough, to
-        be told from the background.
+        stand out against it.
       marker: matplotlib's marker of its points.
     """
 
