@@ -42,8 +42,8 @@ class Samples:
       unmasked_at: the decoding step that unmasked each position, `[num, L]`; -1 where it was given.
       latents: `[num, N, D_lat]`, or None without a latent.
       nll: with `score`, the negative log-likelihood of each text under the trained scorer in nats
-        per token, `[num]`. It is of the sampled tokens: a word in unusual pieces has a larger one
-        than the same text tokenized again.
+        per token, `[num]`. It is computed on the sampled tokens: a text whose words are split in
+        unusual ways has a larger value than the same text tokenized again.
     """
 
     texts: list[str]
@@ -134,10 +134,10 @@ class Model:
         }
 
     def controls(self, model: str | None = None, **given: Any) -> Controls:
-        """Settings of a sampling call; what is not given is the config's.
+        """Settings of a sampling call; those that are not given come from the config.
 
         Args:
-          model: what is sampled; it decides the default of `latent_steps`. Default `best`.
+          model: the model to sample; it decides the default of `latent_steps`. Default `best`.
           **given: decode_steps, latent_steps, temperature, top_p, gamma, threshold.
 
         Raises:
@@ -162,8 +162,8 @@ class Model:
     ) -> Samples:
         """Samples `num` texts.
 
-        Sample i of a key has the same random draws whatever `num`, `batch` and the number of
-        devices are, and so, up to rounding, is the same text.
+        Sample i of a key uses the same random numbers regardless of `num`, `batch` and the number
+        of devices, and so, up to rounding, is the same text.
 
         Args:
           key: a JAX key, or an int seed.
@@ -194,7 +194,7 @@ class Model:
         score: bool = False,
         **controls: Any,
     ) -> Iterator[Samples]:
-        """`sample`, or `infill` of one prompt, one batch at a time in the memory of one batch.
+        """`sample`, or `infill` of one prompt, as a stream with one batch in memory at a time.
 
         To continue after n samples, raise `start` by n. Arguments and errors are those of `sample`.
         """
@@ -229,7 +229,7 @@ class Model:
           key: a JAX key, or an int seed.
           prompt: text or texts in which each `[MASK]` is one token to fill in and what follows the
             text is free too; or int32 tokens `[B, L]` with the mask's id where the model is free.
-          model, batch, start, score, **controls: as of `sample`.
+          model, batch, start, score, **controls: as in `sample`.
 
         Raises:
           ValueError: a prompt is empty, too long, leaves nothing to fill in or misspells the mask;
@@ -239,7 +239,7 @@ class Model:
         return self._run(record, key, tokens, batch, start, controls, score=score)
 
     def prompt_tokens(self, prompt: str | Sequence[str] | np.ndarray) -> np.ndarray:
-        """Prompts as int32 `[B, L]`, masked wherever the model is free. Raises as `infill`."""
+        """Prompts as int32 `[B, L]`, masked where the model is free. Raises as `infill` does."""
         process = self.experiment.process
         return arguments.prompt_tokens(prompt, self.tokenizer, process, self.length)
 
@@ -285,7 +285,7 @@ class Model:
     ) -> Samples:
         """Decodes standardized latents `[B, N, D_lat]`: encoded, sampled or interpolated ones.
 
-        Other arguments are those of `sample`.
+        The other arguments are those of `sample`.
 
         Raises:
           ValueError: latents of another shape, or an argument out of range.
@@ -384,8 +384,8 @@ def load(
 
     Args:
       workdir: the folder.
-      config: the workdir's own config with other settings of sampling, evaluation or logging;
-        default as it is.
+      config: the workdir's config, in which settings that may change (docs/architecture.md) may
+        differ; default: the config as saved.
       mesh: with axes (data, fsdp, tensor); default all devices along data.
 
     Raises:

@@ -36,15 +36,15 @@ class ExperimentOptions(Options):
     )
     compute_dtype: str = setting(
         "float32",
-        "of activations; optimizer, student and (but for memory.param_dtype) parameters stay in "
-        "float32",
+        "of activations; optimizer, student and (unless memory.param_dtype differs) parameters "
+        "stay in float32",
         one_of("float32", "bfloat16"),
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingOptions(Options):
-    """How a stage is trained. Every stage's block has these beside its objective's options."""
+    """How a stage is trained. Every stage has these in addition to its objective's options."""
 
     steps: int = setting(0, "updates; 0 leaves the stage out", at_least(0))
     batch: int = setting(

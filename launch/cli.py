@@ -129,8 +129,8 @@ def distributed_flags() -> None:
     flags.DEFINE_string(
         "distributed",
         "",
-        "How several processes find each other: auto (the TPU pod, SLURM or Kubernetes knows), or"
-        " HOST:PORT of the first process. Default: this is the only process.",
+        "How several processes find each other: auto (on a TPU pod, under SLURM or on Kubernetes), "
+        "or HOST:PORT of the first process. Default: this is the only process.",
     )
     flags.DEFINE_integer(
         "num_processes",

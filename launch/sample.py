@@ -3,11 +3,11 @@
     python launch/sample.py --workdir=runs/tiny --num=64 --decode_steps=8 --out=samples.jsonl
     python launch/sample.py --workdir=runs/tiny --num=4 --prompt="Mia found a [MASK] kite"
 
-Sample i of a seed is the same whatever --num, --batch or the number of devices. With --prompt the
+Sample i of a seed does not depend on --num, --batch or the number of devices. With --prompt the
 given tokens are fixed, each [MASK] is one token to fill in, and the text after the prompt is free.
 
 Each batch is written to FILE.partial as soon as it is sampled; when all samples are there, the file
-is renamed to FILE and replaces earlier samples. A file of anything else is not overwritten. To
+is renamed to FILE and replaces earlier samples. No other kind of file is overwritten. To
 resume a stopped command, run it again: it continues after the last sample that was written.
 """
 
@@ -74,7 +74,8 @@ _SCORE = flags.DEFINE_bool(
 _OUT = flags.DEFINE_string(
     "out",
     None,
-    "JSON Lines file to write; default: print the texts, with the further lines of each indented.",
+    "JSON Lines file to write; default: print the texts; lines after the first of a text "
+    "are indented.",
 )
 
 

@@ -44,7 +44,7 @@ def test_every_preview_is_of_a_registered_model_that_the_stage_completes():
 def test_a_stage_is_registered_once_and_after_its_predecessor():
     """A rejected one leaves the registry as it was."""
     before = dict(STAGES)
-    with pytest.raises(ValueError, match="stage mdlm is registered already"):
+    with pytest.raises(ValueError, match="stage mdlm is already registered"):
         stages.register_stage(STAGES["mdlm"])
     orphan = dataclasses.replace(STAGES["mdlm"], name="orphan", predecessor="nothing")
     with pytest.raises(ValueError, match="predecessor nothing is not registered"):
@@ -79,7 +79,7 @@ def test_a_stage_may_not_be_called_like_another_block_of_the_config(monkeypatch)
 def test_a_model_is_registered_once_and_after_its_stages():
     """A rejected one leaves the registry as it was."""
     before = dict(MODELS)
-    with pytest.raises(ValueError, match="model mdlm is registered already"):
+    with pytest.raises(ValueError, match="model mdlm is already registered"):
         stages.register_model(MODELS["mdlm"])
     orphan = dataclasses.replace(MODELS["mdlm"], name="orphan", parameters={"x": ("nothing",)})
     with pytest.raises(ValueError, match="stage nothing is not registered"):

@@ -38,7 +38,7 @@ def masked_loss(
     """Cross-entropy on the corrupted tokens, summed over them and averaged over batch and length.
 
     Args:
-      nll, right: as of `masking.token_nll`.
+      nll, right: as returned by `masking.token_nll`.
       x_t: the corrupted text.
       t: masking ratios.
       process: says which positions count, and the bound's weight.

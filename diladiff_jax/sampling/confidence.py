@@ -39,12 +39,12 @@ def by_confidence(
     """Unmasks first the tokens that the model is most confident of.
 
     Every step samples a token for each masked position. Its confidence is the probability that the
-    model itself gives it, whatever temperature and nucleus it was sampled with (at temperature 0
-    every sample would be certain). Each step keeps the same number of the most confident tokens
+    model itself gives it, before temperature and nucleus (at temperature 0 every sample would be
+    certain). Each step keeps the same number of the most confident tokens
     (plus or minus one). With `use_threshold` it keeps every token of at least
     `controls.threshold`, and the most confident one in any case, and takes as many steps as that
-    needs (`controls.steps` is ignored). The other tokens are sampled again in the next step. This
-    is not a sample of the model's law: it costs diversity.
+    needs (`controls.steps` is ignored). The other tokens are sampled again in the next step. The
+    result is not a sample from the model's distribution: it costs diversity.
 
     Arguments and results are otherwise those of `ancestral`.
     """

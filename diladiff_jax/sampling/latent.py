@@ -145,7 +145,7 @@ def register_solver(name: str, solver: Solver) -> None:
       ValueError: the name is taken.
     """
     if name in SOLVERS:
-        raise ValueError(f"solver {name} is registered already")
+        raise ValueError(f"solver {name} is already registered")
     SOLVERS[name] = solver
 
 

@@ -33,8 +33,8 @@ class SamplingOptions(Options):
     threshold: float = setting(0.9, "order `threshold`: confidence to unmask at", between(0, 1))
     refresh_every: int = setting(
         1,
-        "above 1, keys and values of all positions are recomputed only in every such step (an "
-        "approximation)",
+        "if above 1: keys and values of all positions are recomputed only once in this many steps "
+        "(an approximation)",
         above(0),
     )
     skip_layers: tuple[int, ...] = setting(
@@ -49,8 +49,10 @@ class SamplingOptions(Options):
         "previous", "what the prior is conditioned on", one_of(*SELF_CONDITIONINGS)
     )
     student_steps: int = setting(5, "steps of the student", above(0))
-    gamma: float = setting(0.8, "fresh noise of the student's sampler", fraction_below(1))
-    gamma_warp: str = setting("noise_level", "time that it jumps to", key_of(GAMMA_WARPS))
+    gamma: float = setting(0.8, "share of fresh noise in the student's sampler", fraction_below(1))
+    gamma_warp: str = setting(
+        "noise_level", "how gamma-sampling chooses the time to jump to", key_of(GAMMA_WARPS)
+    )
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Approximations need an order that supports them, and exclude each other."""

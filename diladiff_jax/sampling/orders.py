@@ -75,12 +75,12 @@ def ancestral(
 
     In the step from t to s a masked token is unmasked with probability 1 - s/t. On the equal grid
     this makes the step that unmasks a position uniform over all steps and independent of everything
-    else, so it is sampled first, once. The category is sampled in that step, from a draw of its
-    own. A token that is unmasked (or given) never changes.
+    else, so it is sampled first, once. The token itself is sampled in that step, with a
+    separate random number. A token that is unmasked (or given) never changes.
 
     Since the positions of a step are known in advance, logits are computed for them alone, and a
-    step in which no row unmasks anything is skipped. The law is that of the plain sampler. With
-    `network.refresh` it is only close to it.
+    step in which no row unmasks anything is skipped. The distribution is that of `plain`. With
+    `network.refresh` it is only close to that.
 
     Args:
       network: see `TokenNetwork`.
@@ -133,7 +133,7 @@ def plain(
     """The reverse process step by step, for any `DiscreteProcess`: the reference of `ancestral`.
 
     Every step samples x_0 at all open positions and lets `process.step` choose what changes. For
-    absorbing masks the law is that of `ancestral`, at many times its cost.
+    absorbing masks the distribution is that of `ancestral`, at many times its cost.
     """
     size, length = chunk_size(tokens, rows), tokens.shape[1]
     free, sampleable = process.is_open(tokens), jnp.asarray(process.sampleable)
@@ -185,7 +185,7 @@ def register_order(name: str, order: Order) -> None:
       ValueError: the name is taken.
     """
     if name in ORDERS:
-        raise ValueError(f"order {name} is registered already")
+        raise ValueError(f"order {name} is already registered")
     ORDERS[name] = order
 
 
@@ -228,8 +228,8 @@ def _updated_context(
     def refreshed() -> Any:
         return jax.lax.fori_loop(0, -(-jnp.max(last - first) // size), refresh_chunk, context)
 
-    # A row without work in a step may skip it or not, as its batch has it: both give the same
-    # tokens.
+    # Whether a row with nothing to unmask in a step skips it depends on its batch: the tokens are
+    # the same either way.
     is_due = k // every > previous // every
     return jax.lax.cond(is_due, lambda: network.context(x, k), refreshed)
 

@@ -205,7 +205,7 @@ class Sampler:
             "denoiser".
           key: one key for all samples.
           indices: the samples' numbers.
-          prompt: tokens, open wherever the model is free.
+          prompt: tokens, open where the model is free.
           controls: see `Controls`.
         """
         keys = sample_keys(key, indices)
@@ -222,7 +222,7 @@ class Sampler:
         latents: Float[Array, "B N D"],
         controls: Controls,
     ) -> Sample:
-        """Decodes given latents: encoded, interpolated or edited. Arguments as of `generate`."""
+        """Decodes given latents: encoded, interpolated or edited. Arguments as in `generate`."""
         return self.decode(params, sample_keys(key, indices), prompt, latents, controls)
 
     def decode(

@@ -134,7 +134,7 @@ register_stage(
     )
 )
 
-# Baselines, trained where their `steps` is above 0.
+# Baselines, which are trained if their `steps` is above 0.
 
 register_stage(
     Stage(

@@ -150,7 +150,7 @@ class SampledModel:
       control: whether it is only a control of evaluations.
       preferred: whether it may be sampled where no model is named; of those trained, the last one.
       color, dark_color: in plots, on a light and on a dark page; dark enough, and light enough, to
-        be told from the background.
+        stand out against it.
       marker: matplotlib's marker of its points.
     """
 

@@ -36,7 +36,7 @@ def register_stage(stage: Stage) -> Stage:
         need not be trained before it; or an option of its objective is named like one of training.
     """
     if stage.name in STAGES:
-        raise ValueError(f"stage {stage.name} is registered already")
+        raise ValueError(f"stage {stage.name} is already registered")
     if stage.predecessor is not None and stage.predecessor not in STAGES:
         raise ValueError(f"stage {stage.name}: predecessor {stage.predecessor} is not registered")
     before = () if stage.predecessor is None else _with_predecessors(stage.predecessor)
@@ -57,7 +57,7 @@ def register_model(model: SampledModel) -> SampledModel:
       ValueError: the name is taken, or a stage that it needs is unknown.
     """
     if model.name in MODELS:
-        raise ValueError(f"model {model.name} is registered already")
+        raise ValueError(f"model {model.name} is already registered")
     if missing := [stage for stage in model.stages if stage not in STAGES]:
         raise ValueError(f"model {model.name}: stage {missing[0]} is not registered")
     MODELS[model.name] = model

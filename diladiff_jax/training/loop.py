@@ -182,7 +182,7 @@ class _StageTrainer:
 
         stopping, last = self.stop_signal.reached(), done == self.stop
         self.checkpoint_due |= done % self.options.checkpoint_every == 0
-        if last or stopping or self.checkpoint_due:  # nothing is saved before it was looked at
+        if last or stopping or self.checkpoint_due:  # check an update before saving it
             self._observe_pending()
         self._log_metrics(done, now=last or stopping)
         if last or (done % self.options.validate_every == 0 and not stopping):

@@ -29,7 +29,7 @@ def decay_schedule(settings: Mapping[str, Any], peak: float) -> optax.Schedule:
 
 
 def warmup_schedule(warmup: int) -> optax.Schedule:
-    """Factor (n + 1) / warmup up to 1, so that the first update already moves."""
+    """The factor (n + 1) / warmup, at most 1: the first update is already above zero."""
     return lambda step: jnp.minimum(1.0, (step + 1) / max(warmup, 1))
 
 

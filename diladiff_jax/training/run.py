@@ -45,7 +45,7 @@ def train(
     Raises:
       ConfigError, DataError, PretrainedError, CheckpointError, WorkdirError, TrainingError: invalid
         settings, text, published files, checkpoints, workdir, or numbers that are not finite.
-      Preempted: SIGTERM or Ctrl-C came, and everything is saved.
+      Preempted: stopped by SIGTERM or Ctrl-C, after saving what can be saved.
     """
     workdir = pathlib.Path(workdir)
     for stage in stages:

@@ -1,4 +1,4 @@
-"""What a stage needs before its first update: keys, a start, its clock, its validation batches."""
+"""What a stage needs before its first update: keys, initial values, a clock, validation batches."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import jax
 
 
 class TraceWindow:
-    """Traces `steps` updates from update `at` on into `folder`; with `steps` 0, nothing."""
+    """Traces `steps` updates into `folder`, from update `at` on; nothing if `steps` is 0."""
 
     def __init__(self, folder: pathlib.Path, at: int, steps: int) -> None:
         self._folder, self._at, self._steps, self._running = folder, at, steps, False
