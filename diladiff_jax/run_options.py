@@ -136,7 +136,7 @@ class LoggingOptions(Options):
         "stops the training",
         at_least(0),
     )
-    profile_at: int = setting(10, "first update of the trace", at_least(0))
+    profile_at: int = setting(10, "update at which the trace starts", at_least(0))
     profile_steps: int = setting(0, "updates of the trace in STAGE/profile; 0: none", at_least(0))
 
 
@@ -157,6 +157,6 @@ class EvaluationOptions(Options):
     )
     scorer: str = setting(
         "",
-        "who judges generative perplexity: a folder or hub name of a GPT-2; empty takes the "
+        "model that measures generative perplexity: a folder or hub name of a GPT-2; empty takes the "
         "stage `scorer`, if trained",
     )

@@ -93,7 +93,7 @@ class Preview:
     """Texts printed during training.
 
     Attributes:
-      draw: gives the texts; meant to be jitted.
+      draw: samples the texts; meant to be jitted.
       fixed: trained parameters that it reads, by name.
       latent_steps: see `SampledModel`.
     """

@@ -198,7 +198,7 @@ def _is_trained(experiment: Experiment, stage: str, *, only: bool) -> bool:
     trained = own_steps(stage) if only else experiment.trained_steps(stage)
     if trained >= config[stage].steps:
         if jax.process_index() == 0:
-            print(f"{stage}: already trained ({config[stage].steps} steps)", flush=True)
+            print(f"{stage}: already trained ({trained} steps)", flush=True)
         return True
     previous = stages_lib.stage_named(stage).predecessor
     # How long an inherited stage was trained is not checked.
