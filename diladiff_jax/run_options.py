@@ -157,6 +157,6 @@ class EvaluationOptions(Options):
     )
     scorer: str = setting(
         "",
-        "model that measures generative perplexity: a folder or hub name of a GPT-2; empty takes the "
-        "stage `scorer`, if trained",
+        "model that measures generative perplexity: a folder or hub name of a GPT-2; empty takes "
+        "the stage `scorer`, if trained",
     )
