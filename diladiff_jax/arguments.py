@@ -15,8 +15,8 @@ import numpy as np
 from diladiff_jax.data import tokenizers
 from diladiff_jax.data.tokenizers import Tokenizer
 from diladiff_jax.diffusion.masking import DiscreteProcess
+from diladiff_jax.sampling.controls import Controls
 from diladiff_jax.sampling.options import SamplingOptions
-from diladiff_jax.sampling.sampler import Controls
 from diladiff_jax.stages import SampledModel
 
 MAX_INDEX = 2**31
@@ -65,22 +65,20 @@ def sampling_key(key: Any) -> jax.Array:
 
 
 def controls(
-    options: SamplingOptions, model: SampledModel | None, length: int, given: dict[str, Any]
+    options: SamplingOptions, model: SampledModel, length: int, given: dict[str, Any]
 ) -> Controls:
     """The settings of a sampling call: those given, and the config's for the rest.
 
     Args:
       options: the config's.
-      model: what is sampled; it decides the default of `latent_steps`. None if latents are given.
+      model: what is sampled; it decides the default of `latent_steps`.
       length: tokens per text, which limits the number of steps.
       given: by the caller; None counts as not given.
 
     Raises:
       ValueError: a number out of range, or a name that is not a setting of a call.
     """
-    defaults = {name: getattr(options, name, 1) for name in Controls._fields}
-    if model is not None and model.latent_steps is not None:
-        defaults["latent_steps"] = model.latent_steps(options)
+    defaults = Controls.of(options, model.latent_steps)._asdict()
     for name in given:
         if name not in defaults:
             known = hasattr(options, name)

@@ -37,6 +37,7 @@ def page() -> str:
 
 def _sections() -> Iterator[str]:
     from diladiff_jax import config, stages
+    from diladiff_jax.sampling import ORDERS
 
     for name, parts in config.blocks().items():
         yield f"## {f'`{name}`' if name else 'Top level'}\n"
@@ -50,6 +51,10 @@ def _sections() -> Iterator[str]:
                 yield "| setting | default | valid | meaning |\n|---|---|---|---|"
                 yield from (_row(field, getattr(part, field.name)) for field in fields)
                 yield ""
+        if name == "sampling":
+            yield "| unmasking order | what it is |\n|---|---|"
+            yield from (f"| `{order}` | {each.help} |" for order, each in ORDERS.items())
+            yield ""
 
 
 def _row(field: dataclasses.Field, default: object) -> str:

@@ -8,6 +8,7 @@ from diladiff_jax.sampling.categorical import (
     token_distribution,
     uniform_per_sample,
 )
+from diladiff_jax.sampling.controls import Controls
 from diladiff_jax.sampling.latent import (
     GAMMA_WARPS,
     SOLVERS,
@@ -29,7 +30,6 @@ from diladiff_jax.sampling.orders import (
     register_order,
 )
 from diladiff_jax.sampling.sampler import (
-    Controls,
     LatentSource,
     NullLatents,
     PriorLatents,

@@ -22,19 +22,9 @@ from diladiff_jax.sampling.categorical import (
     sample_keys,
     split_per_sample,
 )
+from diladiff_jax.sampling.controls import Controls
 from diladiff_jax.sampling.options import SamplingOptions
 from diladiff_jax.sampling.orders import ORDERS, TokenControls, TokenNetwork
-
-
-class Controls(NamedTuple):
-    """Run-time settings of a sampling call; changing them does not recompile. All scalars."""
-
-    decode_steps: Int[Array, ""] | int
-    latent_steps: Int[Array, ""] | int
-    temperature: Float[Array, ""] | float
-    top_p: Float[Array, ""] | float
-    gamma: Float[Array, ""] | float
-    threshold: Float[Array, ""] | float
 
 
 class Sample(NamedTuple):

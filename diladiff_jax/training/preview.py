@@ -13,7 +13,7 @@ from diladiff_jax import stages
 from diladiff_jax.data.prepared import Prepared
 from diladiff_jax.experiment import Experiment
 from diladiff_jax.parallel import sharding
-from diladiff_jax.sampling.sampler import Controls
+from diladiff_jax.sampling.controls import Controls
 from diladiff_jax.training.state import TrainState
 
 Array = jax.Array
@@ -30,15 +30,8 @@ def make_preview(
     count = min(experiment.config.logging.samples, len(validation))
     rows = jnp.asarray(np.stack(validation.__getitems__(range(count))))
     fixed = {name: experiment.restore_source(source) for name, source in preview.fixed.items()}
-    parts, sampler, options = experiment.parts, experiment.sampler, experiment.sampler.options
-    controls = Controls(
-        options.decode_steps,
-        preview.latent_steps(options) if preview.latent_steps else 1,
-        options.temperature,
-        options.top_p,
-        options.gamma,
-        options.threshold,
-    )
+    parts, sampler = experiment.parts, experiment.sampler
+    controls = Controls.of(sampler.options, preview.latent_steps)
 
     def draw(params: Any, statistics: Any, fixed: Any, key: Array) -> Array:
         inputs = stages.PreviewInputs(

@@ -11,7 +11,7 @@ def test_a_vocabulary_has_the_size_of_a_trained_tokenizer():
     """A small corpus yields fewer pieces than the setting allows, so padding may differ."""
     settings = micro_config().tokenizer
     text = [chr(first) + chr(second) for first in range(97, 123) for second in range(97, 123)] * 3
-    trained = tokenizers.train(text, settings.kind, settings.vocab_size)
+    trained = tokenizers.train(text, settings)
     found = preflight.Vocabulary.of(settings)
     assert found.vocab_size % 128 == 0
     assert found.vocab_size - trained.vocab_size in (0, 128, 256)
