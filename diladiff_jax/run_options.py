@@ -118,6 +118,12 @@ class MemoryOptions(Options):
     loss_positions: int = setting(
         128, "positions of each row that are projected to the vocabulary at once", above(0)
     )
+    latent_cache_gib: float = setting(
+        8.0,
+        "disk for latents that stages with a frozen encoder compute once for all rows; if they "
+        "take more, every update encodes its rows",
+        at_least(0),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

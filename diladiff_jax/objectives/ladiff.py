@@ -6,7 +6,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from diladiff_jax.diffusion import gaussian
 from diladiff_jax.nn.call import apply
@@ -60,7 +60,7 @@ class LaDiff:
         self,
         params: Params,
         context: Context,
-        tokens: Int[Array, "B L"],
+        tokens: Int[Array, "B L"] | Float[Array, "B N D"],
         key: PRNGKeyArray,
         step: Int[Array, ""] | int,
         *,
@@ -69,7 +69,7 @@ class LaDiff:
     ) -> LossOutput:
         """See `Objective.loss`."""
         time_key, noise_key, coin_key = jax.random.split(jax.random.fold_in(key, part.index), 3)
-        z = self.text_encoder(context.frozen, context.statistics, tokens)
+        z = self.text_encoder.latents(context, tokens)
         t = jax.random.uniform(time_key, z.shape[:1])
         z_t = gaussian.diffuse(self.schedule, z, jax.random.normal(noise_key, z.shape), t)
 

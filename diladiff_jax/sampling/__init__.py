@@ -15,7 +15,6 @@ from diladiff_jax.sampling.latent import (
     Solver,
     Step,
     few_step,
-    probability_flow,
     register_solver,
 )
 from diladiff_jax.sampling.options import SamplingOptions
@@ -61,7 +60,6 @@ __all__ = [
     "normal_per_sample",
     "nucleus_threshold",
     "plain",
-    "probability_flow",
     "register_order",
     "register_solver",
     "sample_categorical",

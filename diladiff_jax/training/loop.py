@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import math
 
@@ -20,12 +21,15 @@ from diladiff_jax.parallel.processes import Preempted, StopSignal
 from diladiff_jax.storage import config_file
 from diladiff_jax.storage.checkpoints import Checkpoints
 from diladiff_jax.training.anomalies import AnomalyMonitor, TrainingError
+from diladiff_jax.training.latent_cache import Latents, cached_latents
 from diladiff_jax.training.metrics import MetricsWriter, Progress
 from diladiff_jax.training.optimizer import make_optimizer
 from diladiff_jax.training.preview import make_preview
 from diladiff_jax.training.setup import (
     data_seed,
+    first_batches,
     mean_metrics,
+    measure_statistics,
     require_memory,
     stage_keys,
     stage_throughput,
@@ -114,15 +118,40 @@ class _StageTrainer:
     def _open_data(self, prepared: Prepared, resources: contextlib.ExitStack) -> int:
         """Opens batches and checkpoints; returns the number of rows in the corpus."""
         experiment, batch = self.experiment, self.settings.batch
-        rows = prepared.rows(stages.stage_named(self.stage).rows)
+        split = stages.stage_named(self.stage).rows
+        rows = prepared.rows(split)
+        source = self._latents(prepared, split) or rows
+        self.example = jax.ShapeDtypeStruct((batch, *source[0].shape), source[0].dtype)
         local_rows = sharding.local_rows(experiment.mesh, batch)
         seed = data_seed(experiment.config.seed, self.stage)
-        self.batches = resources.enter_context(Batches(rows, batch, seed, local_rows))
+        self.batches = resources.enter_context(Batches(source, batch, seed, local_rows))
         self.checkpoints = Checkpoints(
             experiment.checkpoints_directory(self.stage), keep=self.options.keep_checkpoints
         )
         resources.callback(self.checkpoints.close)
         return len(rows)
+
+    def _latents(self, prepared: Prepared, split: str) -> Latents | None:
+        """The rows' latents, for an objective that reads only them, and each more than once."""
+        rows, text_encoder = prepared.rows(split), getattr(self.objective, "text_encoder", None)
+        if text_encoder is None or self.settings.steps * self.settings.batch <= len(rows):
+            return None
+
+        def log(text: str) -> None:
+            if jax.process_index() == 0:
+                print(f"{self.stage}: {text}", flush=True)
+
+        return cached_latents(
+            self.experiment.workdir / "latents",
+            split,
+            rows,
+            prepared.rows_folder.name,
+            text_encoder,
+            self.context,
+            self.experiment.mesh,
+            limit_gib=self.experiment.config.memory.latent_cache_gib,
+            log=log,
+        )
 
     def _compile(self, prepared: Prepared) -> None:
         """Prepares the jitted functions, which compile at their first call, and the clock."""
@@ -141,9 +170,19 @@ class _StageTrainer:
         self.validation = validation_batches(
             prepared, experiment.config, settings.batch, experiment.mesh
         )
+        rows = prepared.rows(stages.stage_named(self.stage).rows)
+        self.clean_batches = functools.partial(
+            first_batches, rows, settings.batch, mesh=experiment.mesh
+        )
         self.preview = make_preview(experiment, self.stage, prepared)
         self.throughput = stage_throughput(
-            self.objective, settings, self.context, self.abstract, prepared.length, experiment.mesh
+            self.objective,
+            settings,
+            self.context,
+            self.abstract,
+            self.example,
+            prepared.length,
+            experiment.mesh,
         )
 
     def _open_reports(self, skipped: int, resources: contextlib.ExitStack) -> None:
@@ -185,6 +224,8 @@ class _StageTrainer:
         if last or stopping or self.checkpoint_due:  # check an update before saving it
             self._observe_pending()
         self._log_metrics(done, now=last or stopping)
+        if done == self.settings.steps:
+            self._measure_statistics()
         if last or (done % self.options.validate_every == 0 and not stopping):
             self._validate(done, last)
         saved = self._save(done, last or stopping)
@@ -235,6 +276,19 @@ class _StageTrainer:
             skipped = {"skipped": float(self.anomalies.skipped)}
             self.metrics.write(done, means | skipped | self.throughput.lap(), "train")
         self.progress.advance(done, means)
+
+    def _measure_statistics(self) -> None:
+        """Replaces running moments by those of clean text under the final parameters."""
+        count = getattr(self.objective, "measured_rows", 0)
+        if count:
+            with self.throughput.paused():
+                self.state = measure_statistics(
+                    self.objective,
+                    self.state,
+                    self.context,
+                    self.clean_batches(count),
+                    self.experiment.mesh,
+                )
 
     def _validate(self, done: int, last: bool) -> None:
         """Validates and prints the preview.

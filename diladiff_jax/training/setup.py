@@ -62,19 +62,22 @@ def stage_throughput(
     settings: Config,
     context: Context,
     abstract: TrainState,
+    rows: jax.ShapeDtypeStruct,
     length: int,
     mesh: jax.sharding.Mesh,
 ) -> Throughput:
-    """The clock of a stage; model FLOPs are counted only if the devices' peak rate is known."""
+    """The clock of a stage; model FLOPs are counted only if the devices' peak rate is known.
+
+    `rows` are the shapes of a batch: of tokens, or of latents that were computed before.
+    """
     flops, peak = None, local_peak()
     if peak:
         context = context.replace(statistics=abstract.statistics or context.statistics)
-        tokens = jax.ShapeDtypeStruct((settings.batch, length), jnp.int32)
         flops = model_flops(
             functools.partial(objective.loss, step=jnp.zeros((), jnp.int32)),
             abstract.params,
             context,
-            tokens,
+            rows,
             jax.eval_shape(lambda: jax.random.key(0)),
             expensive_branch_probability=getattr(objective, "expensive_branch_probability", 1.0),
         )
@@ -127,17 +130,43 @@ def validation_batches(
       TrainingError: there are fewer rows than devices.
     """
     rows, devices = prepared.rows("validation"), sharding.batch_devices(mesh)
-    size = min(batch, len(rows)) // devices * devices
-    if not size:
+    if len(rows) < devices:
         raise TrainingError(
             f"data.validation_fraction: got {len(rows)} validation rows, expected at least one per "
             f"device ({devices}). Hold out more text."
         )
-    total = size * config.logging.validation_batches
-    fixed: Any = Batches.fixed(rows, size, total, sharding.local_rows(mesh, size))
 
     def batches(key: Array) -> Iterator[tuple[Array, Array]]:
-        for i in range(len(fixed)):
-            yield sharding.batch_array(mesh, fixed[i], size), jax.random.fold_in(key, i)
+        count = batch * config.logging.validation_batches
+        for i, tokens in enumerate(first_batches(rows, batch, count, mesh=mesh)):
+            yield tokens, jax.random.fold_in(key, i)
 
     return batches
+
+
+def first_batches(rows: Any, batch: int, count: int, *, mesh: jax.sharding.Mesh) -> Iterator[Array]:
+    """The first `count` rows, or all if there are fewer, in batches of equal size."""
+    devices = sharding.batch_devices(mesh)
+    size = min(batch, len(rows)) // devices * devices
+    total = max(size, min(count, len(rows)))
+    fixed: Any = Batches.fixed(rows, size, total, sharding.local_rows(mesh, size))
+    for i in range(len(fixed)):
+        yield sharding.batch_array(mesh, fixed[i], size)
+
+
+def measure_statistics(
+    objective: Any,
+    state: TrainState,
+    context: Context,
+    batches: Iterator[Array],
+    mesh: jax.sharding.Mesh,
+) -> TrainState:
+    """The state with the statistics that the objective measures with its final parameters."""
+    measure = jax.jit(
+        sharding.on_mesh(objective.measure, mesh), out_shardings=sharding.replicated(mesh)
+    )
+    fresh = objective.init_statistics()
+    statistics = state.statistics | {name: fresh[name] for name in objective.measured}
+    for tokens in batches:
+        statistics = measure(state.averaged, context, statistics, tokens)
+    return state.replace(statistics=statistics)
