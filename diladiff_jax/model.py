@@ -376,7 +376,11 @@ class Model:
 
 
 def load(
-    workdir: str | pathlib.Path, *, config: Config | None = None, mesh: Mesh | None = None
+    workdir: str | pathlib.Path,
+    *,
+    config: Config | None = None,
+    mesh: Mesh | None = None,
+    compute_dtype: str | None = None,
 ) -> Model:
     """Opens a workdir of `launch/train.py`, or a bundle of `launch/export.py`.
 
@@ -387,9 +391,14 @@ def load(
       config: the workdir's config, in which settings that may change (docs/architecture.md) may
         differ; default: the config as saved.
       mesh: with axes (data, fsdp, tensor); default all devices along data.
+      compute_dtype: "float32" or "bfloat16", what networks compute in, whatever they were trained
+        in. Default: what `config` asks for, if that is not what the workdir has; else float32 on
+        CPUs, where bfloat16 is slow, and what the workdir has on accelerators. Parameters are
+        float32 either way, and the student always computes in float32.
 
     Raises:
-      ConfigError, DataError, PretrainedError, CheckpointError: it is neither, or damaged.
+      ConfigError, DataError, PretrainedError, CheckpointError: it is neither, or damaged; or an
+        argument is invalid.
     """
     if bundles.is_bundle(workdir):
         bundles.Bundle(workdir).check()
@@ -400,4 +409,15 @@ def load(
         config_file.require_same(config, workdir)
     tokenizer = tokenizers.load(pathlib.Path(workdir) / "tokenizer")
     mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}) if mesh is None else mesh
-    return Model(Experiment(config, workdir, tokenizer, mesh))
+    if compute_dtype is None:
+        compute_dtype = _default_dtype(config, workdir, mesh.devices.flat[0].platform)
+    else:  # rejects other types
+        config_lib.resolve(config.to_dict() | {"compute_dtype": compute_dtype})
+    return Model(Experiment(config, workdir, tokenizer, mesh, compute_dtype=compute_dtype))
+
+
+def _default_dtype(config: Config, workdir: str | pathlib.Path, platform: str) -> str | None:
+    """What `load` computes in if it is not given; None means what the config says."""
+    if platform != "cpu" or config_file.changed_keys(config, workdir, config_file.PRECISION):
+        return None
+    return "float32"
