@@ -409,15 +409,20 @@ def load(
         config_file.require_same(config, workdir)
     tokenizer = tokenizers.load(pathlib.Path(workdir) / "tokenizer")
     mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}) if mesh is None else mesh
-    if compute_dtype is None:
-        compute_dtype = _default_dtype(config, workdir, mesh.devices.flat[0].platform)
-    else:  # rejects other types
-        config_lib.resolve(config.to_dict() | {"compute_dtype": compute_dtype})
-    return Model(Experiment(config, workdir, tokenizer, mesh, compute_dtype=compute_dtype))
+    dtype = _run_dtype(compute_dtype, config, workdir, mesh.devices.flat[0].platform)
+    return Model(Experiment(config, workdir, tokenizer, mesh, compute_dtype=dtype))
 
 
-def _default_dtype(config: Config, workdir: str | pathlib.Path, platform: str) -> str | None:
-    """What `load` computes in if it is not given; None means what the config says."""
+def _run_dtype(
+    asked: str | None, config: Config, workdir: str | pathlib.Path, platform: str
+) -> str | None:
+    """What a loaded model computes in, given what `load` was asked for; None is the config's.
+
+    Raises:
+      ConfigError: networks cannot compute in this type.
+    """
+    if asked is not None:
+        return config_lib.resolve(config.to_dict() | {"compute_dtype": asked}).compute_dtype
     if platform != "cpu" or config_file.changed_keys(config, workdir, config_file.PRECISION):
         return None
     return "float32"

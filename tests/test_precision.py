@@ -116,7 +116,7 @@ def test_cpus_compute_in_float32_unless_asked(bundle):
 def test_the_default_type_is_the_one_that_suits_the_device(bundle, platform, asked, expected):
     """None means what the config asks for."""
     config = config_lib.resolve(config_file.load(bundle).to_dict() | {"compute_dtype": asked})
-    assert model_lib._default_dtype(config, bundle, platform) == expected
+    assert model_lib._run_dtype(None, config, bundle, platform) == expected
 
 
 def test_what_belongs_to_a_run_may_differ_from_the_bundle(bundle):
