@@ -376,7 +376,11 @@ class Model:
 
 
 def load(
-    workdir: str | pathlib.Path, *, config: Config | None = None, mesh: Mesh | None = None
+    workdir: str | pathlib.Path,
+    *,
+    config: Config | None = None,
+    mesh: Mesh | None = None,
+    compute_dtype: str | None = None,
 ) -> Model:
     """Opens a workdir of `launch/train.py`, or a bundle of `launch/export.py`.
 
@@ -387,9 +391,14 @@ def load(
       config: the workdir's config, in which settings that may change (docs/architecture.md) may
         differ; default: the config as saved.
       mesh: with axes (data, fsdp, tensor); default all devices along data.
+      compute_dtype: "float32" or "bfloat16", what networks compute in, whatever they were trained
+        in. Default: what `config` asks for, if that is not what the workdir has; else float32 on
+        CPUs, where bfloat16 is slow, and what the workdir has on accelerators. Parameters are
+        float32 either way, and the student always computes in float32.
 
     Raises:
-      ConfigError, DataError, PretrainedError, CheckpointError: it is neither, or damaged.
+      ConfigError, DataError, PretrainedError, CheckpointError: it is neither, or damaged; or an
+        argument is invalid.
     """
     if bundles.is_bundle(workdir):
         bundles.Bundle(workdir).check()
@@ -400,4 +409,20 @@ def load(
         config_file.require_same(config, workdir)
     tokenizer = tokenizers.load(pathlib.Path(workdir) / "tokenizer")
     mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}) if mesh is None else mesh
-    return Model(Experiment(config, workdir, tokenizer, mesh))
+    dtype = _run_dtype(compute_dtype, config, workdir, mesh.devices.flat[0].platform)
+    return Model(Experiment(config, workdir, tokenizer, mesh, compute_dtype=dtype))
+
+
+def _run_dtype(
+    asked: str | None, config: Config, workdir: str | pathlib.Path, platform: str
+) -> str | None:
+    """What a loaded model computes in, given what `load` was asked for; None is the config's.
+
+    Raises:
+      ConfigError: networks cannot compute in this type.
+    """
+    if asked is not None:
+        return config_lib.resolve(config.to_dict() | {"compute_dtype": asked}).compute_dtype
+    if platform != "cpu" or config_file.changed_keys(config, workdir, config_file.PRECISION):
+        return None
+    return "float32"

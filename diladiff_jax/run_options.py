@@ -37,7 +37,7 @@ class ExperimentOptions(Options):
     compute_dtype: str = setting(
         "float32",
         "of activations; optimizer, student and (unless memory.param_dtype differs) parameters "
-        "stay in float32",
+        "stay in float32; may change between commands",
         one_of("float32", "bfloat16"),
     )
 

@@ -26,6 +26,7 @@ import cli
 from absl import flags
 
 _CONFIG = cli.experiment_flags()
+_COMPUTE_DTYPE = cli.compute_dtype_flag()
 _OUT = flags.DEFINE_string("out", None, "Folder for the results; default: WORKDIR/report.")
 _ANALYSES = flags.DEFINE_bool(
     "analyses",
@@ -50,7 +51,6 @@ _REPORT_FILES = ("table.txt", "report.html", "analyses.json", "picture.png", "fi
 
 
 def main(argv: list[str]) -> None:
-    import diladiff_jax as dl
     from diladiff_jax.data import DataOptions, load_prepared
     from diladiff_jax.evaluation import NotFiniteError, analyses, evaluate, report
     from diladiff_jax.storage import bundles
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
             " that it was exported from."
         )
     out = _OUT.value or f"{workdir}/report"
-    model = dl.load(workdir, config=cli.load_config(_CONFIG))
+    model = cli.load_model(_CONFIG, _COMPUTE_DTYPE)
     prepared = load_prepared(DataOptions.of(model.config.data), workdir)
     try:
         others = [analyses.evaluated(other) for other in _COMPARE.value]
