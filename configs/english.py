@@ -63,7 +63,6 @@ def get_config(files: str = "texts") -> ConfigDict:
         latent_noise_low=0.3,
         latent_noise_high=0.9,
         p_drop=0.2,
-        statistics_rows=16_384,
     )
     c.mdlm_long.update(steps=c.autoencoder.steps, final_ratio=0.0)
     c.ladiff.update(steps=8000, learning_rate=3e-3, muon_learning_rate=0.03, ema=0.998)

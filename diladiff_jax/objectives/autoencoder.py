@@ -63,12 +63,6 @@ class AutoencoderOptions(MDLMOptions):
         "memory of the latents' running moments per update (the encoder moves while it learns)",
         Rule(lambda value: 0 < value <= 1, "in (0, 1]"),
     )
-    statistics_rows: int = setting(
-        0,
-        "rows of clean text on which the latents' moments are measured anew when the stage ends; "
-        "0 keeps those aggregated along training (the paper's)",
-        at_least(0),
-    )
     decoder_warmup: int = setting(
         10_000,
         "warm-up steps of the decoder; longer, so that the encoder learns first",
@@ -180,26 +174,6 @@ class Autoencoder:
             "features": Moments.zeros((self.features.dim,)),
             "latents": Moments.zeros((self.encoder.num_latents, self.encoder.latent_dim)),
         }
-
-    measured = ("latents",)
-
-    @property
-    def measured_rows(self) -> int:
-        """See `Objective`."""
-        return self.options.statistics_rows
-
-    def measure(
-        self,
-        params: Params,
-        context: Context,
-        statistics: dict[str, Moments],
-        tokens: Int[Array, "B L"],
-    ) -> dict[str, Any]:
-        """Adds clean text to moments of the latents, with features standardized as in training."""
-        f = self.features(context.frozen["features"], tokens)
-        f = statistics["features"].standardize(f)
-        z = apply(self.encoder, params["encoder"], f)
-        return statistics | {"latents": statistics["latents"].update(z)}
 
     def loss(
         self,

@@ -53,9 +53,6 @@ class Objective(Protocol):
 
     An objective may also define
       `init_statistics() -> statistics`, if it keeps running moments;
-      `measured`, `measured_rows` and `measure(params, context, statistics, tokens) -> statistics`:
-        the statistics of these names are measured anew at the end of the stage, with the final
-        parameters, on so many rows of clean text (0: not at all);
       `text_encoder`, if all that its loss reads of a row of tokens is the row's latent, which may
         then be given in its place; and
       `expensive_branch_probability`, the share of updates that take the more expensive branch of a

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import gc
 import math
 
@@ -27,9 +26,7 @@ from diladiff_jax.training.optimizer import make_optimizer
 from diladiff_jax.training.preview import make_preview
 from diladiff_jax.training.setup import (
     data_seed,
-    first_batches,
     mean_metrics,
-    measure_statistics,
     require_memory,
     stage_keys,
     stage_throughput,
@@ -170,10 +167,6 @@ class _StageTrainer:
         self.validation = validation_batches(
             prepared, experiment.config, settings.batch, experiment.mesh
         )
-        rows = prepared.rows(stages.stage_named(self.stage).rows)
-        self.clean_batches = functools.partial(
-            first_batches, rows, settings.batch, mesh=experiment.mesh
-        )
         self.preview = make_preview(experiment, self.stage, prepared)
         self.throughput = stage_throughput(
             self.objective,
@@ -224,8 +217,6 @@ class _StageTrainer:
         if last or stopping or self.checkpoint_due:  # check an update before saving it
             self._observe_pending()
         self._log_metrics(done, now=last or stopping)
-        if done == self.settings.steps:
-            self._measure_statistics()
         if last or (done % self.options.validate_every == 0 and not stopping):
             self._validate(done, last)
         saved = self._save(done, last or stopping)
@@ -276,19 +267,6 @@ class _StageTrainer:
             skipped = {"skipped": float(self.anomalies.skipped)}
             self.metrics.write(done, means | skipped | self.throughput.lap(), "train")
         self.progress.advance(done, means)
-
-    def _measure_statistics(self) -> None:
-        """Replaces running moments by those of clean text under the final parameters."""
-        count = getattr(self.objective, "measured_rows", 0)
-        if count:
-            with self.throughput.paused():
-                self.state = measure_statistics(
-                    self.objective,
-                    self.state,
-                    self.context,
-                    self.clean_batches(count),
-                    self.experiment.mesh,
-                )
 
     def _validate(self, done: int, last: bool) -> None:
         """Validates and prints the preview.

@@ -130,43 +130,17 @@ def validation_batches(
       TrainingError: there are fewer rows than devices.
     """
     rows, devices = prepared.rows("validation"), sharding.batch_devices(mesh)
-    if len(rows) < devices:
+    size = min(batch, len(rows)) // devices * devices
+    if not size:
         raise TrainingError(
             f"data.validation_fraction: got {len(rows)} validation rows, expected at least one per "
             f"device ({devices}). Hold out more text."
         )
+    total = size * config.logging.validation_batches
+    fixed: Any = Batches.fixed(rows, size, total, sharding.local_rows(mesh, size))
 
     def batches(key: Array) -> Iterator[tuple[Array, Array]]:
-        count = batch * config.logging.validation_batches
-        for i, tokens in enumerate(first_batches(rows, batch, count, mesh=mesh)):
-            yield tokens, jax.random.fold_in(key, i)
+        for i in range(len(fixed)):
+            yield sharding.batch_array(mesh, fixed[i], size), jax.random.fold_in(key, i)
 
     return batches
-
-
-def first_batches(rows: Any, batch: int, count: int, *, mesh: jax.sharding.Mesh) -> Iterator[Array]:
-    """The first `count` rows, or all if there are fewer, in batches of equal size."""
-    devices = sharding.batch_devices(mesh)
-    size = min(batch, len(rows)) // devices * devices
-    total = max(size, min(count, len(rows)))
-    fixed: Any = Batches.fixed(rows, size, total, sharding.local_rows(mesh, size))
-    for i in range(len(fixed)):
-        yield sharding.batch_array(mesh, fixed[i], size)
-
-
-def measure_statistics(
-    objective: Any,
-    state: TrainState,
-    context: Context,
-    batches: Iterator[Array],
-    mesh: jax.sharding.Mesh,
-) -> TrainState:
-    """The state with the statistics that the objective measures with its final parameters."""
-    measure = jax.jit(
-        sharding.on_mesh(objective.measure, mesh), out_shardings=sharding.replicated(mesh)
-    )
-    fresh = objective.init_statistics()
-    statistics = state.statistics | {name: fresh[name] for name in objective.measured}
-    for tokens in batches:
-        statistics = measure(state.averaged, context, statistics, tokens)
-    return state.replace(statistics=statistics)
