@@ -55,11 +55,12 @@ def run(benchmark: SamplingBenchmark, log: Callable[[str], None] = print) -> Doc
       OutOfMemoryError: no case fits at any length and batch.
       ConfigError: the networks cannot read texts of one of the lengths.
     """
-    for length in benchmark.lengths:  # before anything is measured
-        experiment_config(benchmark.size, length=length)
+    lengths: list[int] = [  # all are checked before anything is measured
+        experiment_config(benchmark.size, length=length).data.length for length in benchmark.lengths
+    ]
     documents = [
         _run_batch(benchmark, batch, length, log)
-        for length in benchmark.lengths
+        for length in lengths
         for batch in benchmark.batches
     ]
     measured = [document for document in documents if document["rows"]]
@@ -73,7 +74,7 @@ def run(benchmark: SamplingBenchmark, log: Callable[[str], None] = print) -> Doc
 
 
 def _run_batch(
-    benchmark: SamplingBenchmark, batch: int, length: int | None, log: Callable[[str], None]
+    benchmark: SamplingBenchmark, batch: int, length: int, log: Callable[[str], None]
 ) -> Document:
     workload = build_workload(benchmark, batch, length)
     peers, peers_left_out = build_peers(benchmark, workload) if benchmark.peers else ([], [])

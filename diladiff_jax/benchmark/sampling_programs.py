@@ -113,10 +113,10 @@ class Programs:
         return [case for case, program in self.decode.items() if program.fits]
 
 
-def build_workload(benchmark: SamplingBenchmark, batch: int, length: int | None) -> Workload:
+def build_workload(benchmark: SamplingBenchmark, batch: int, length: int) -> Workload:
     """Builds the networks, their random weights and the inputs for `batch` texts of `length`."""
     config = experiment_config(benchmark.size, length=length, dtype=benchmark.dtype)
-    length, vocab = config.data.length, config.tokenizer.vocab_size
+    vocab = config.tokenizer.vocab_size
     mask_id = vocab - 1
     networks = build_networks(NetworkOptions.of(config.to_dict()), length, vocab)
     schedule = make_schedule(ScheduleOptions.of(config.diffusion))

@@ -41,6 +41,6 @@ def experiment_config(size: str, *, length: int | None = None, dtype: str = "flo
       ConfigError: the networks of this size cannot read texts of this length.
     """
     settings = SIZES[size] | {"compute_dtype": dtype}
-    if length is not None:
-        settings["data"] = settings.get("data", {}) | {"length": length}
-    return config.resolve(settings)
+    if length is None:
+        return config.resolve(settings)
+    return config.resolve(settings | {"data": SIZES[size].get("data", {}) | {"length": length}})
