@@ -239,7 +239,9 @@ def parameters(tensors: Mapping[str, np.ndarray], network: Llama) -> dict[str, A
             ("mlp_norm", "post_attention_layernorm"),
         ):
             sources[f"block_{i}/{ours}/scale"] = (f"layers.{i}.{theirs}.weight", identity)
-    return assemble_parameters(tensors, sources, abstract_parameters(network, boxed=False), "model.")
+    return assemble_parameters(
+        tensors, sources, abstract_parameters(network, boxed=False), "model."
+    )
 
 
 def abstract_parameters(network: Llama, *, boxed: bool = True) -> Any:

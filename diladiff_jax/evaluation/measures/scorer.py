@@ -2,14 +2,15 @@
 
 A text is one document, or several with END_OF_TEXT between them. The scorer's own tokenizer encodes
 each document without special tokens, the scorer's own end-of-text takes the place of each boundary,
-and the row is cut after as many ids as the model has positions.
+and the ids are cut after as many as the model has positions. A text that does not begin with
+end-of-text is scored after one, as the context of its first id.
 
-The negative log-likelihoods that count are those that MDLM's published evaluation counts: of all
-ids but the row's first, and of end-of-text only where it is the first of the row. The first id has
-no context and is not scored.
+The first position of a row, which is that end-of-text, does not count. All other ids count, but
+end-of-text only where it is the first of the text. On rows that begin with end-of-text, as those of
+MDLM do, this is what MDLM's published evaluation counts.
 
 Rows of a batch are padded at the end to a common length, so that few programs are compiled. Causal
-attention cannot see the padding, and the sums leave it out. A text without scored ids has no
+attention cannot see the padding, and the sums leave it out. A text without ids that count has no
 perplexity: it is left out, and the proportion of such texts is reported.
 """
 
@@ -40,8 +41,8 @@ END_OF_TEXT = "<|endoftext|>"
 """What separates the documents of a text, for any scorer."""
 
 COUNTED = (
-    "all ids but the first of each text; of end-of-text ids, only the first one of a text, unless"
-    " the text begins with it"
+    "all ids of a text, the first one given end-of-text; of end-of-text ids only the first, and not"
+    " where the text begins with it"
 )
 
 _SHORTEST = 32
@@ -55,7 +56,8 @@ class Scored:
     Attributes:
       nll: total negative log-likelihood of each text in nats, float64 `[n]`.
       counts: the number of ids that it is over, int64 `[n]`.
-      features: the last hidden states, averaged over all positions but the last, float32 `[n, D]`.
+      features: the last hidden states, averaged over all ids of a text but the last, float32
+        `[n, D]`; zeros for texts with fewer than two ids.
     """
 
     nll: np.ndarray
@@ -125,7 +127,7 @@ class Scorer:
         self._score_rows = jax.jit(functools.partial(_score_rows, network), **shardings)
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The row of ids of each text, int32 `[at most length]`."""
+        """The ids of each text that are scored, int32 `[at most length]`."""
         documents = [text.split(END_OF_TEXT) for text in texts]
         encoded = iter(
             self._tokenizer.encode_batch(
@@ -140,12 +142,17 @@ class Scorer:
             rows.append(np.array(ids[: self.length], np.int32))
         return rows
 
-    def counted(self, row: np.ndarray) -> np.ndarray:
-        """Which ids of a row `[L]` count, bool `[L]`; see the module."""
-        ends = row == self.end_id
+    def row(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What the network reads for the ids of a text `[L]`, and which of it counts; `[L + 1]`.
+
+        A text that begins with end-of-text already is its own row.
+        """
+        ends = ids == self.end_id
         counted = ~ends | (np.cumsum(ends) == 1)
-        counted[:1] = False
-        return counted
+        if ends[:1].any():
+            counted[0] = False
+            return ids, counted
+        return np.append(np.int32(self.end_id), ids), np.append(False, counted)
 
     def score(
         self, texts: Sequence[str], progress: Callable[[int], None] = lambda done: None
@@ -154,11 +161,11 @@ class Scorer:
 
         Args:
           texts: the texts, with END_OF_TEXT between documents.
-          progress: called with the number of texts that each batch has scored.
+          progress: called after each batch with the number of texts that are scored.
         """
-        rows = self.encode(texts)
-        lengths = np.array([len(row) for row in rows], np.int64)
-        counts = np.array([int(self.counted(row).sum()) for row in rows], np.int64)
+        rows = [self.row(ids) for ids in self.encode(texts)]
+        lengths = np.array([len(row) for row, _ in rows], np.int64)
+        counts = np.array([counted.sum() for _, counted in rows], np.int64)
         nll, features = np.zeros(len(rows)), None
         order = np.argsort(-lengths, kind="stable")  # rows of similar length need little padding
         first = 0
@@ -173,19 +180,20 @@ class Scorer:
             if features is None:
                 features = np.zeros((len(rows), averages.shape[-1]), np.float32)
             features[chosen] = averages[: len(chosen)]
-            progress(len(chosen))
+            progress(first)
         return Scored(nll, counts, np.zeros((0, 0), np.float32) if features is None else features)
 
-    def _padded(self, rows: Sequence[np.ndarray], count: int, size: int) -> tuple[np.ndarray, ...]:
-        """Contexts, targets, the targets that count, and the contexts that exist, `[count, size]`."""
+    def _padded(
+        self, rows: Sequence[tuple[np.ndarray, np.ndarray]], count: int, size: int
+    ) -> tuple[np.ndarray, ...]:
+        """Contexts, targets, which targets count, and which contexts are averaged, `[B, size]`."""
         context, targets = (np.full((count, size), self.end_id, np.int32) for _ in range(2))
-        counted, exists = (np.zeros((count, size), bool) for _ in range(2))
-        for i, row in enumerate(rows):
-            if len(row) > 1:
-                n = len(row) - 1
-                context[i, :n], targets[i, :n] = row[:-1], row[1:]
-                counted[i, :n], exists[i, :n] = self.counted(row)[1:], True
-        return context, targets, counted, exists
+        counts, averaged = (np.zeros((count, size), bool) for _ in range(2))
+        for i, (row, counted) in enumerate(rows):
+            n = len(row) - 1
+            context[i, :n], targets[i, :n] = row[:-1], row[1:]
+            counts[i, :n], averaged[i, 1:n] = counted[1:], True
+        return context, targets, counts, averaged
 
     def measures(self, texts: Sequence[str]) -> dict[str, Estimate]:
         """`Scored.measures` of texts."""
@@ -199,16 +207,16 @@ def padded_length(size: int) -> int:
 
 
 def _score_rows(
-    network: Any, params: Any, context: Array, targets: Array, counted: Array, exists: Array
+    network: Any, params: Any, context: Array, targets: Array, counted: Array, averaged: Array
 ) -> tuple[Array, Array]:
-    """Sums of the counted `[B]`, and hidden states averaged over what exists `[B, D]`."""
+    """Sums over what is counted `[B]`, and averaged hidden states `[B, D]`."""
 
     def run(network: Any, context: Array, targets: Array) -> tuple[Array, Array]:
         h = network.hidden_states(context)
         return h, network.nll_of_states(h, targets)
 
     h, nll = network.apply({"params": params}, context, targets, method=run)
-    weight = exists.astype(jnp.float32)[..., None]
+    weight = averaged.astype(jnp.float32)[..., None]
     total = (h.astype(jnp.float32) * weight).sum(axis=1)
     return jnp.where(counted, nll, 0.0).sum(axis=1), total / jnp.maximum(weight.sum(axis=1), 1.0)
 
