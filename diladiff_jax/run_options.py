@@ -163,6 +163,7 @@ class EvaluationOptions(Options):
     )
     scorer: str = setting(
         "",
-        "model that measures generative perplexity: a folder or hub name of a GPT-2; empty takes "
-        "the stage `scorer`, if trained",
+        "model that measures generative perplexity: `smollm2` (after `launch/install_smollm2.sh`), "
+        "a GGUF file, or a folder or hub name of a GPT-2 or Llama; empty takes the stage `scorer`, "
+        "if trained",
     )

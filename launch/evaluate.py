@@ -2,12 +2,12 @@
 
     python launch/evaluate.py --workdir=runs/tiny --out=runs/tiny/report
     python launch/evaluate.py --workdir=runs/tiny --out=report --config.evaluation.samples=2048
-    python launch/evaluate.py --workdir=W --config.evaluation.scorer=gpt2-large
+    python launch/evaluate.py --workdir=W --config.evaluation.scorer=smollm2
     python launch/evaluate.py --workdir=W --analyses=False      # only the sweep: minutes faster
     python launch/evaluate.py --workdir=W --compare=W2,W3       # compression across workdirs
 
-evaluation.scorer is the hub name of a GPT-2 or a folder with one; by default the scorer of the
-workdir is used.
+evaluation.scorer is smollm2, a GGUF file, or a folder or hub name of a GPT-2 or Llama; by default
+the scorer of the workdir is used. launch/install_smollm2.sh installs smollm2.
 
 On samples it measures validity and exact likelihood (stories only), generative perplexity,
 entropy and repetition, against decoding steps and seconds. On held-out text it measures the bound

@@ -155,6 +155,7 @@ def _write_samples(model: Any, name: str | None, path: pathlib.Path) -> None:
         num=_NUM.value,
         fields=fields,
         origin=fields | _origin(model),
+        raw_text=model.tokenizer.raw_text,
     )
     print(f"{_NUM.value} samples of {name}: {_OUT.value}")
 

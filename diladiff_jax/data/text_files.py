@@ -47,12 +47,13 @@ def matching(files: str) -> list[Path]:
     return found
 
 
-def documents(files: str, field: str = "text") -> Iterator[str]:
-    """Yields the documents of `matching(files)`, file after file, without blank ones.
+def documents(files: str, field: str = "text", *, blank: bool = False) -> Iterator[str]:
+    """Yields the documents of `matching(files)`, file after file.
 
     Args:
       files: a folder, a glob or one file.
       field: the key (.jsonl) or column (.parquet) that holds the text.
+      blank: whether to yield documents without any visible character too.
 
     Raises:
       DataError: a file that cannot be read, with its path and line.
@@ -60,7 +61,7 @@ def documents(files: str, field: str = "text") -> Iterator[str]:
     readers = {".txt": _txt, ".jsonl": _jsonl, ".parquet": _parquet}
     for path in matching(files):
         for text in readers[_kind(path)](path, field):
-            if text.strip():
+            if blank or text.strip():
                 yield text
 
 

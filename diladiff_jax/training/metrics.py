@@ -74,14 +74,22 @@ class Progress:
     """Rate and time left: a bar on a terminal, or one line every `seconds` in a log."""
 
     def __init__(
-        self, stage: str, start: int, steps: int, *, seconds: float = 15.0, out: bool = True
+        self,
+        stage: str,
+        start: int,
+        steps: int,
+        *,
+        unit: str = "step",
+        seconds: float = 15.0,
+        out: bool = True,
     ) -> None:
         self._stage, self._steps, self._seconds, self._out = stage, steps, seconds, out
+        self._unit = unit
         self._first, self._began = start, time.monotonic()
         self._last_line = self._began
         terminal = out and sys.stderr.isatty()
         self._bar = (
-            tqdm.tqdm(total=steps, initial=start, desc=stage, unit="step", dynamic_ncols=True)
+            tqdm.tqdm(total=steps, initial=start, desc=stage, unit=unit, dynamic_ncols=True)
             if terminal
             else None
         )
@@ -99,7 +107,8 @@ class Progress:
             rate = (step - self._first) / max(now - self._began, 1e-9)
             left = _clock((self._steps - step) / max(rate, 1e-9))
             print(
-                f"{self._stage} {step}/{self._steps}  {rate:.2f} steps/s  {left} left  {text}",
+                f"{self._stage} {step}/{self._steps}  {rate:.2f} {self._unit}s/s"
+                f"  {left} left  {text}",
                 flush=True,
             )
 
