@@ -22,6 +22,7 @@ from diladiff_jax import config as config_lib
 from diladiff_jax.config import Config
 from diladiff_jax.data import tokenizers
 from diladiff_jax.experiment import Experiment
+from diladiff_jax.jax_settings import under_pinned_settings
 from diladiff_jax.parallel import sharding
 from diladiff_jax.programs import Programs
 from diladiff_jax.sampling.sampler import Controls, Sample, Sampler
@@ -74,6 +75,19 @@ class Model:
         self._trained: dict[str, Any] = {}
         self._programs = Programs(experiment)
 
+    def __reduce__(self) -> Any:
+        """Pickles and copies as its workdir and settings; parameters are read again when needed.
+
+        Raises:
+          TypeError: it is on a mesh of its own, which names this process's devices.
+        """
+        if self.experiment.mesh != _default_mesh():
+            raise TypeError(
+                "a Model loaded with mesh=... cannot be pickled, because a mesh names the devices "
+                "of one process. Send the workdir, and call dl.load in the other process."
+            )
+        return _reload, (self.experiment.workdir.absolute(), self.experiment.settings)
+
     # What is trained.
 
     @property
@@ -105,6 +119,7 @@ class Model:
         """Whether the stage has a checkpoint."""
         return self.trained_steps(stage) > 0
 
+    @under_pinned_settings
     def trained(self, stage: str) -> Any:
         """Parameters of a stage (the average, if one is kept), restored when first needed.
 
@@ -116,6 +131,7 @@ class Model:
         return self._trained[stage]
 
     @functools.cached_property
+    @under_pinned_settings
     def statistics(self) -> dict[str, Any]:
         """The frozen statistics of features and latents."""
         return self.experiment.restore_statistics()
@@ -133,6 +149,7 @@ class Model:
             for name, (stage, *path) in record.parameters.items()
         }
 
+    @under_pinned_settings
     def controls(self, model: str | None = None, **given: Any) -> Controls:
         """Settings of a sampling call; those that are not given come from the config.
 
@@ -149,6 +166,7 @@ class Model:
 
     # Sampling.
 
+    @under_pinned_settings
     def sample(
         self,
         key: Array | int,
@@ -212,6 +230,7 @@ class Model:
             found = self._run(record, key, prompts, size, start + first, controls, score=score)
             yield found[: min(size, num - first)]
 
+    @under_pinned_settings
     def infill(
         self,
         key: Array | int,
@@ -245,6 +264,7 @@ class Model:
 
     # Latents.
 
+    @under_pinned_settings
     def encode(self, texts: str | Sequence[str] | np.ndarray, *, batch: int | None = None) -> Array:
         """Encodes texts to standardized latents, float32 `[B, N, D_lat]`.
 
@@ -274,6 +294,7 @@ class Model:
         """Texts as int32 `[B, L]`, padded with end-of-text. Raises as `encode` does."""
         return arguments.text_tokens(texts, self.tokenizer, self.length)
 
+    @under_pinned_settings
     def decode(
         self,
         key: Array | int,
@@ -308,6 +329,7 @@ class Model:
             model = stages.model_named(model, controls=True)
         return self._programs.sampler(model)
 
+    @under_pinned_settings
     def _run(
         self,
         record: SampledModel,
@@ -375,6 +397,7 @@ class Model:
         ]
 
 
+@under_pinned_settings
 def load(
     workdir: str | pathlib.Path, *, config: Config | None = None, mesh: Mesh | None = None
 ) -> Model:
@@ -399,5 +422,14 @@ def load(
         config_lib.check(config)
         config_file.require_same(config, workdir)
     tokenizer = tokenizers.load(pathlib.Path(workdir) / "tokenizer")
-    mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}) if mesh is None else mesh
-    return Model(Experiment(config, workdir, tokenizer, mesh))
+    return Model(Experiment(config, workdir, tokenizer, _default_mesh() if mesh is None else mesh))
+
+
+def _default_mesh() -> Mesh:
+    """All devices along data."""
+    return sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
+
+
+def _reload(workdir: pathlib.Path, settings: dict[str, Any]) -> Model:
+    """The model that `Model.__reduce__` describes."""
+    return load(workdir, config=config_lib.resolve(settings))

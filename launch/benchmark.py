@@ -91,6 +91,7 @@ def main(argv: list[str]) -> None:
     import jax
 
     from diladiff_jax.benchmark import OutOfMemoryError, report
+    from diladiff_jax.console import say
 
     path = pathlib.Path(_OUT.value)
     plot_path = path.with_suffix(".png")
@@ -115,11 +116,12 @@ def main(argv: list[str]) -> None:
             ) from None
     cli.write_json("out", path, document)
     report.plot(document["rows"], plot_path)
-    print(*report.describe(document), sep="\n")
+    say("\n".join(report.describe(document)))
 
 
 def _run_sampling() -> dict[str, Any]:
     from diladiff_jax.benchmark import sampling
+    from diladiff_jax.console import say
 
     batches, steps = _batches(), _DECODE_STEPS.value
     timed = _TIMED_STEPS.value or steps
@@ -144,7 +146,7 @@ def _run_sampling() -> dict[str, Any]:
         rounds=_ROUNDS.value,
         top_p=_TOP_P.value,
     )
-    return sampling.run(benchmark, log=lambda line: print(line, flush=True))
+    return sampling.run(benchmark, log=say)
 
 
 def _run_training() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 from collections.abc import Sequence
@@ -24,7 +25,8 @@ def print_error(message: str, code: int = 1) -> int:
     )
     if len(line) > _MAX_CHARACTERS:
         line = f"{line[: _MAX_CHARACTERS // 2]} ... {line[-_MAX_CHARACTERS // 2 :]}"
-    print(f"error: {line}", file=sys.stderr)
+    with contextlib.suppress(OSError, ValueError):  # the exit code still says it
+        print(f"error: {line}", file=sys.stderr, flush=True)
     return code
 
 

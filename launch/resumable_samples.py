@@ -42,6 +42,7 @@ def write(
         from another command.
     """
     from diladiff_jax import files
+    from diladiff_jax.console import say
 
     partial = path.with_name(path.name + ".partial")
     origin_path = path.with_name(path.name + ".partial.json")
@@ -51,7 +52,7 @@ def write(
             done, size = _existing_records(partial, origin_path, origin, start=start, num=num)
             out.truncate(size)
             if done:
-                print(f"{done} samples exist already: {partial}", flush=True)
+                say(f"{done} samples exist already: {partial}")
             else:
                 # Only now, because samples of another run must not be taken for this one's.
                 files.atomic_write_text(origin_path, json.dumps(origin))

@@ -19,6 +19,7 @@ from diladiff_jax import config as config_lib
 from diladiff_jax import preflight, stages
 from diladiff_jax.benchmark.sizes import experiment_config
 from diladiff_jax.benchmark.timing import Program, compile_program, matmul_rate, time_run
+from diladiff_jax.jax_settings import random_key
 from diladiff_jax.parallel import sharding
 from diladiff_jax.training.optimizer import make_optimizer
 from diladiff_jax.training.state import TrainState, init_state, make_train_step
@@ -96,7 +97,7 @@ def _programs(
     def init(key: jax.Array) -> TrainState:
         return nn.unbox(init_state(objective, tx, key, ema=options.ema > 0))
 
-    state = jax.jit(init)(jax.random.key(0))
+    state = jax.jit(init)(random_key(0))
     context = jax.tree.map(_random_like, experiment.context(stage))
     shape = (options.batch, _options(experiment).data.length)
     ids = np.random.default_rng(0).integers(0, experiment.tokenizer.mask_id - 2, shape)
@@ -104,7 +105,7 @@ def _programs(
     loss_context = context.replace(statistics=state.statistics) if state.statistics else context
 
     def loss(params: Any, context: Any, tokens: jax.Array) -> jax.Array:
-        return objective.loss(params, context, tokens, jax.random.key(1), jnp.int32(0))[0]
+        return objective.loss(params, context, tokens, random_key(1), jnp.int32(0))[0]
 
     def optimizer(gradients: Any, optimizer_state: Any, params: Any) -> Any:
         return tx.update(gradients, optimizer_state, params)

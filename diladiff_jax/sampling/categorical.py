@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, UInt32
 
 from diladiff_jax.diffusion.masking import restrict
+from diladiff_jax.jax_settings import as_random_key
 
 Keys = Key[Array, " B"] | UInt32[Array, "B words"]
 """One JAX key per sample, new-style or old-style."""
@@ -96,12 +97,12 @@ def last_positive(probabilities: Float[Array, "*batch V"]) -> Int[Array, "*batch
 
 def uniform_per_sample(keys: Keys, shape: tuple[int, ...]) -> Float[Array, "B ..."]:
     """Uniform [0, 1) `[B, *shape]`; row i depends on `keys[i]` alone."""
-    return jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
+    return jax.vmap(lambda key: jax.random.uniform(key, shape, jnp.float32))(keys)
 
 
 def normal_per_sample(keys: Keys, shape: tuple[int, ...]) -> Float[Array, "B ..."]:
     """Standard normal `[B, *shape]`; row i depends on `keys[i]` alone."""
-    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
 
 
 def split_per_sample(keys: Keys) -> tuple[Keys, Keys]:
@@ -116,5 +117,9 @@ def fold_in_per_sample(keys: Keys, data: Int[Array, ""] | int) -> Keys:
 
 
 def sample_keys(key: PRNGKeyArray, indices: Int[Array, " B"]) -> Keys:
-    """One key per sample `[B]`, a function of `key` and the sample's index."""
+    """One key per sample `[B]`, a function of `key` and the sample's index.
+
+    Keys of other generators are converted, because theirs would depend on the batch.
+    """
+    key = as_random_key(key)
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)

@@ -189,7 +189,7 @@ def probability_flow(
 
     def body(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         z_t, previous = carry
-        t, s = jnp.full(batch, 1.0 - k / steps), jnp.full(batch, 1.0 - (k + 1) / steps)
+        t, s = (jnp.full(batch, 1.0 - i / steps, jnp.float32) for i in (k, k + 1))
         if self_conditioning == "current":
             z = denoise(z_t, t, denoise(z_t, t, nothing))
         else:
@@ -273,7 +273,7 @@ def few_step(
     batch = z.shape[:1]
 
     def body(k: Array, z_t: Array) -> Array:
-        t, s = jnp.full(batch, 1.0 - k / steps), jnp.full(batch, 1.0 - (k + 1) / steps)
+        t, s = (jnp.full(batch, 1.0 - i / steps, jnp.float32) for i in (k, k + 1))
         r, scale = GAMMA_WARPS[warp](schedule, s, gamma)
         condition = jnp.zeros_like(z_t)
         if clean_prediction is not None:

@@ -9,9 +9,11 @@ import jax
 
 from diladiff_jax import stages as stages_lib
 from diladiff_jax.config import Config, ConfigError
+from diladiff_jax.console import say
 from diladiff_jax.data.options import DataOptions, TokenizerOptions
 from diladiff_jax.data.prepared import load_prepared, prepare
 from diladiff_jax.experiment import Experiment
+from diladiff_jax.jax_settings import under_pinned_settings
 from diladiff_jax.parallel import sharding
 from diladiff_jax.parallel.processes import Preempted, StopSignal, run_on_process_zero
 from diladiff_jax.storage import config_file, lineage, pretrained
@@ -21,6 +23,7 @@ from diladiff_jax.training.anomalies import TrainingError
 from diladiff_jax.training.loop import train_stage
 
 
+@under_pinned_settings
 def train(
     config: Config,
     workdir: str | pathlib.Path,
@@ -141,7 +144,7 @@ def _check_stages(
 ) -> None:
     """Checks checkpoints, the source of earlier stages, batches, and that predecessors exist."""
     for stage in stages:
-        quarantine_corrupt(workdir / stage / "checkpoints", lambda text: print(text, flush=True))
+        quarantine_corrupt(workdir / stage / "checkpoints", say)
     if init_from is not None:
         lineage.check_source(workdir, init_from)
     # Of several stages, those of the source are skipped; a single one is trained here.
@@ -198,7 +201,7 @@ def _is_trained(experiment: Experiment, stage: str, *, only: bool) -> bool:
     trained = own_steps(stage) if only else experiment.trained_steps(stage)
     if trained >= config[stage].steps:
         if jax.process_index() == 0:
-            print(f"{stage}: already trained ({trained} steps)", flush=True)
+            say(f"{stage}: already trained ({trained} steps)")
         return True
     previous = stages_lib.stage_named(stage).predecessor
     # How long an inherited stage was trained is not checked.
