@@ -137,12 +137,12 @@ def _check_origin(
     except (OSError, ValueError, RecursionError, AttributeError):
         raise cli.UsageError(
             f"--out: {partial} exists, and {origin_path.name} beside it does not say what it is."
-            " Remove it, or give another file."
+            " Give another file, or move it elsewhere."
         ) from None
     if not same:
         key = different or "settings"
         raise cli.UsageError(
             f"--out: {partial} has samples of another command: its {key} is"
             f" {str(found.get(key))[:100]}, expected {str(origin.get(key))[:100]}. Finish that"
-            " command, or remove the file."
+            " command, or move the file elsewhere."
         )

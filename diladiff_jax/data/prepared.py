@@ -271,6 +271,5 @@ def _require_same(
             setting = "key of the text" if name == "corpus" else f"tokenizer.{name}"
             raise DataError(
                 f"{setting}: got {value!r}, but {directory} was made with "
-                f"{found.get(name)!r}. Use another workdir, or remove the tokenizer and everything "
-                "that was trained with it."
+                f"{found.get(name)!r}. Use another workdir."
             )

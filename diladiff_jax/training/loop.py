@@ -150,11 +150,10 @@ class _StageTrainer:
         folder, is_main = self.experiment.workdir / self.stage, jax.process_index() == 0
         self.progress = Progress(self.stage, self.start, self.settings.steps, out=is_main)
         resources.callback(self.progress.close)
-        log = self.progress.log
+        log, options = self.progress.log, self.options
         self.metrics = MetricsWriter(folder / "metrics", log) if is_main else None
         if self.metrics is not None:
             resources.callback(self.metrics.close)
-        options = self.options
         self.anomalies = AnomalyMonitor(
             self.stage, folder / "skipped", options.max_skips, log, skipped=skipped
         )

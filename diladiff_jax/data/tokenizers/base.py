@@ -155,9 +155,7 @@ class Tokenizer(abc.ABC):
         """
         directory = Path(directory)
         if directory.exists():
-            raise DataError(
-                f"{directory} exists already. Remove it, or save the tokenizer elsewhere."
-            )
+            raise DataError(f"{directory} exists already. Save the tokenizer elsewhere.")
         record = {
             "format": 1,
             "kind": self.kind,
