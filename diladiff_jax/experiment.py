@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from diladiff_jax import stages
+from diladiff_jax import files, stages
 from diladiff_jax.config import Config
 from diladiff_jax.data.tokenizers import Tokenizer
 from diladiff_jax.diffusion.masking import AbsorbingProcess
@@ -50,7 +50,7 @@ class Experiment:
     ) -> None:
         self.config = config
         self.settings = config.to_dict()
-        self.workdir = pathlib.Path(workdir)
+        self.workdir = files.expand(workdir)
         self.tokenizer = tokenizer
         self.mesh = mesh
         self.process = AbsorbingProcess(tokenizer.mask_id, tokenizer.sampleable)

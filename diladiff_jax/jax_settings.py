@@ -68,7 +68,7 @@ def random_key(seed: int) -> jax.Array:
     For seeds of 32 bits it is `jax.random.key(seed, impl=PRNG)`, which ignores the bits above.
     """
     words = np.array([seed >> 32 & 0xFFFFFFFF, seed & 0xFFFFFFFF], np.uint32)
-    return jax.random.wrap_key_data(words, impl=PRNG)
+    return jax.random.wrap_key_data(jnp.asarray(words), impl=PRNG)
 
 
 def as_random_key(key: jax.Array) -> jax.Array:

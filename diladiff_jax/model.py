@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from diladiff_jax import arguments, stages
+from diladiff_jax import arguments, files, stages
 from diladiff_jax import config as config_lib
 from diladiff_jax.config import Config
 from diladiff_jax.data import tokenizers
@@ -414,6 +414,7 @@ def load(
     Raises:
       ConfigError, DataError, PretrainedError, CheckpointError: it is neither, or damaged.
     """
+    workdir = files.expand(workdir)
     if bundles.is_bundle(workdir):
         bundles.Bundle(workdir).check()
     if config is None:
@@ -421,7 +422,7 @@ def load(
     else:
         config_lib.check(config)
         config_file.require_same(config, workdir)
-    tokenizer = tokenizers.load(pathlib.Path(workdir) / "tokenizer")
+    tokenizer = tokenizers.load(workdir / "tokenizer")
     return Model(Experiment(config, workdir, tokenizer, _default_mesh() if mesh is None else mesh))
 
 

@@ -92,6 +92,7 @@ def main(argv: list[str]) -> None:
 
     from diladiff_jax.benchmark import OutOfMemoryError, report
     from diladiff_jax.console import say
+    from diladiff_jax.parallel import available_devices
 
     path = pathlib.Path(_OUT.value)
     plot_path = path.with_suffix(".png")
@@ -100,6 +101,7 @@ def main(argv: list[str]) -> None:
             f"--out: got {path}, whose plot would be written to {plot_path}, expected a name"
             " FILE.json whose FILE.png does not exist. Give another file."
         )
+    available_devices()
     # Before hours of measuring.
     cli.check_replaceable("out", path, {"machine", "rows"}, "a result of benchmark.py")
     # An empty persistent cache, so that a cold start finds nothing that earlier runs compiled.

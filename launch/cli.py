@@ -25,6 +25,7 @@ try:
         asks_for_help,
         describe_config_error,
         describe_flag_error,
+        expand_home,
         flag_value,
         print_error,
     )
@@ -62,6 +63,7 @@ __all__ = [
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PREEMPTED = 75  # EX_TEMPFAIL: the launchers run the same command again
 CLOSED_OUTPUT = 141  # 128 + SIGPIPE, as of other programs in a pipe
+_PATHS = ("workdir", "init_from", "out", "config", "compare")
 _ENVIRONMENT_ERRORS = frozenset(
     {
         errno.EACCES,
@@ -218,7 +220,7 @@ def _run_guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> 
     from diladiff_jax import ConfigError, DataError
     from diladiff_jax.console import say
     from diladiff_jax.jax_settings import pin_process
-    from diladiff_jax.parallel import DistributedError, Preempted
+    from diladiff_jax.parallel import DeviceError, DistributedError, Preempted
     from diladiff_jax.storage import StorageError
     from diladiff_jax.training import TrainingError
 
@@ -234,7 +236,7 @@ def _run_guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> 
         if _IS_SCRIPT and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
             signal.signal(signal.SIGINT, interrupt)
         main(argv)
-    except (*bad_input, TrainingError, DistributedError) as error:
+    except (*bad_input, TrainingError, DistributedError, DeviceError) as error:
         return print_error(str(error))
     except BrokenPipeError:
         return print_error(
@@ -267,7 +269,7 @@ def _run_guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> 
 
 def _parse(argv: Sequence[str]) -> Sequence[str]:
     """Parses the flags for absl's `app.run`. Returns the remaining arguments."""
-    argv = list(argv)
+    argv = expand_home(argv, _PATHS)
     workdir, source = flag_value(argv, "workdir"), None
     for name in ("workdir", "init_from"):
         if flag_value(argv, name) == "":

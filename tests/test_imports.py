@@ -28,6 +28,7 @@ ALLOWED = {
     "storage": {"stages", "config", "data", "nn", "files"},
     "parallel": {"nn"},
     "experiment": {
+        "files",
         "config",
         "stages",
         "objectives",
@@ -41,6 +42,7 @@ ALLOWED = {
     "arguments": {"stages", "sampling", "diffusion", "data"},
     "programs": {"experiment", "stages", "objectives", "sampling", "parallel"},
     "model": {
+        "files",
         "programs",
         "arguments",
         "experiment",
@@ -53,6 +55,7 @@ ALLOWED = {
         "data",
     },
     "training": {
+        "files",
         "experiment",
         "stages",
         "config",

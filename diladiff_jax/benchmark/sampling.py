@@ -32,6 +32,7 @@ from diladiff_jax.benchmark.sampling_programs import (
     compile_programs,
 )
 from diladiff_jax.benchmark.timing import OutOfMemoryError, matmul_rate, time_run
+from diladiff_jax.parallel import sharding
 
 Document = dict[str, Any]
 
@@ -83,7 +84,7 @@ def _run_batch(benchmark: SamplingBenchmark, batch: int, log: Callable[[str], No
     times, tokens = _time(benchmark, workload, programs, log)
     rates.append(matmul_rate())
     machine = {
-        "device": jax.devices()[0].device_kind,
+        "device": sharding.available_devices()[0].device_kind,
         "count": jax.device_count(),
         "matmul_flops_per_second": max(rates),
     }

@@ -52,7 +52,7 @@ def run(benchmark: TrainingBenchmark) -> dict[str, Any]:
     Returns:
       The machine, and a row for each stage.
     """
-    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, sharding.available_devices()[:1])
     experiment = preflight.AbstractExperiment(_config(benchmark), mesh)
     rates, rows = [matmul_rate()], []
     for stage in _stages():
@@ -61,7 +61,7 @@ def run(benchmark: TrainingBenchmark) -> dict[str, Any]:
     for row in rows:
         row["fraction_of_matmul_rate"] = row["model_flops"] / row["seconds"] / max(rates)
     machine = {
-        "device": jax.devices()[0].device_kind,
+        "device": sharding.available_devices()[0].device_kind,
         "count": 1,
         "matmul_flops_per_second": max(rates),
     }

@@ -105,7 +105,7 @@ def prepare(
         corpora.check(data)
     except OptionError as error:
         raise DataError(f"data.{error}") from None
-    workdir = Path(workdir)
+    workdir = files.expand(workdir)
     root = _root(data, workdir)
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ def load_prepared(data: DataOptions, workdir: str | os.PathLike[str]) -> Prepare
     Raises:
       DataError: nothing is prepared, or it was prepared with other settings.
     """
-    workdir = Path(workdir)
+    workdir = files.expand(workdir)
     remedy = f"Run launch/prepare.py with --workdir={workdir}"
     try:
         record = json.loads((workdir / _RECORD).read_text())

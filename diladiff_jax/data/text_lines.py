@@ -10,7 +10,7 @@ import lzma
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 from diladiff_jax.data.errors import DataError
 
@@ -63,7 +63,7 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
 def _open(path: Path) -> Iterator[io.BufferedReader]:
     suffix = path.suffix.lower()
     with contextlib.ExitStack() as stack:
-        raw: IO[bytes]
+        raw: Any  # of three libraries, all readable
         if suffix == ".gz":
             raw = stack.enter_context(gzip.open(path, "rb"))
         elif suffix == ".xz":
@@ -76,7 +76,7 @@ def _open(path: Path) -> Iterator[io.BufferedReader]:
             raw = zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True)
         else:
             raw = stack.enter_context(open(path, "rb", buffering=0))
-        yield stack.enter_context(io.BufferedReader(raw, 1 << 20))  # type: ignore[arg-type]
+        yield stack.enter_context(io.BufferedReader(raw, 1 << 20))
 
 
 def _decoded_or_bytes(stream: io.BufferedReader) -> Iterable[str] | Iterable[bytes]:

@@ -7,6 +7,7 @@ import pathlib
 
 import jax
 
+from diladiff_jax import files
 from diladiff_jax import stages as stages_lib
 from diladiff_jax.config import Config, ConfigError
 from diladiff_jax.console import say
@@ -50,7 +51,8 @@ def train(
         settings, text, published files, checkpoints, workdir, or numbers that are not finite.
       Preempted: stopped by SIGTERM or Ctrl-C, after saving what can be saved.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = files.expand(workdir)
+    init_from = None if init_from is None else files.expand(init_from)
     for stage in stages:
         if not config[stage].steps:
             raise ConfigError(f"{stage}.steps: got 0, expected above 0 to train that stage")

@@ -13,7 +13,6 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -153,7 +152,7 @@ class Tokenizer(abc.ABC):
         Raises:
           DataError: the folder exists already.
         """
-        directory = Path(directory)
+        directory = files.expand(directory)
         if directory.exists():
             raise DataError(f"{directory} exists already. Save the tokenizer elsewhere.")
         record = {
