@@ -39,7 +39,7 @@ ALLOWED = {
         "diffusion",
         "nn",
     },
-    "arguments": {"stages", "sampling", "diffusion", "data"},
+    "arguments": {"stages", "sampling", "diffusion", "data", "options"},
     "programs": {"experiment", "stages", "objectives", "sampling", "parallel"},
     "model": {
         "files",

@@ -9,6 +9,10 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, UInt32
 from diladiff_jax.diffusion.masking import restrict
 from diladiff_jax.jax_settings import as_random_key
 
+MAX_TEMPERATURE = 1e6
+"""Above it all tokens are equally likely up to rounding. The reciprocal of much larger numbers is 0
+on some devices, which turns -inf into NaN."""
+
 Keys = Key[Array, " B"] | UInt32[Array, "B words"]
 """One JAX key per sample, new-style or old-style."""
 
@@ -48,7 +52,8 @@ def token_distribution(
     """
     logits = logits.astype(jnp.float32)
     top = jnp.max(logits, axis=-1, keepdims=True)
-    tempered = jnp.where(logits == top, 0.0, (logits - top) / jnp.maximum(temperature, 1e-6))
+    limited = jnp.clip(temperature, 1e-6, MAX_TEMPERATURE)
+    tempered = jnp.where(logits == top, 0.0, (logits - top) / limited)
     greedy = jnp.where(logits == top, 0.0, -jnp.inf)
     p = jax.nn.softmax(jnp.where(temperature > 0, tempered, greedy), axis=-1)
     # At top_p = 1 there is nothing to find, and rounding must not cut a tail whose mass falls
