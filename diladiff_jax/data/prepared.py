@@ -251,7 +251,8 @@ def _tokenizer(
         return tokenizer
     if trained:
         _log.info("training a %s tokenizer of %d ids", options.kind, options.vocab_size)
-        tokenizer = tokenizers.train(text_store.Documents(text, "train"), options)
+        sample = tokenizers.spread_sample(text_store.Documents(text, "train"))
+        tokenizer = tokenizers.train(sample, options)
     else:
         tokenizer = tokenizers.from_vocabulary(options.file, options.kind, options.lowercase)
     tokenizer.save(directory, source)
