@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -27,10 +28,11 @@ from diladiff_jax.parallel import sharding
 from diladiff_jax.programs import Programs
 from diladiff_jax.sampling.sampler import Controls, Sample, Sampler
 from diladiff_jax.stages import MODELS, SampledModel
-from diladiff_jax.storage import bundles, config_file, lineage
+from diladiff_jax.storage import bundles, config_file, lineage, origins
 from diladiff_jax.storage.errors import CheckpointError
 
 Array = jax.Array
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -423,6 +425,9 @@ def load(
         config_lib.check(config)
         config_file.require_same(config, workdir)
     tokenizer = tokenizers.load(workdir / "tokenizer")
+    for stage in stages.STAGES:
+        if found := origins.changes(workdir, stage, config.to_dict()):
+            _log.warning("stage %s does not fit any more: %s", stage, "; ".join(found))
     return Model(Experiment(config, workdir, tokenizer, _default_mesh() if mesh is None else mesh))
 
 

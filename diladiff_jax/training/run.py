@@ -17,9 +17,10 @@ from diladiff_jax.experiment import Experiment
 from diladiff_jax.jax_settings import under_pinned_settings
 from diladiff_jax.parallel import sharding
 from diladiff_jax.parallel.processes import Preempted, StopSignal, run_on_process_zero
-from diladiff_jax.storage import config_file, lineage, pretrained
+from diladiff_jax.storage import config_file, lineage, origins, pretrained
 from diladiff_jax.storage.quarantine import last_step, quarantine_corrupt, require_intact
 from diladiff_jax.storage.workdir import workdir_lock
+from diladiff_jax.training import continuation
 from diladiff_jax.training.anomalies import TrainingError
 from diladiff_jax.training.loop import train_stage
 
@@ -73,6 +74,9 @@ def train(
                         f"resumes",
                         interrupted_by_user=stop_signal.interrupted_by_user,
                     )
+                if jax.process_index() == 0:
+                    continuation.announce(workdir, stage, config, say)
+                    origins.record(workdir, stage, experiment.settings)
                 state = train_stage(experiment, prepared, stage, stop_signal, stop_at=stop_at)
                 if int(state.step) < config[stage].steps:
                     break  # stop_at: what follows needs a finished stage
@@ -111,7 +115,7 @@ def _prepare(
     config: Config,
     workdir: pathlib.Path,
     stages: tuple[str, ...],
-    init_from: str | pathlib.Path | None,
+    init_from: pathlib.Path | None,
     mesh: jax.sharding.Mesh,
     held: contextlib.ExitStack,
 ) -> None:
@@ -141,7 +145,7 @@ def _check_stages(
     config: Config,
     workdir: pathlib.Path,
     stages: tuple[str, ...],
-    init_from: str | pathlib.Path | None,
+    init_from: pathlib.Path | None,
     mesh: jax.sharding.Mesh,
 ) -> None:
     """Checks checkpoints, the source of earlier stages, batches, and that predecessors exist."""
@@ -160,6 +164,7 @@ def _check_stages(
         config_file.require_inherited(config, init_from, own[0] if own else stages[-1])
     else:
         lineage.require_source(workdir)
+    continuation.require_fitting(workdir, stages, own, config, init_from)
     for stage in own:
         require_divisible(config, mesh, stage)
     for stage in own:
