@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 import re
 from collections.abc import Sequence
@@ -15,6 +14,9 @@ import numpy as np
 from diladiff_jax.data import tokenizers
 from diladiff_jax.data.tokenizers import Tokenizer
 from diladiff_jax.diffusion.masking import DiscreteProcess
+from diladiff_jax.jax_settings import as_random_key, random_key
+from diladiff_jax.options import in_float32
+from diladiff_jax.sampling.categorical import MAX_TEMPERATURE
 from diladiff_jax.sampling.controls import Controls
 from diladiff_jax.sampling.options import SamplingOptions
 from diladiff_jax.stages import SampledModel
@@ -32,7 +34,7 @@ def whole_number(name: str, value: Any, least: int = 1, most: int | None = None)
     number = int(value) if isinstance(value, numbers.Integral) else None
     if number is None or number < least or (most is not None and number > most):
         limit = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise ValueError(f"{name}: got {value!r}, expected a whole number {limit}")
+        raise ValueError(f"{name}: got {_in_one_line(value)}, expected a whole number {limit}")
     return number
 
 
@@ -46,7 +48,7 @@ def first_index(start: Any, num: int) -> int:
 
 
 def sampling_key(key: Any) -> jax.Array:
-    """One JAX key from a seed or a key.
+    """One key of `jax_settings.PRNG` from a seed or a key, new-style or old-style.
 
     Raises:
       ValueError: it is neither.
@@ -55,13 +57,26 @@ def sampling_key(key: Any) -> jax.Array:
         seed = int(key)
         if not -(2**63) <= seed < 2**63:
             raise ValueError(f"key: got seed {seed}, expected a whole number of 64 bits")
-        return jax.random.key(seed)
-    if isinstance(key, jax.Array):
-        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ():
-            return key
-        if key.dtype == jnp.uint32 and key.ndim == 1:
-            return key
-    raise ValueError(f"key: got {key!r}, expected a whole number or one key of jax.random.key")
+        return random_key(seed)
+    if isinstance(key, jax.Array | np.ndarray):
+        is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+        if key.shape == () if is_typed else _is_old_style(key):
+            return as_random_key(jnp.asarray(key))
+    raise ValueError(
+        f"key: got {_in_one_line(key)}, expected a whole number or one key of jax.random.key"
+    )
+
+
+def _is_old_style(key: jax.Array | np.ndarray) -> bool:
+    """Whether an array is what `jax.random.PRNGKey` returns, for any of JAX's generators."""
+    return key.dtype == jnp.uint32 and key.shape in ((2,), (4,))
+
+
+def _in_one_line(value: Any) -> str:
+    """`repr` in one line: an array is described by its type and shape."""
+    if isinstance(value, jax.Array | np.ndarray) and value.ndim:
+        return f"{value.dtype} of shape {value.shape}"
+    return " ".join(repr(value).split())[:80]
 
 
 def controls(
@@ -92,7 +107,10 @@ def controls(
     most = MAX_INDEX // length - 1  # positions times steps are counted in 32 bits
     steps = [whole_number(name, values[name], 1, most) for name in ("decode_steps", "latent_steps")]
     ranges = {
-        "temperature": (lambda v: 0 <= v < math.inf, "a finite number of at least 0"),
+        "temperature": (
+            lambda v: 0 <= v <= MAX_TEMPERATURE,
+            f"a number between 0 and {MAX_TEMPERATURE:g}",
+        ),
         "top_p": (lambda v: 0 <= v <= 1, "a number between 0 and 1"),
         "gamma": (lambda v: 0 <= v < 1, "a number in [0, 1)"),
         "threshold": (lambda v: 0 <= v <= 1, "a number between 0 and 1"),
@@ -100,8 +118,11 @@ def controls(
         "final_noise": (lambda v: 0 <= v < 1, "a number in [0, 1)"),
     }
     for name, (is_valid, words) in ranges.items():
-        if not isinstance(values[name], numbers.Real) or not is_valid(values[name]):
-            raise ValueError(f"{name}: got {values[name]!r}, expected {words}")
+        value = values[name]
+        if not isinstance(value, numbers.Real) or not (
+            is_valid(value) and is_valid(in_float32(float(value)))  # as it is used
+        ):
+            raise ValueError(f"{name}: got {_in_one_line(values[name])}, expected {words}")
     return Controls(*map(jnp.int32, steps), *(jnp.float32(values[name]) for name in ranges))
 
 

@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from diladiff_jax import stages
+from diladiff_jax import files, stages
 from diladiff_jax.config import Config
 from diladiff_jax.data.tokenizers import Tokenizer
 from diladiff_jax.diffusion.masking import AbsorbingProcess
+from diladiff_jax.jax_settings import random_key
 from diladiff_jax.nn import bert
 from diladiff_jax.nn.networks import NetworkOptions, Networks, build_networks
 from diladiff_jax.objectives.base import Context, Objective
@@ -67,7 +68,7 @@ class Experiment:
         """
         self.config = config
         self.settings = config.to_dict()
-        self.workdir = pathlib.Path(workdir)
+        self.workdir = files.expand(workdir)
         self.tokenizer = tokenizer
         self.mesh = mesh
         self.process = AbsorbingProcess(tokenizer.mask_id, tokenizer.sampleable)
@@ -124,7 +125,7 @@ class Experiment:
             params = pretrained.encoder_parameters(self.features_directory, network)
             return sharding.place(params, sharding.parameter_shardings(boxed, self.mesh))
         home = lineage.home_of_trained_stage(self.workdir, stage)
-        boxed = jax.eval_shape(self.objective(stage).init, jax.random.key(0))
+        boxed = jax.eval_shape(self.objective(stage).init, random_key(0))
         abstract, shardings = nn.unbox(boxed), sharding.parameter_shardings(boxed, self.mesh)
         if bundles.is_bundle(home):
             return bundles.Bundle(home).read(stage, abstract, shardings)

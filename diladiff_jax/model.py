@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -17,19 +18,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from diladiff_jax import arguments, stages
+from diladiff_jax import arguments, files, stages
 from diladiff_jax import config as config_lib
 from diladiff_jax.config import Config
 from diladiff_jax.data import tokenizers
 from diladiff_jax.experiment import Experiment
+from diladiff_jax.jax_settings import under_pinned_settings
 from diladiff_jax.parallel import sharding
 from diladiff_jax.programs import Programs
 from diladiff_jax.sampling.sampler import Controls, Sample, Sampler
 from diladiff_jax.stages import MODELS, SampledModel
-from diladiff_jax.storage import bundles, config_file, lineage
+from diladiff_jax.storage import bundles, config_file, lineage, origins
 from diladiff_jax.storage.errors import CheckpointError
 
 Array = jax.Array
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +77,24 @@ class Model:
         self._trained: dict[str, Any] = {}
         self._programs = Programs(experiment)
 
+    def __reduce__(self) -> Any:
+        """Pickles and copies as its workdir and settings; parameters are read again when needed.
+
+        Raises:
+          TypeError: it is on a mesh of its own, which names this process's devices.
+        """
+        if self.experiment.mesh != _default_mesh():
+            raise TypeError(
+                "a Model loaded with mesh=... cannot be pickled, because a mesh names the devices "
+                "of one process. Send the workdir, and call dl.load in the other process."
+            )
+        experiment = self.experiment
+        return _reload, (
+            experiment.workdir.absolute(),
+            experiment.settings,
+            experiment.compute_dtype,
+        )
+
     # What is trained.
 
     @property
@@ -105,6 +126,7 @@ class Model:
         """Whether the stage has a checkpoint."""
         return self.trained_steps(stage) > 0
 
+    @under_pinned_settings
     def trained(self, stage: str) -> Any:
         """Parameters of a stage (the average, if one is kept), restored when first needed.
 
@@ -116,6 +138,7 @@ class Model:
         return self._trained[stage]
 
     @functools.cached_property
+    @under_pinned_settings
     def statistics(self) -> dict[str, Any]:
         """The frozen statistics of features and latents."""
         return self.experiment.restore_statistics()
@@ -133,6 +156,7 @@ class Model:
             for name, (stage, *path) in record.parameters.items()
         }
 
+    @under_pinned_settings
     def controls(self, model: str | None = None, **given: Any) -> Controls:
         """Settings of a sampling call; those that are not given come from the config.
 
@@ -149,6 +173,7 @@ class Model:
 
     # Sampling.
 
+    @under_pinned_settings
     def sample(
         self,
         key: Array | int,
@@ -212,6 +237,7 @@ class Model:
             found = self._run(record, key, prompts, size, start + first, controls, score=score)
             yield found[: min(size, num - first)]
 
+    @under_pinned_settings
     def infill(
         self,
         key: Array | int,
@@ -245,6 +271,7 @@ class Model:
 
     # Latents.
 
+    @under_pinned_settings
     def encode(self, texts: str | Sequence[str] | np.ndarray, *, batch: int | None = None) -> Array:
         """Encodes texts to standardized latents, float32 `[B, N, D_lat]`.
 
@@ -274,6 +301,7 @@ class Model:
         """Texts as int32 `[B, L]`, padded with end-of-text. Raises as `encode` does."""
         return arguments.text_tokens(texts, self.tokenizer, self.length)
 
+    @under_pinned_settings
     def decode(
         self,
         key: Array | int,
@@ -308,6 +336,7 @@ class Model:
             model = stages.model_named(model, controls=True)
         return self._programs.sampler(model)
 
+    @under_pinned_settings
     def _run(
         self,
         record: SampledModel,
@@ -375,6 +404,7 @@ class Model:
         ]
 
 
+@under_pinned_settings
 def load(
     workdir: str | pathlib.Path,
     *,
@@ -400,6 +430,7 @@ def load(
       ConfigError, DataError, PretrainedError, CheckpointError: it is neither, or damaged; or an
         argument is invalid.
     """
+    workdir = files.expand(workdir)
     if bundles.is_bundle(workdir):
         bundles.Bundle(workdir).check()
     if config is None:
@@ -407,14 +438,17 @@ def load(
     else:
         config_lib.check(config)
         config_file.require_same(config, workdir)
-    tokenizer = tokenizers.load(pathlib.Path(workdir) / "tokenizer")
-    mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}) if mesh is None else mesh
+    tokenizer = tokenizers.load(workdir / "tokenizer")
+    for stage in stages.STAGES:
+        if found := origins.changes(workdir, stage, config.to_dict()):
+            _log.warning("stage %s does not fit any more: %s", stage, "; ".join(found))
+    mesh = _default_mesh() if mesh is None else mesh
     dtype = _run_dtype(compute_dtype, config, workdir, mesh.devices.flat[0].platform)
     return Model(Experiment(config, workdir, tokenizer, mesh, compute_dtype=dtype))
 
 
 def _run_dtype(
-    asked: str | None, config: Config, workdir: str | pathlib.Path, platform: str
+    asked: str | None, config: Any, workdir: str | pathlib.Path, platform: str
 ) -> str | None:
     """What a loaded model computes in, given what `load` was asked for; None is the config's.
 
@@ -422,7 +456,18 @@ def _run_dtype(
       ConfigError: networks cannot compute in this type.
     """
     if asked is not None:
-        return config_lib.resolve(config.to_dict() | {"compute_dtype": asked}).compute_dtype
+        resolved: Any = config_lib.resolve(config.to_dict() | {"compute_dtype": asked})
+        return resolved.compute_dtype
     if platform != "cpu" or config_file.changed_keys(config, workdir, config_file.PRECISION):
         return None
     return "float32"
+
+
+def _default_mesh() -> Mesh:
+    """All devices along data."""
+    return sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
+
+
+def _reload(workdir: pathlib.Path, settings: dict[str, Any], compute_dtype: str) -> Model:
+    """The model that `Model.__reduce__` describes."""
+    return load(workdir, config=config_lib.resolve(settings), compute_dtype=compute_dtype)

@@ -13,8 +13,13 @@ from these classes. Constructing one with an invalid value raises `OptionError`.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
+
+import numpy as np
+
+LARGEST = float(np.finfo(np.float32).max)
 
 
 class OptionError(ValueError):
@@ -68,6 +73,13 @@ def fraction_below(bound: float) -> Rule:
     return Rule(lambda value: 0 <= value < bound, f"in [0, {bound})")
 
 
+def in_float32(value: float) -> float:
+    """The number that devices compute with: in float32, where the smallest numbers become 0."""
+    with np.errstate(over="ignore"):
+        used = float(np.float32(value))
+    return used if abs(used) >= np.finfo(np.float32).tiny else 0.0
+
+
 def setting(default: Any, help: str, rule: Rule | None = None) -> Any:
     """A dataclass field with a default, a one-line explanation, and the rule for its values."""
     return dataclasses.field(default=default, metadata={"help": help, "rule": rule})
@@ -83,9 +95,15 @@ class Options:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            rule = field.metadata.get("rule")
-            if rule is not None and not rule.holds(getattr(self, field.name)):
-                raise OptionError(field.name, getattr(self, field.name), rule.valid)
+            rule, value = field.metadata.get("rule"), getattr(self, field.name)
+            if rule is not None and not rule.holds(value):
+                raise OptionError(field.name, value, rule.valid)
+            if isinstance(value, float):  # a bound must hold for the number that is computed with
+                used = in_float32(value)
+                if not math.isfinite(used):
+                    raise OptionError(field.name, value, f"at most {LARGEST:.2g} in size")
+                if rule is not None and not rule.holds(used):
+                    raise OptionError(field.name, value, f"{rule.valid}; in float32 it is {used:g}")
         for name, valid in self.conflicts():
             raise OptionError(name, getattr(self, name), valid)
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from diladiff_jax.experiment import Experiment
+from diladiff_jax.jax_settings import under_pinned_settings
 from diladiff_jax.objectives.autoregressive import content_mask, next_token_nll
 from diladiff_jax.parallel import sharding
 from diladiff_jax.sampling.sampler import Sample
@@ -41,12 +42,13 @@ class Programs:
                 function, extra = sampler.decode_latents, (batch,)
             else:
                 function, extra = functools.partial(sampler.generate, source), ()
-            self._samplers[program] = jax.jit(
+            jitted = jax.jit(
                 sharding.on_mesh(self._with_score(function), mesh),
                 in_shardings=(None, replicated, batch, batch, *extra, replicated),
                 out_shardings=batch,
                 donate_argnums=3,
             )
+            self._samplers[program] = under_pinned_settings(jitted)
         return self._samplers[program]
 
     @functools.cached_property
@@ -55,7 +57,8 @@ class Programs:
         mesh = self._experiment.mesh
         batch, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
         encode = sharding.on_mesh(self._experiment.parts.text_encoder.__call__, mesh)
-        return jax.jit(encode, in_shardings=(None, replicated, batch), out_shardings=batch)
+        jitted = jax.jit(encode, in_shardings=(None, replicated, batch), out_shardings=batch)
+        return under_pinned_settings(jitted)
 
     def _with_score(self, function: Callable[..., Sample]) -> Callable[..., Sample]:
         """`function`, and the scorer's judgement if the parameters include one."""

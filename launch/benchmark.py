@@ -120,6 +120,8 @@ def main(argv: list[str]) -> None:
     import jax
 
     from diladiff_jax.benchmark import OutOfMemoryError, report
+    from diladiff_jax.console import say
+    from diladiff_jax.parallel import available_devices
 
     path = pathlib.Path(_OUT.value)
     plot_path = path.with_suffix(".png")
@@ -128,6 +130,7 @@ def main(argv: list[str]) -> None:
             f"--out: got {path}, whose plot would be written to {plot_path}, expected a name"
             " FILE.json whose FILE.png does not exist. Give another file."
         )
+    available_devices()
     # Before hours of measuring.
     cli.check_replaceable("out", path, {"machine", "rows"}, "a result of benchmark.py")
     # An empty persistent cache, so that a cold start finds nothing that earlier runs compiled.
@@ -144,11 +147,12 @@ def main(argv: list[str]) -> None:
             ) from None
     cli.write_json("out", path, document)
     report.plot(document["rows"] + document.get("peers", []), plot_path)
-    print(*report.describe(document), sep="\n")
+    say("\n".join(report.describe(document)))
 
 
 def _run_sampling() -> dict[str, Any]:
     from diladiff_jax.benchmark import default_dtype, sampling
+    from diladiff_jax.console import say
 
     steps = _DECODE_STEPS.value
     timed = _TIMED_STEPS.value or steps
@@ -176,7 +180,7 @@ def _run_sampling() -> dict[str, Any]:
         dtype=_DTYPE.value or default_dtype(),
         peers=_PEERS.value,
     )
-    return sampling.run(benchmark, log=lambda line: print(line, flush=True))
+    return sampling.run(benchmark, log=say)
 
 
 def _run_training() -> dict[str, Any]:

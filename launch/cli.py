@@ -26,11 +26,17 @@ try:
         asks_for_help,
         describe_config_error,
         describe_flag_error,
+        expand_home,
         flag_value,
         print_error,
     )
     from cli_files import check_replaceable, check_writable_folder, write_json
-    from cli_process import configure_logs, interrupt
+    from cli_process import (
+        configure_logs,
+        escape_unencodable_output,
+        interrupt,
+        release_output,
+    )
     from ml_collections import ConfigDict, config_flags
 except ImportError as missing:
     sys.exit(
@@ -59,6 +65,8 @@ __all__ = [
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PREEMPTED = 75  # EX_TEMPFAIL: the launchers run the same command again
+CLOSED_OUTPUT = 141  # 128 + SIGPIPE, as of other programs in a pipe
+_PATHS = ("workdir", "init_from", "out", "config", "compare")
 _ENVIRONMENT_ERRORS = frozenset(
     {
         errno.EACCES,
@@ -240,18 +248,25 @@ def run(main: Callable[[Sequence[str]], None], usage: str | None) -> None:
     # --help lists the flags of the script only, so count those defined here among them.
     for flag in flags.FLAGS.flags_by_module_dict().get(__name__, []):
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
-    app.run(lambda argv: _run_guarded(main, argv), flags_parser=_parse)
+    escape_unencodable_output()
+    try:
+        app.run(lambda argv: _run_guarded(main, argv), flags_parser=_parse)
+    finally:
+        release_output()
 
 
 def _run_guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     """Runs `main` and maps its exceptions to an exit code and one line."""
     from diladiff_jax import ConfigError, DataError
-    from diladiff_jax.parallel import DistributedError, Preempted
+    from diladiff_jax.console import say
+    from diladiff_jax.jax_settings import pin_process
+    from diladiff_jax.parallel import DeviceError, DistributedError, Preempted
     from diladiff_jax.storage import StorageError
     from diladiff_jax.training import TrainingError
 
     bad_input = (ConfigError, DataError, StorageError, UsageError)
     configure_logs()
+    pin_process()
     if len(argv) > 1:
         return print_error(
             f"unexpected argument {argv[1]!r}, expected flags --NAME=VALUE. See --help."
@@ -261,8 +276,13 @@ def _run_guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> 
         if _IS_SCRIPT and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
             signal.signal(signal.SIGINT, interrupt)
         main(argv)
-    except (*bad_input, TrainingError, DistributedError) as error:
+    except (*bad_input, TrainingError, DistributedError, DeviceError) as error:
         return print_error(str(error))
+    except BrokenPipeError:
+        return print_error(
+            "standard output was closed by its reader. What was printed is complete up to there.",
+            CLOSED_OUTPUT,
+        )
     except OSError as error:
         if error.errno not in _ENVIRONMENT_ERRORS:
             raise
@@ -271,7 +291,7 @@ def _run_guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> 
             " space or give another path, and run the same command to resume."
         )
     except Preempted as stopped:
-        print(stopped, file=sys.stderr)
+        say(str(stopped), error=True)
         return 130 if stopped.interrupted_by_user else PREEMPTED
     except KeyboardInterrupt:
         return print_error(
@@ -289,7 +309,7 @@ def _run_guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> 
 
 def _parse(argv: Sequence[str]) -> Sequence[str]:
     """Parses the flags for absl's `app.run`. Returns the remaining arguments."""
-    argv = list(argv)
+    argv = expand_home(argv, _PATHS)
     workdir, source = flag_value(argv, "workdir"), None
     for name in ("workdir", "init_from"):
         if flag_value(argv, name) == "":

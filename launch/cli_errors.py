@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -24,7 +26,8 @@ def print_error(message: str, code: int = 1) -> int:
     )
     if len(line) > _MAX_CHARACTERS:
         line = f"{line[: _MAX_CHARACTERS // 2]} ... {line[-_MAX_CHARACTERS // 2 :]}"
-    print(f"error: {line}", file=sys.stderr)
+    with contextlib.suppress(OSError, ValueError):  # the exit code still says it
+        print(f"error: {line}", file=sys.stderr, flush=True)
     return code
 
 
@@ -40,6 +43,24 @@ def flag_value(argv: Sequence[str], name: str) -> str | None:
         if word.startswith("-") and key == name:
             value = after if equals else argv[i + 1] if i + 1 < len(argv) else ""
     return value
+
+
+def expand_home(argv: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The command line with `~` expanded in the values of some flags.
+
+    The shell expands it only at the start of a word, so not in `--workdir=~/runs`.
+    """
+    words, follows = list(argv[:1]), False
+    for word in argv[1:]:
+        key, equals, value = word.partition("=")
+        if follows:
+            word = os.path.expanduser(word)
+        elif key.startswith("-") and key.lstrip("-") in names and equals:
+            parts = value.split(",") if key.endswith("compare") else [value]
+            word = f"{key}={','.join(map(os.path.expanduser, parts))}"
+        follows = not follows and not equals and word.startswith("-") and key.lstrip("-") in names
+        words.append(word)
+    return words
 
 
 def asks_for_help(argv: Sequence[str]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pathlib
@@ -25,8 +26,40 @@ def interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+class _Said(logging.Handler):
+    """Prints log lines on standard output, as the library prints its own."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from diladiff_jax.console import say
+
+        say(record.getMessage())
+
+
+def escape_unencodable_output() -> None:
+    """Escapes characters that standard output's encoding lacks instead of raising an error."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def release_output() -> None:
+    """Flushes both streams at the end of the process; a closed one is connected to nothing.
+
+    Without this, the interpreter would report the failure and change the exit code.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
+                nothing = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nothing, stream.fileno())
+                os.close(nothing)
+
+
 def configure_logs() -> None:
     """Shows the library's own log from INFO on, and its dependencies' logs from WARNING on."""
+    logging.raiseExceptions = False  # a log that cannot be written is no reason for a traceback
     absl.logging.set_verbosity(absl.logging.WARNING)
     # A failure in a thread of Orbax is raised where its result is awaited, and becomes one line.
     absl.logging.get_absl_handler().addFilter(
@@ -37,8 +70,7 @@ def configure_logs() -> None:
     sys.unraisablehook = lambda found: (
         None if str(found.exc_value) == "Event loop is closed" else sys.__unraisablehook__(found)
     )
-    log, handler = logging.getLogger("diladiff_jax"), logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    log.addHandler(handler)
+    log = logging.getLogger("diladiff_jax")
+    log.addHandler(_Said())
     log.setLevel(logging.INFO)
     log.propagate = False

@@ -69,6 +69,7 @@ DOES_NOT_FIT = 3
 
 
 def main(argv: list[str]) -> None:
+    from diladiff_jax.console import say
     from diladiff_jax.preflight import report
 
     config = _checked_config()
@@ -92,21 +93,21 @@ def main(argv: list[str]) -> None:
             )
         )
         if _SCALING.value is None:
-            print(report.describe(rows[-1]), flush=True)
+            say(report.describe(rows[-1]))
         else:
             header = [report.scaling_header()] if len(rows) == 1 else []
-            print(*header, report.scaling_line(rows[-1], rows[0]), sep="\n", flush=True)
+            say("\n".join([*header, report.scaling_line(rows[-1], rows[0])]))
     document = rows[0]
     if _SCALING.value is not None:
         document = {name: rows[0][name] for name in ("config", "stage")}
         document |= {"rows": rows, "knee": report.knee(rows)}
-        print(report.describe_knee(rows))
+        say(report.describe_knee(rows))
     if _OUT.value is not None:
         cli.write_json("out", pathlib.Path(_OUT.value), document)
-        print(f"written to {_OUT.value}")
+        say(f"written to {_OUT.value}")
     too_small = [row["topology"] for row in rows if not row["fits"]]
     if too_small:
-        print(f"error: {rows[0]['stage']} does not fit on {', '.join(too_small)}", file=sys.stderr)
+        say(f"error: {rows[0]['stage']} does not fit on {', '.join(too_small)}", error=True)
         raise SystemExit(DOES_NOT_FIT)
 
 

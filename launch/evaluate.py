@@ -51,6 +51,7 @@ _REPORT_FILES = ("table.txt", "report.html", "analyses.json", "picture.png", "fi
 
 
 def main(argv: list[str]) -> None:
+    from diladiff_jax.console import say
     from diladiff_jax.data import DataOptions, load_prepared
     from diladiff_jax.evaluation import NotFiniteError, analyses, evaluate, report
     from diladiff_jax.storage import bundles
@@ -86,10 +87,10 @@ def main(argv: list[str]) -> None:
             f"a measure is not finite ({error}), so nothing was written. The model has diverged:"
             " train it again, or leave it out."
         ) from None
-    print("", report.table(results), "", *report.summary(results), "", sep="\n")
+    say("\n".join(["", report.table(results), "", *report.summary(results), ""]))
     for name, file in (("picture", "picture.png"), ("results", "results.json")):
-        print(f"{name}: {page.absolute().with_name(file)}")
-    print(f"report: {page.absolute()}")
+        say(f"{name}: {page.absolute().with_name(file)}")
+    say(f"report: {page.absolute()}")
 
 
 def _check_out(out: str) -> None:
@@ -112,14 +113,12 @@ def _check_out(out: str) -> None:
 
 def _note_unfinished_stages(model: Any) -> None:
     from diladiff_jax import config as config_lib
+    from diladiff_jax.console import say
 
     for stage in config_lib.stages_of(model.config):
         trained, steps = model.trained_steps(stage), model.config[stage].steps
         if 0 < trained < steps:
-            print(
-                f"note: {stage} is trained for {trained} of {steps} steps; it is measured as it is",
-                flush=True,
-            )
+            say(f"note: {stage} is trained for {trained} of {steps} steps; it is measured as it is")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ def main(argv: list[str]) -> None:
     import jax.numpy as jnp
 
     import diladiff_jax as dl
+    from diladiff_jax.console import say
     from diladiff_jax.parallel import make_mesh
     from diladiff_jax.stages import MODELS, features_source, sampled_models
     from diladiff_jax.storage import bundles
@@ -50,7 +51,7 @@ def main(argv: list[str]) -> None:
             stages = ("mdlm", *stages)
     out = bundles.export(model.experiment, _OUT.value, stages=stages, dtype=jnp.dtype(_DTYPE.value))
     files = [path for path in out.rglob("*") if path.is_file()]
-    print(f"{len(files)} files, {sum(path.stat().st_size for path in files):,} bytes: {out}")
+    say(f"{len(files)} files, {sum(path.stat().st_size for path in files):,} bytes: {out}")
 
 
 if __name__ == "__main__":

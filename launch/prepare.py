@@ -18,6 +18,7 @@ _CONFIG = cli.experiment_flags()
 
 
 def main(argv: list[str]) -> None:
+    from diladiff_jax.console import say
     from diladiff_jax.data import DataOptions, TokenizerOptions, prepare
     from diladiff_jax.storage import config_file, pretrained
     from diladiff_jax.storage.workdir import workdir_lock
@@ -33,10 +34,10 @@ def main(argv: list[str]) -> None:
             pretrained.adopt(config.features.path, workdir / "features")
         config_file.save(config, workdir)
     for split, counts in prepared.counts.items():
-        print(f"{split}: " + ", ".join(f"{value:,} {name}" for name, value in counts.items()))
+        say(f"{split}: " + ", ".join(f"{value:,} {name}" for name, value in counts.items()))
     tokenizer = prepared.tokenizer
     text_ids = int(tokenizer.sampleable.sum())
-    print(f"vocabulary: {tokenizer.vocab_size} ids, {text_ids} of them text")
+    say(f"vocabulary: {tokenizer.vocab_size} ids, {text_ids} of them text")
 
 
 if __name__ == "__main__":

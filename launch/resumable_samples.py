@@ -44,6 +44,7 @@ def write(
         from another command.
     """
     from diladiff_jax import files
+    from diladiff_jax.console import say
 
     partial = path.with_name(path.name + ".partial")
     origin_path = path.with_name(path.name + ".partial.json")
@@ -53,7 +54,7 @@ def write(
             done, size = _existing_records(partial, origin_path, origin, start=start, num=num)
             out.truncate(size)
             if done:
-                print(f"{done} samples exist already: {partial}", flush=True)
+                say(f"{done} samples exist already: {partial}")
             else:
                 # Only now, because samples of another run must not be taken for this one's.
                 files.atomic_write_text(origin_path, json.dumps(origin))
@@ -141,12 +142,12 @@ def _check_origin(
     except (OSError, ValueError, RecursionError, AttributeError):
         raise cli.UsageError(
             f"--out: {partial} exists, and {origin_path.name} beside it does not say what it is."
-            " Remove it, or give another file."
+            " Give another file, or move it elsewhere."
         ) from None
     if not same:
         key = different or "settings"
         raise cli.UsageError(
             f"--out: {partial} has samples of another command: its {key} is"
             f" {str(found.get(key))[:100]}, expected {str(origin.get(key))[:100]}. Finish that"
-            " command, or remove the file."
+            " command, or move the file elsewhere."
         )

@@ -138,6 +138,7 @@ def _print_samples(batches: Iterator[Any]) -> None:
 def _write_samples(model: Any, name: str | None, path: pathlib.Path) -> None:
     import resumable_samples
 
+    from diladiff_jax.console import say
     from diladiff_jax.storage import bundles
 
     fields = {"seed": _SEED.value, "model": name, **_settings(model, name)}
@@ -157,7 +158,7 @@ def _write_samples(model: Any, name: str | None, path: pathlib.Path) -> None:
         origin=fields | _origin(model),
         raw_text=model.tokenizer.raw_text,
     )
-    print(f"{_NUM.value} samples of {name}: {_OUT.value}")
+    say(f"{_NUM.value} samples of {name}: {_OUT.value}")
 
 
 def _settings(model: Any, name: str | None) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from diladiff_jax.benchmark.sampling_programs import (
 )
 from diladiff_jax.benchmark.sizes import experiment_config
 from diladiff_jax.benchmark.timing import OutOfMemoryError, matmul_rate, time_run
+from diladiff_jax.parallel import sharding
 
 Document = dict[str, Any]
 
@@ -96,7 +97,7 @@ def _run_batch(
     times, tokens = _time(benchmark, workload, programs, peers, log)
     rates.append(matmul_rate(benchmark.dtype))
     machine = {
-        "device": jax.devices()[0].device_kind,
+        "device": sharding.available_devices()[0].device_kind,
         "count": jax.device_count(),
         "matmul_flops_per_second": max(rates),
     }

@@ -22,6 +22,7 @@ from diladiff_jax.benchmark.timing import (
 )
 from diladiff_jax.diffusion.gaussian import ScheduleOptions, make_schedule
 from diladiff_jax.diffusion.masking import AbsorbingProcess
+from diladiff_jax.jax_settings import random_key
 from diladiff_jax.nn.networks import NetworkOptions, build_networks
 from diladiff_jax.sampling.options import SamplingOptions
 from diladiff_jax.sampling.sampler import Controls, PriorLatents, Sampler, StudentLatents
@@ -144,7 +145,7 @@ def build_workload(benchmark: SamplingBenchmark, batch: int, length: int) -> Wor
         threshold=jnp.float32(0.9),
     )
     prior_controls = controls._replace(latent_steps=jnp.int32(benchmark.timed_prior_steps))
-    keys = jax.random.split(jax.random.key(1), batch)
+    keys = jax.random.split(random_key(1), batch)
     return Workload(config, sampler, params, keys, prompt, controls, prior_controls)
 
 

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from diladiff_jax.jax_settings import random_key
 from diladiff_jax.parallel import sharding
 
 
@@ -123,9 +124,9 @@ def random_parameters(module: nn.Module, *inputs: Any) -> Any:
 
     A freshly initialized network has zero matrices, which would make its logits constant.
     """
-    shapes = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"])
+    shapes = nn.unbox(jax.eval_shape(module.init, random_key(0), *inputs)["params"])
     leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
-    keys = jax.random.split(jax.random.key(0), len(leaves))
+    keys = jax.random.split(random_key(0), len(leaves))
 
     def sample(key: Any, path: Any, leaf: Any) -> jax.Array:
         kind = path[-1].key

@@ -25,6 +25,7 @@ from diladiff_jax.benchmark.timing import (
     matmul_rate,
     time_run,
 )
+from diladiff_jax.jax_settings import random_key
 from diladiff_jax.parallel import sharding
 from diladiff_jax.training.optimizer import make_optimizer
 from diladiff_jax.training.state import TrainState, init_state, make_train_step
@@ -61,7 +62,7 @@ def run(benchmark: TrainingBenchmark) -> dict[str, Any]:
     Returns:
       The machine, and a row for each stage.
     """
-    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, sharding.available_devices()[:1])
     experiment = preflight.AbstractExperiment(_config(benchmark), mesh)
     rates, rows = [matmul_rate(benchmark.dtype)], []
     for stage in _stages():
@@ -70,7 +71,7 @@ def run(benchmark: TrainingBenchmark) -> dict[str, Any]:
     for row in rows:
         row["fraction_of_matmul_rate"] = row["model_flops"] / row["seconds"] / max(rates)
     machine = {
-        "device": jax.devices()[0].device_kind,
+        "device": sharding.available_devices()[0].device_kind,
         "count": 1,
         "matmul_flops_per_second": max(rates),
     }
@@ -107,7 +108,7 @@ def _programs(
     def init(key: jax.Array) -> TrainState:
         return nn.unbox(init_state(objective, tx, key, ema=options.ema > 0))
 
-    state = jax.jit(init)(jax.random.key(0))
+    state = jax.jit(init)(random_key(0))
     context = jax.tree.map(_random_like, experiment.context(stage))
     shape = (options.batch, _options(experiment).data.length)
     ids = np.random.default_rng(0).integers(0, experiment.tokenizer.mask_id - 2, shape)
@@ -115,7 +116,7 @@ def _programs(
     loss_context = context.replace(statistics=state.statistics) if state.statistics else context
 
     def loss(params: Any, context: Any, tokens: jax.Array) -> jax.Array:
-        return objective.loss(params, context, tokens, jax.random.key(1), jnp.int32(0))[0]
+        return objective.loss(params, context, tokens, random_key(1), jnp.int32(0))[0]
 
     def optimizer(gradients: Any, optimizer_state: Any, params: Any) -> Any:
         return tx.update(gradients, optimizer_state, params)

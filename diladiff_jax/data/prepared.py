@@ -105,7 +105,7 @@ def prepare(
         corpora.check(data)
     except OptionError as error:
         raise DataError(f"data.{error}") from None
-    workdir = Path(workdir)
+    workdir = files.expand(workdir)
     root = _root(data, workdir)
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ def load_prepared(data: DataOptions, workdir: str | os.PathLike[str]) -> Prepare
     Raises:
       DataError: nothing is prepared, or it was prepared with other settings.
     """
-    workdir = Path(workdir)
+    workdir = files.expand(workdir)
     remedy = f"Run launch/prepare.py with --workdir={workdir}"
     try:
         record = json.loads((workdir / _RECORD).read_text())
@@ -251,7 +251,8 @@ def _tokenizer(
         return tokenizer
     if trained:
         _log.info("training a %s tokenizer of %d ids", options.kind, options.vocab_size)
-        tokenizer = tokenizers.train(text_store.Documents(text, "train"), options)
+        sample = tokenizers.spread_sample(text_store.Documents(text, "train"))
+        tokenizer = tokenizers.train(sample, options)
     else:
         tokenizer = tokenizers.from_vocabulary(options.file, options.kind, options.lowercase)
     tokenizer.save(directory, source)
@@ -271,6 +272,5 @@ def _require_same(
             setting = "key of the text" if name == "corpus" else f"tokenizer.{name}"
             raise DataError(
                 f"{setting}: got {value!r}, but {directory} was made with "
-                f"{found.get(name)!r}. Use another workdir, or remove the tokenizer and everything "
-                "that was trained with it."
+                f"{found.get(name)!r}. Use another workdir."
             )

@@ -54,7 +54,7 @@ class Rows:
         except (OSError, RuntimeError) as error:  # ArrayRecord raises RuntimeError
             raise DataError(
                 f"{self._paths[0].parent}: the rows cannot be opened ({error}). "
-                "Repair the files, or remove that folder and prepare again."
+                "Restore the files, or move that folder elsewhere and prepare again."
             ) from error
         self._count = len(self._source)
 
@@ -113,7 +113,7 @@ def open_rows(folder: Path, split: str, dtype: str, length: int, count: int) -> 
     if rows is None or len(rows) != count:
         raise DataError(
             f"{folder}: got {len(rows or ())} rows of split {split!r}, expected {count}. "
-            "Remove that folder and prepare again."
+            "Restore it, or move that folder elsewhere and prepare again."
         )
     return rows
 

@@ -2,57 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
-import glob
-import gzip
-import io
 import json
-import lzma
-import zlib
-from collections.abc import Iterable, Iterator
+import logging
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from diladiff_jax.data.errors import DataError
-from diladiff_jax.files import expand
+from diladiff_jax.data.file_selection import kind, matching
+from diladiff_jax.data.text_lines import lines
 
 SEPARATOR = "<|endoftext|>"
 """Separates the documents of a .txt file, on a line of its own, as in TinyStories."""
 
-_COMPRESSED = (".gz", ".xz", ".zst")
-_KINDS = (".txt", ".jsonl", ".parquet")
-_READABLE = ".txt, .jsonl (either also .gz, .xz or .zst) or .parquet"
-
-
-def matching(files: str) -> list[Path]:
-    """The readable files in a folder, of a glob, or at a path, sorted by path.
-
-    Raises:
-      DataError: nothing matches, or a matching file outside a folder has an unknown format.
-    """
-    if not files:
-        raise DataError(f"data.files: got '', expected a folder, a glob or a file of {_READABLE}")
-    path = expand(files)
-    if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.is_file() and _kind(p))
-    else:
-        found = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
-        unreadable = [p for p in found if not _kind(p)]
-        if unreadable:
-            raise DataError(f"{unreadable[0]} has an unknown format, expected {_READABLE}")
-    if not found:
-        raise DataError(
-            f"data.files={files!r} matches no file; "
-            f"expected a folder, a glob or a file of {_READABLE}"
-        )
-    return found
+_JOINED_BY = "\n"  # the items of a list of texts
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_log = logging.getLogger(__name__)
+_logged: set[str] = set()
 
 
 def documents(files: str, field: str = "text", *, blank: bool = False) -> Iterator[str]:
     """Yields the documents of `matching(files)`, file after file.
 
+    Rows without a text (null) are skipped, and their number is logged.
+
     Args:
       files: a folder, a glob or one file.
-      field: the key (.jsonl) or column (.parquet) that holds the text.
+      field: the key (.jsonl) or column (.parquet) that holds the text. "a.b" is the field b of the
+        object a, unless there is a field of that name. The items of a list are joined by newlines.
       blank: whether to yield documents without any visible character too.
 
     Raises:
@@ -60,78 +38,26 @@ def documents(files: str, field: str = "text", *, blank: bool = False) -> Iterat
     """
     readers = {".txt": _txt, ".jsonl": _jsonl, ".parquet": _parquet}
     for path in matching(files):
-        for text in readers[_kind(path)](path, field):
+        for text in readers[kind(path)](path, field):
             if blank or text.strip():
                 yield text
 
 
-def _kind(path: Path) -> str:
-    """'.txt', '.jsonl', '.parquet', or '' for a file of unknown format."""
-    suffix = path.suffix.lower()
-    if suffix in _COMPRESSED:
-        suffix = path.with_suffix("").suffix.lower()
-        return suffix if suffix in (".txt", ".jsonl") else ""
-    return suffix if suffix in _KINDS else ""
-
-
-@contextlib.contextmanager
-def _open(path: Path) -> Iterator[Iterable[bytes]]:
-    suffix = path.suffix.lower()
-    with contextlib.ExitStack() as stack:
-        if suffix == ".gz":
-            yield stack.enter_context(gzip.open(path, "rb"))
-        elif suffix == ".xz":
-            yield stack.enter_context(lzma.open(path, "rb"))
-        elif suffix == ".zst":
-            import zstandard
-
-            raw = stack.enter_context(open(path, "rb"))
-            # Files compressed in parallel hold many frames; by default only the first is read.
-            reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
-            yield stack.enter_context(io.BufferedReader(reader, 1 << 20))
-        else:
-            yield stack.enter_context(open(path, "rb"))
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yields (line number from 1, line with its line ending)."""
-    number = 0
-    try:
-        with _open(path) as stream:
-            for number, line in enumerate(stream, 1):
-                if b"\0" in line:
-                    raise DataError(
-                        f"{path}, line {number}: holds NUL bytes, expected text. "
-                        "Remove the file or these bytes."
-                    )
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start}). "
-            "Convert the file to UTF-8."
-        ) from error
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise DataError(f"{path}, after line {number}: cannot be read ({error})") from error
-    except Exception as error:  # zstandard's error, without importing it for every file
-        if type(error).__name__ != "ZstdError":
-            raise
-        raise DataError(f"{path}, after line {number}: cannot be read ({error})") from error
-
-
 def _txt(path: Path, field: str) -> Iterator[str]:
     del field  # plain text has no fields
-    lines: list[str] = []
-    for _, line in _lines(path):
+    found: list[str] = []
+    for _, line in lines(path):
         if line.strip() == SEPARATOR:
-            yield "".join(lines).strip("\r\n")
-            lines = []
+            yield "".join(found).strip("\r\n")
+            found = []
         else:
-            lines.append(line)
-    yield "".join(lines).strip("\r\n")
+            found.append(line)
+    yield "".join(found).strip("\r\n")
 
 
 def _jsonl(path: Path, field: str) -> Iterator[str]:
-    for number, line in _lines(path):
+    nulls: list[int] = []
+    for number, line in lines(path):
         if not line.strip():
             continue
         try:
@@ -146,45 +72,96 @@ def _jsonl(path: Path, field: str) -> Iterator[str]:
             raise DataError(
                 f"{path}, line {number}: not JSON ({reason}), expected one object per line"
             ) from error
-        text = record.get(field) if isinstance(record, dict) else None
-        if not isinstance(text, str):
-            if text is not None:
-                raise DataError(
-                    f"{path}, line {number}: field {field!r} is of type {type(text).__name__}, "
-                    "expected text"
-                )
-            keys = (
-                ", ".join(sorted(record))
-                if isinstance(record, dict)
-                else f"a {type(record).__name__}"
-            )
+        where = f"{path}, line {number}"
+        text = None if record is None else _text(record, field, where)
+        if text is None:
+            nulls.append(number)
+            continue
+        if surrogate := _SURROGATE.search(text):
             raise DataError(
-                f"{path}, line {number}: no text in field {field!r} (found {keys}). "
-                "Set data.field to the field that holds the text."
+                f"{where}: got a lone surrogate at character {surrogate.start()} of field "
+                f"{field!r}, expected valid Unicode. Remove the line, or that escape."
             )
         yield text
+    _report_nulls(path, field, "line", nulls)
 
 
 def _parquet(path: Path, field: str) -> Iterator[str]:
     import pyarrow
     import pyarrow.parquet
 
-    row = 0
+    row, nulls = 0, list[int]()
     try:
         file = pyarrow.parquet.ParquetFile(path)
-        if field not in file.schema_arrow.names:
+        names = file.schema_arrow.names
+        column = field if field in names else field.partition(".")[0]
+        if column not in names:
             raise DataError(
-                f"{path}: no column {field!r} (found {', '.join(file.schema_arrow.names)}). "
+                f"{path}: no column {field!r} (found {', '.join(names)}). "
                 "Set data.field to the column that holds the text."
             )
-        for batch in file.iter_batches(batch_size=1024, columns=[field]):
-            for text in batch.column(0).to_pylist():
+        for batch in file.iter_batches(batch_size=1024, columns=[column]):
+            values = batch.column(batch.schema.get_field_index(column)).to_pylist()
+            for value in values:
                 row += 1
-                if not isinstance(text, str):
-                    raise DataError(
-                        f"{path}, row {row}: column {field!r} holds {type(text).__name__}, "
-                        "expected text"
-                    )
-                yield text
+                text = _text({column: value}, field, f"{path}, row {row}")
+                if text is None:
+                    nulls.append(row)
+                else:
+                    yield text
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}, after row {row}: cannot be read as Parquet ({error})") from error
+    _report_nulls(path, field, "row", nulls)
+
+
+def _text(record: Any, field: str, where: str) -> str | None:
+    """The text in a field of a record; None if the field or what it is in is null.
+
+    Raises:
+      DataError: there is no such field, or it holds something else.
+    """
+    if not isinstance(record, dict):
+        raise DataError(
+            f"{where}: got {_kind_of(record)}, expected an object with the field {field!r}"
+        )
+    name, _, rest = (field, "", "") if field in record else field.partition(".")
+    if name not in record:
+        found = ", ".join(sorted(map(str, record))) or "no field"
+        raise DataError(
+            f"{where}: no field {field!r} (found {found}). Set data.field to the field that holds "
+            "the text; a.b is the field b of the object a."
+        )
+    value = record[name]
+    items = value if isinstance(value, list) else [value]
+    if rest:
+        items = [None if item is None else _text(item, rest, where) for item in items]
+    texts = [item for item in items if item is not None]
+    for text in texts:
+        if not isinstance(text, str):
+            inner = f" (it has {', '.join(map(str, text))})" if isinstance(text, dict) else ""
+            raise DataError(
+                f"{where}: field {field!r} holds {_kind_of(text)}{inner}, expected text or a list "
+                "of texts. Set data.field to the field that holds the text; a.b is the field b of "
+                "the object a."
+            )
+    return _JOINED_BY.join(texts) if texts or value == [] else None
+
+
+def _kind_of(value: Any) -> str:
+    """What a JSON value is, in words."""
+    names = {dict: "an object", list: "a list", bool: "true or false", bytes: "bytes"}
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return "a number"
+    return names.get(type(value), "text" if isinstance(value, str) else type(value).__name__)
+
+
+def _report_nulls(path: Path, field: str, unit: str, numbers: list[int]) -> None:
+    """Logs how many rows had no text, once per process: every split reads the file again."""
+    if not numbers:
+        return
+    units = f"{unit}s" if len(numbers) > 1 else unit
+    line = f"{path}: {len(numbers)} {units} without a text in {field!r} skipped"
+    line += f" (the first is {unit} {numbers[0]})"
+    if line not in _logged:
+        _logged.add(line)
+        _log.info("%s", line)

@@ -36,6 +36,8 @@ def build(options: DataOptions, directory: Path) -> None:
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     splits = corpora.splits(options)
+    for line in corpora.corpus_of(options.corpus).sources(options):
+        _log.info("%s", line)
     builder = _builder_class()(splits, data_dir=str(directory), file_format="array_record")
     with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints to standard output
         builder.download_and_prepare()

@@ -93,7 +93,7 @@ class AbsorbingProcess:
         The coin comes first and the category second: folding both into one float32 Gumbel draw
         undersamples rare tokens.
         """
-        unmasked = jax.random.uniform(key, x_t.shape) < reverse_step_probability(t, s)
+        unmasked = jax.random.uniform(key, x_t.shape, jnp.float32) < reverse_step_probability(t, s)
         return jnp.where((x_t == self.mask_id) & unmasked, x_0, x_t)
 
     def bound_weight(self, t: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -109,7 +109,7 @@ def stratified_times(
     With `parts` > 1, those of the `batch` rows `part, part + parts, ...` of a global batch of
     `parts * batch` rows.
     """
-    u = jax.random.uniform(key)
+    u = jax.random.uniform(key, (), jnp.float32)
     row = jnp.arange(batch, dtype=jnp.float32) * parts + part
     return 1.0 - jnp.mod(u + row / (batch * parts), 1.0)
 
@@ -118,7 +118,7 @@ def mask_tokens(
     key: PRNGKeyArray, tokens: Int[Array, "B L"], t: Float[Array, " B"], mask_id: int
 ) -> Int[Array, "B L"]:
     """Samples x_t: each token of `[B, L]` becomes `mask_id` with probability `t [B]`."""
-    masked = jax.random.uniform(key, tokens.shape) < t[:, None]
+    masked = jax.random.uniform(key, tokens.shape, jnp.float32) < t[:, None]
     return jnp.where(masked, mask_id, tokens)
 
 
@@ -126,7 +126,8 @@ def mask_exactly(
     key: PRNGKeyArray, tokens: Int[Array, "B L"], count: Int[Array, " B"], mask_id: int
 ) -> Int[Array, "B L"]:
     """Masks exactly `count [B]` tokens of each row; all subsets of that size are equally likely."""
-    rank = jnp.argsort(jnp.argsort(jax.random.uniform(key, tokens.shape), axis=-1), axis=-1)
+    place = jax.random.uniform(key, tokens.shape, jnp.float32)
+    rank = jnp.argsort(jnp.argsort(place, axis=-1), axis=-1)
     return jnp.where(rank < count[:, None], mask_id, tokens)
 
 

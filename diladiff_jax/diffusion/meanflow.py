@@ -43,11 +43,11 @@ def sample_times(
       t and r.
     """
     keys = jax.random.split(key, 4)
-    pair = jax.nn.sigmoid(mean + std * jax.random.normal(keys[0], (2, batch)))
+    pair = jax.nn.sigmoid(mean + std * jax.random.normal(keys[0], (2, batch), jnp.float32))
     t, r = jnp.max(pair, axis=0), jnp.min(pair, axis=0)
-    t = jnp.where(jax.random.uniform(keys[1], (batch,)) < p_noise, 1.0, t)
-    r = jnp.where(jax.random.uniform(keys[2], (batch,)) < p_clean, 0.0, r)
-    r = jnp.where(jax.random.uniform(keys[3], (batch,)) < p_equal, t, r)
+    t = jnp.where(jax.random.uniform(keys[1], (batch,), jnp.float32) < p_noise, 1.0, t)
+    r = jnp.where(jax.random.uniform(keys[2], (batch,), jnp.float32) < p_clean, 0.0, r)
+    r = jnp.where(jax.random.uniform(keys[3], (batch,), jnp.float32) < p_equal, t, r)
     return t, r
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import numpy as np
 
 from diladiff_jax.data import Prepared
 from diladiff_jax.evaluation.measures import likelihood
 from diladiff_jax.evaluation.measures.intervals import Estimate
 from diladiff_jax.evaluation.measures.likelihood import Denoiser
+from diladiff_jax.jax_settings import random_key
 from diladiff_jax.model import Model
 from diladiff_jax.stages import MODELS
 
@@ -61,7 +61,7 @@ def _bound(model: Model, denoiser: Denoiser, rows: np.ndarray) -> dict[str, Esti
     return likelihood.bound_and_recovery(
         denoiser,
         rows,
-        jax.random.key(settings.seed),
+        random_key(settings.seed),
         model.tokenizer,
         draws=settings.bound_draws,
         batch=model.config.sampling.batch,

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import jax
-
 from diladiff_jax.data import Prepared
 from diladiff_jax.evaluation.held_out import network_bounds, validation_rows
 from diladiff_jax.evaluation.measures.intervals import Estimate
@@ -14,6 +12,7 @@ from diladiff_jax.evaluation.measures.samples import sample_measures, scorer_set
 from diladiff_jax.evaluation.models import controls
 from diladiff_jax.evaluation.sweep_point import SweepPoint, sampling_batch
 from diladiff_jax.model import Model
+from diladiff_jax.parallel import sharding
 from diladiff_jax.stages import MODELS, STAGES
 
 _IN_ROWS = ("decode_steps", "temperature", "top_p")
@@ -94,7 +93,7 @@ def _setting(model: Model) -> dict[str, Any]:
         "length": config.data.length,
         **sampling,
         "trained_steps": {stage: model.trained_steps(stage) for stage in STAGES},
-        "device": jax.devices()[0].device_kind,
+        "device": sharding.available_devices()[0].device_kind,
         "devices": model.devices,
         "compute_dtype": model.experiment.compute_dtype,
         "scorer": scorer_setting(model),

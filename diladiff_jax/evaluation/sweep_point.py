@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diladiff_jax.jax_settings import random_key
 from diladiff_jax.model import Model
 from diladiff_jax.parallel import sharding
 from diladiff_jax.stages import MODELS
@@ -41,7 +42,7 @@ class SweepPoint:
         """
         self.name, self.decode_steps = name, decode_steps
         self._model, self._held_out = model, held_out
-        self._key, self._batch = jax.random.key(seed), sampling_batch(model)
+        self._key, self._batch = random_key(seed), sampling_batch(model)
         self._program, self._params = model.program(name), model.parameters(name)
         self._controls = model.controls(name, decode_steps=decode_steps)
         has_steps = MODELS[name].latent_steps is not None

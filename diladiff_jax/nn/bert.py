@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from diladiff_jax.jax_settings import random_key
 from diladiff_jax.nn.layers import Linear, Norm, SelfAttention, parameter
 from diladiff_jax.nn.stack import cast_matrices, run_layers
 from diladiff_jax.nn.weights_import import (
@@ -231,5 +232,5 @@ def parameters(tensors: Mapping[str, np.ndarray], network: Bert) -> dict[str, An
 
 def abstract_parameters(network: Bert, *, boxed: bool = True) -> Any:
     """Shapes of the parameters, if `boxed` with their logical axis names."""
-    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    shapes = jax.eval_shape(network.init, random_key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     return shapes if boxed else nn.unbox(shapes)

@@ -10,6 +10,8 @@ from diladiff_jax.parallel.processes import (
 )
 from diladiff_jax.parallel.sharding import (
     RULES,
+    DeviceError,
+    available_devices,
     batch_array,
     batch_devices,
     batch_sharding,
@@ -30,9 +32,11 @@ __all__ = [
     "PEAK_FLOPS",
     "RULES",
     "Chip",
+    "DeviceError",
     "DistributedError",
     "Preempted",
     "StopSignal",
+    "available_devices",
     "batch_array",
     "batch_devices",
     "batch_sharding",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
@@ -13,6 +12,8 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
+
+from diladiff_jax.console import say
 
 
 class DistributedError(RuntimeError):
@@ -23,7 +24,7 @@ class Preempted(RuntimeError):
     """The run was asked to stop and has saved its state; the same command resumes it.
 
     Attributes:
-      interrupted_by_user: True after Ctrl-C, False after SIGTERM from a scheduler.
+      interrupted_by_user: True after Ctrl-C, False after another signal.
     """
 
     def __init__(self, message: str, *, interrupted_by_user: bool) -> None:
@@ -63,11 +64,10 @@ def initialize_distributed(
         here = f"process {process_id} of {num_processes} at {address}"
 
     def give_up() -> None:
-        print(
+        say(
             f"error: {here} timed out after {timeout} s waiting for the other processes. "
             "Start all of them, or raise --distributed_timeout.",
-            file=sys.stderr,
-            flush=True,
+            error=True,
         )
         os._exit(1)
 
@@ -111,12 +111,28 @@ def _validate(address: str, num_processes: int | None, process_id: int | None) -
         )
 
 
-class StopSignal:
-    """Tells the training loop to stop after SIGTERM or Ctrl-C, at the same step in every process.
+STOP_SIGNALS = (
+    signal.SIGTERM,
+    signal.SIGHUP,  # the terminal was closed
+    signal.SIGXCPU,  # a limit of CPU time
+    signal.SIGUSR1,  # a scheduler's warning before its limit of time
+    signal.SIGUSR2,
+)
+"""Signals that end a process unless it handles them, and that ask a training run to save first."""
 
-    Use it as a context manager. In a run of one process, SIGTERM and the first Ctrl-C no longer
-    kill the process inside the context. In a run of several, only SIGTERM is handled, and JAX's
-    preemption service chooses the step at which all of them stop.
+
+def handled_stop_signals() -> tuple[signal.Signals, ...]:
+    """`STOP_SIGNALS` but those that this process ignores, as it does SIGHUP under `nohup`."""
+    return tuple(s for s in STOP_SIGNALS if signal.getsignal(s) is not signal.SIG_IGN)
+
+
+class StopSignal:
+    """Tells the training loop to stop after a signal, at the same step in every process.
+
+    Use it as a context manager. In a run of one process, `STOP_SIGNALS` and the first Ctrl-C no
+    longer kill the process inside the context. In a run of several, JAX's preemption service
+    handles SIGTERM and chooses the step at which all of them stop; the other `STOP_SIGNALS` are
+    passed on to it as SIGTERM.
 
     Attributes:
       interrupted_by_user: True after Ctrl-C.
@@ -129,12 +145,17 @@ class StopSignal:
         self._polls = 0
         self._stopping = False
         self.interrupted_by_user = False
+        self._name = signal.SIGTERM.name
 
     def __enter__(self) -> StopSignal:
-        if self._single_process and threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread():
+            stops = handled_stop_signals()
+            if self._single_process:
+                handlers = dict.fromkeys((*stops, signal.SIGINT), self._handle)
+            else:
+                handlers = dict.fromkeys(set(stops) - {signal.SIGTERM}, self._pass_on)
             self._previous_handlers = {
-                number: signal.signal(number, self._handle)
-                for number in (signal.SIGTERM, signal.SIGINT)
+                number: signal.signal(number, handler) for number, handler in handlers.items()
             }
         return self
 
@@ -147,12 +168,13 @@ class StopSignal:
             if self._received.is_set():
                 raise KeyboardInterrupt
             self.interrupted_by_user = True
-            print(
-                "saving after this update; press Ctrl-C again to stop immediately",
-                file=sys.stderr,
-                flush=True,
-            )
+            say("saving after this update; press Ctrl-C again to stop immediately", error=True)
+        elif not self._received.is_set():
+            self._name = signal.Signals(number).name
         self._received.set()
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def reached(self) -> bool:
         """Whether to stop now. Every process must call this after every update.
@@ -175,8 +197,8 @@ class StopSignal:
 
     @property
     def name(self) -> str:
-        """What asked the run to stop: "Ctrl-C" or "SIGTERM"."""
-        return "Ctrl-C" if self.interrupted_by_user else "SIGTERM"
+        """What asked the run to stop: "Ctrl-C", or the name of the signal."""
+        return "Ctrl-C" if self.interrupted_by_user else self._name
 
 
 def run_on_process_zero(name: str, work: Callable[[], None], *, hours: float = 72.0) -> None:

@@ -28,17 +28,40 @@ RULES: dict[str, str | tuple[str, ...]] = {
 """Logical axis -> mesh axis or axes. Axes with other names are replicated."""
 
 
+class DeviceError(RuntimeError):
+    """JAX cannot use the devices that it was asked to use; the message is one line."""
+
+
+def available_devices() -> list[Any]:
+    """`jax.devices()`.
+
+    Raises:
+      DeviceError: there is none, for example because JAX_PLATFORMS asks for one that is not here.
+    """
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # a missing GPU is a bare assertion
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        reason = str(error).strip().partition("\n")[0].partition(" (set JAX_PLATFORMS")[0][:200]
+        raise DeviceError(
+            f"JAX_PLATFORMS: got {asked!r}, but {reason or 'this machine has no such device'}. "
+            f"Set JAX_PLATFORMS=cpu, or unset it to use what there is; for a GPU or TPU, install "
+            f"the JAX build for it."
+        ) from None
+
+
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
     """Makes the mesh (data, fsdp, tensor).
 
     Args:
       sizes: size of each axis; one of them may be -1, which means all remaining devices.
-      devices: the devices to use; by default `jax.devices()`.
+      devices: the devices to use; by default all.
 
     Raises:
+      DeviceError: JAX has no device.
       ValueError: the product of the sizes is not the number of devices.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = available_devices() if devices is None else devices
     names = ("data", "fsdp", "tensor")
     shape = [int(sizes[name]) for name in names]
     known = math.prod(size for size in shape if size != -1)

@@ -23,6 +23,7 @@ from diladiff_jax import config as config_lib
 from diladiff_jax import files
 from diladiff_jax.config import Config
 from diladiff_jax.experiment import Experiment
+from diladiff_jax.jax_settings import random_key
 from diladiff_jax.nn import bert
 from diladiff_jax.parallel import sharding
 from diladiff_jax.storage import pretrained
@@ -133,7 +134,7 @@ def abstract_arrays(shapes: Any, shardings: Any) -> Any:
 
 def abstract_key(key_sharding: jax.sharding.Sharding | None = None) -> jax.ShapeDtypeStruct:
     """The shape of a random key."""
-    key = jax.eval_shape(functools.partial(jax.random.key, 0))
+    key = jax.eval_shape(functools.partial(random_key, 0))
     return jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=key_sharding)
 
 

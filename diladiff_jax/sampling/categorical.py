@@ -7,6 +7,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, UInt32
 
 from diladiff_jax.diffusion.masking import restrict
+from diladiff_jax.jax_settings import as_random_key
+
+MAX_TEMPERATURE = 1e6
+"""Above it all tokens are equally likely up to rounding. The reciprocal of much larger numbers is 0
+on some devices, which turns -inf into NaN."""
 
 Keys = Key[Array, " B"] | UInt32[Array, "B words"]
 """One JAX key per sample, new-style or old-style."""
@@ -47,7 +52,8 @@ def token_distribution(
     """
     logits = logits.astype(jnp.float32)
     top = jnp.max(logits, axis=-1, keepdims=True)
-    tempered = jnp.where(logits == top, 0.0, (logits - top) / jnp.maximum(temperature, 1e-6))
+    limited = jnp.clip(temperature, 1e-6, MAX_TEMPERATURE)
+    tempered = jnp.where(logits == top, 0.0, (logits - top) / limited)
     greedy = jnp.where(logits == top, 0.0, -jnp.inf)
     p = jax.nn.softmax(jnp.where(temperature > 0, tempered, greedy), axis=-1)
     # At top_p = 1 there is nothing to find, and rounding must not cut a tail whose mass falls
@@ -96,12 +102,12 @@ def last_positive(probabilities: Float[Array, "*batch V"]) -> Int[Array, "*batch
 
 def uniform_per_sample(keys: Keys, shape: tuple[int, ...]) -> Float[Array, "B ..."]:
     """Uniform [0, 1) `[B, *shape]`; row i depends on `keys[i]` alone."""
-    return jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
+    return jax.vmap(lambda key: jax.random.uniform(key, shape, jnp.float32))(keys)
 
 
 def normal_per_sample(keys: Keys, shape: tuple[int, ...]) -> Float[Array, "B ..."]:
     """Standard normal `[B, *shape]`; row i depends on `keys[i]` alone."""
-    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
 
 
 def split_per_sample(keys: Keys) -> tuple[Keys, Keys]:
@@ -116,5 +122,9 @@ def fold_in_per_sample(keys: Keys, data: Int[Array, ""] | int) -> Keys:
 
 
 def sample_keys(key: PRNGKeyArray, indices: Int[Array, " B"]) -> Keys:
-    """One key per sample `[B]`, a function of `key` and the sample's index."""
+    """One key per sample `[B]`, a function of `key` and the sample's index.
+
+    Keys of other generators are converted, because theirs would depend on the batch.
+    """
+    key = as_random_key(key)
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)

@@ -210,7 +210,7 @@ def reverse_diffusion(
     end = end_time(schedule, final_noise)
 
     def time(k: Array) -> Array:
-        return jnp.full(batch, _grid_time(k, steps, end))
+        return jnp.full(batch, _grid_time(k, steps, end), jnp.float32)
 
     def condition_on(z: Array) -> Array:
         return nothing if self_conditioning == "none" else z
@@ -317,7 +317,7 @@ def few_step(
     batch, end = z.shape[:1], end_time(schedule, final_noise)
 
     def body(k: Array, z_t: Array) -> Array:
-        t, s = (jnp.full(batch, _grid_time(i, steps, end)) for i in (k, k + 1))
+        t, s = (jnp.full(batch, _grid_time(i, steps, end), jnp.float32) for i in (k, k + 1))
         r, scale = GAMMA_WARPS[warp](schedule, s, gamma)
         last = k + 1 == steps
         r = jnp.where(last, s, r)

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from diladiff_jax.options import (
     Options,
     above,
-    at_least,
     between,
     fraction_below,
     key_of,
     one_of,
     setting,
 )
+from diladiff_jax.sampling.categorical import MAX_TEMPERATURE
 from diladiff_jax.sampling.latent import GAMMA_WARPS, SELF_CONDITIONINGS, SOLVERS
 from diladiff_jax.sampling.orders import ORDERS
 
@@ -25,7 +25,9 @@ class SamplingOptions(Options):
 
     batch: int = setting(32, "texts sampled at a time", above(0))
     temperature: float = setting(
-        1.0, "of the token distribution; 0 takes the most likely token", at_least(0)
+        1.0,
+        "of the token distribution; 0 takes the most likely token",
+        between(0, MAX_TEMPERATURE),
     )
     top_p: float = setting(0.9, "mass of the nucleus; 1 keeps every token", between(0, 1))
     decode_steps: int = setting(64, "steps in which the tokens are unmasked", above(0))

@@ -6,11 +6,12 @@ Modules:
   bundles: a trained experiment as one portable folder.
   config_file: `config.json` of a workdir or bundle.
   lineage: which workdir or bundle each stage is read from.
+  origins: what each trained stage was made from.
   workdir: the lock on a workdir.
   pretrained: published encoders and scorers.
 """
 
-from diladiff_jax.storage import bundles, checksums, config_file, lineage, pretrained
+from diladiff_jax.storage import bundles, checksums, config_file, lineage, origins, pretrained
 from diladiff_jax.storage.bundles import Bundle, export, is_bundle
 from diladiff_jax.storage.checkpoints import Checkpoints
 from diladiff_jax.storage.errors import (
@@ -35,6 +36,7 @@ __all__ = [
     "export",
     "is_bundle",
     "lineage",
+    "origins",
     "pretrained",
     "quarantine_corrupt",
     "require_intact",

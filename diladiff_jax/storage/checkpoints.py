@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from diladiff_jax.storage import checksums
+from diladiff_jax.storage import checksums, stored_arrays
 from diladiff_jax.storage.errors import CheckpointError
 from diladiff_jax.storage.quarantine import checkpoint_steps, require_intact
 
@@ -153,15 +153,14 @@ class Checkpoints:
         # `require_intact`): if one process alone raised here, the others would wait for it.
         if verify and jax.process_count() == 1:
             require_intact(step_folder, args)
+        stored_arrays.require_same_shapes(step_folder, args)
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**args))
         except Exception as error:  # Orbax raises bare exceptions for damaged files
             line = str(error).strip().partition("\n")[0]
             reason = line.partition(" See full TensorStore details")[0][:_REASON_LENGTH]
             raise CheckpointError(
-                f"checkpoint {step_folder} cannot be restored with this experiment's settings "
-                f"({reason or type(error).__name__}). Use the config that it was trained with, or "
-                f"remove that folder to resume from the previous checkpoint."
+                stored_arrays.describe_failure(step_folder, args, reason or type(error).__name__)
             ) from error
 
     def _require_writable(self) -> None:

@@ -221,7 +221,7 @@ def _recorded_source(workdir: pathlib.Path) -> pathlib.Path:
     except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path} does not say which workdir this one was started from ({error}). Give it "
-            f"again with launch/train.py --init_from=WORKDIR, or remove that file."
+            f"again with launch/train.py --init_from=WORKDIR, or move that file elsewhere."
         ) from None
 
 

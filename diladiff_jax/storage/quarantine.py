@@ -56,7 +56,8 @@ def quarantine_corrupt(checkpoints: pathlib.Path, report: Callable[[str], None])
     steps = sorted(checkpoint_steps(checkpoints), reverse=True)
     last_recorded = _last_recorded_step(checkpoints)
     remedy = (
-        f"Restore a copy, or remove {checkpoints.parent} to train this stage again from scratch."
+        f"Restore a copy, or move {checkpoints.parent} elsewhere to train this stage again from "
+        f"scratch."
     )
     if not steps:
         if last_recorded:

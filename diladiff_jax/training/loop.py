@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from diladiff_jax import stages
 from diladiff_jax.data.pipeline import Batches
 from diladiff_jax.data.prepared import Prepared
-from diladiff_jax.data.terminal import printable
 from diladiff_jax.experiment import Experiment
 from diladiff_jax.parallel import sharding
 from diladiff_jax.parallel.processes import Preempted, StopSignal
@@ -23,7 +22,7 @@ from diladiff_jax.training.anomalies import AnomalyMonitor, TrainingError
 from diladiff_jax.training.latent_cache import Latents, cached_latents
 from diladiff_jax.training.metrics import MetricsWriter, Progress
 from diladiff_jax.training.optimizer import make_optimizer
-from diladiff_jax.training.preview import make_preview
+from diladiff_jax.training.preview import make_preview, show_preview
 from diladiff_jax.training.setup import (
     data_seed,
     mean_metrics,
@@ -183,11 +182,10 @@ class _StageTrainer:
         folder, is_main = self.experiment.workdir / self.stage, jax.process_index() == 0
         self.progress = Progress(self.stage, self.start, self.settings.steps, out=is_main)
         resources.callback(self.progress.close)
-        log = self.progress.log
+        log, options = self.progress.log, self.options
         self.metrics = MetricsWriter(folder / "metrics", log) if is_main else None
         if self.metrics is not None:
             resources.callback(self.metrics.close)
-        options = self.options
         self.anomalies = AnomalyMonitor(
             self.stage, folder / "skipped", options.max_skips, log, skipped=skipped
         )
@@ -217,9 +215,13 @@ class _StageTrainer:
         if last or stopping or self.checkpoint_due:  # check an update before saving it
             self._observe_pending()
         self._log_metrics(done, now=last or stopping)
-        if last or (done % self.options.validate_every == 0 and not stopping):
+        validates = last or (done % self.options.validate_every == 0 and not stopping)
+        if validates:
             self._validate(done, last)
         saved = self._save(done, last or stopping)
+        if validates:  # only now: what is merely shown must not cost what can be saved
+            with self.throughput.paused():
+                show_preview(self.preview, self.state, self.preview_key, self.progress.log)
         if stopping or (last and not saved):
             self._report_stop(done, last, saved)
 
@@ -269,7 +271,7 @@ class _StageTrainer:
         self.progress.advance(done, means)
 
     def _validate(self, done: int, last: bool) -> None:
-        """Validates and prints the preview.
+        """Validates on the held-out text.
 
         Raises:
           TrainingError: the loss after the last step is not finite.
@@ -284,8 +286,6 @@ class _StageTrainer:
             self.progress.log(f"{self.stage} {done}: validation {shown}")
             if last and not math.isfinite(means["loss"]):
                 raise self._not_finite(f"validation loss is {means['loss']}", done)
-            for text in self.preview(self.state, self.preview_key) if self.preview else ():
-                self.progress.log("  | " + printable(text).replace("\n", "\n  | "))
 
     def _save(self, done: int, now: bool) -> bool:
         """Saves a checkpoint if one is due; whether it did.

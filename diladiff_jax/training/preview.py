@@ -11,6 +11,7 @@ import numpy as np
 
 from diladiff_jax import stages
 from diladiff_jax.data.prepared import Prepared
+from diladiff_jax.data.terminal import printable
 from diladiff_jax.experiment import Experiment
 from diladiff_jax.parallel import sharding
 from diladiff_jax.sampling.controls import Controls
@@ -19,9 +20,11 @@ from diladiff_jax.training.state import TrainState
 Array = jax.Array
 
 
-def make_preview(
-    experiment: Experiment, stage: str, prepared: Prepared
-) -> Callable[[TrainState, Array], list[str]] | None:
+Preview = Callable[[TrainState, Array], list[str]]
+"""(state, key) -> texts."""
+
+
+def make_preview(experiment: Experiment, stage: str, prepared: Prepared) -> Preview | None:
     """`(state, key) -> texts` of the stage's preview; None if it has none or none are wanted."""
     preview = stages.preview_of(stages.stage_named(stage))
     if preview is None or not experiment.config.logging.samples:
@@ -50,3 +53,17 @@ def make_preview(
         return [experiment.tokenizer.decode(row) for row in tokens]
 
     return texts
+
+
+def show_preview(
+    preview: Preview | None, state: TrainState, key: Array, log: Callable[[str], None]
+) -> None:
+    """Logs what the stage's networks write now. A failure is logged, and stops nothing."""
+    if preview is None:
+        return
+    try:
+        for text in preview(state, key):
+            log("  | " + printable(text).replace("\n", "\n  | "))
+    except Exception as error:  # of the device's memory, for example
+        reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
+        log(f"  | no preview ({reason})")

@@ -7,20 +7,25 @@ import pathlib
 
 import jax
 
+from diladiff_jax import files
 from diladiff_jax import stages as stages_lib
 from diladiff_jax.config import Config, ConfigError
+from diladiff_jax.console import say
 from diladiff_jax.data.options import DataOptions, TokenizerOptions
 from diladiff_jax.data.prepared import load_prepared, prepare
 from diladiff_jax.experiment import Experiment
+from diladiff_jax.jax_settings import under_pinned_settings
 from diladiff_jax.parallel import sharding
 from diladiff_jax.parallel.processes import Preempted, StopSignal, run_on_process_zero
-from diladiff_jax.storage import config_file, lineage, pretrained
+from diladiff_jax.storage import config_file, lineage, origins, pretrained
 from diladiff_jax.storage.quarantine import last_step, quarantine_corrupt, require_intact
 from diladiff_jax.storage.workdir import workdir_lock
+from diladiff_jax.training import continuation
 from diladiff_jax.training.anomalies import TrainingError
 from diladiff_jax.training.loop import train_stage
 
 
+@under_pinned_settings
 def train(
     config: Config,
     workdir: str | pathlib.Path,
@@ -47,7 +52,8 @@ def train(
         settings, text, published files, checkpoints, workdir, or numbers that are not finite.
       Preempted: stopped by SIGTERM or Ctrl-C, after saving what can be saved.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = files.expand(workdir)
+    init_from = None if init_from is None else files.expand(init_from)
     for stage in stages:
         if not config[stage].steps:
             raise ConfigError(f"{stage}.steps: got 0, expected above 0 to train that stage")
@@ -68,6 +74,9 @@ def train(
                         f"resumes",
                         interrupted_by_user=stop_signal.interrupted_by_user,
                     )
+                if jax.process_index() == 0:
+                    continuation.announce(workdir, stage, config, say)
+                    origins.record(workdir, stage, experiment.settings)
                 state = train_stage(experiment, prepared, stage, stop_signal, stop_at=stop_at)
                 if int(state.step) < config[stage].steps:
                     break  # stop_at: what follows needs a finished stage
@@ -106,7 +115,7 @@ def _prepare(
     config: Config,
     workdir: pathlib.Path,
     stages: tuple[str, ...],
-    init_from: str | pathlib.Path | None,
+    init_from: pathlib.Path | None,
     mesh: jax.sharding.Mesh,
     held: contextlib.ExitStack,
 ) -> None:
@@ -138,12 +147,12 @@ def _check_stages(
     config: Config,
     workdir: pathlib.Path,
     stages: tuple[str, ...],
-    init_from: str | pathlib.Path | None,
+    init_from: pathlib.Path | None,
     mesh: jax.sharding.Mesh,
 ) -> None:
     """Checks checkpoints, the source of earlier stages, batches, and that predecessors exist."""
     for stage in stages:
-        quarantine_corrupt(workdir / stage / "checkpoints", lambda text: print(text, flush=True))
+        quarantine_corrupt(workdir / stage / "checkpoints", say)
     if init_from is not None:
         lineage.check_source(workdir, init_from)
     # Of several stages, those of the source are skipped; a single one is trained here.
@@ -158,6 +167,7 @@ def _check_stages(
         config_file.require_inherited(config, init_from, inherited)
     else:
         lineage.require_source(workdir)
+    continuation.require_fitting(workdir, stages, own, config, init_from)
     for stage in own:
         require_divisible(config, mesh, stage)
     for stage in own:
@@ -201,7 +211,7 @@ def _is_trained(experiment: Experiment, stage: str, *, only: bool) -> bool:
     trained = own_steps(stage) if only else experiment.trained_steps(stage)
     if trained >= config[stage].steps:
         if jax.process_index() == 0:
-            print(f"{stage}: already trained ({trained} steps)", flush=True)
+            say(f"{stage}: already trained ({trained} steps)")
         return True
     previous = stages_lib.stage_named(stage).predecessor
     # How long an inherited stage was trained is not checked.

@@ -16,6 +16,7 @@ from diladiff_jax import stages
 from diladiff_jax.config import Config, ConfigError
 from diladiff_jax.data.pipeline import Batches
 from diladiff_jax.data.prepared import Prepared
+from diladiff_jax.jax_settings import random_key
 from diladiff_jax.objectives.base import Context, Objective
 from diladiff_jax.parallel import sharding
 from diladiff_jax.training.anomalies import TrainingError
@@ -28,7 +29,7 @@ Array = jax.Array
 
 def stage_keys(seed: int, stage: str) -> Array:
     """Three keys of a stage: for its state, its validations and its previews."""
-    return jax.random.split(jax.random.fold_in(jax.random.key(seed), _fold_of_name(stage)), 3)
+    return jax.random.split(jax.random.fold_in(random_key(seed), _fold_of_name(stage)), 3)
 
 
 def data_seed(seed: int, stage: str) -> int:
@@ -78,7 +79,7 @@ def stage_throughput(
             abstract.params,
             context,
             rows,
-            jax.eval_shape(lambda: jax.random.key(0)),
+            jax.eval_shape(lambda: random_key(0)),
             expensive_branch_probability=getattr(objective, "expensive_branch_probability", 1.0),
         )
     return Throughput(settings.batch * length, mesh.size, flops, peak)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from diladiff_jax.jax_settings import PRNG
 from diladiff_jax.objectives.base import Context, Metrics, Objective, Part
 from diladiff_jax.parallel import sharding
 from diladiff_jax.training.optimizer import FROZEN, path_names
@@ -151,7 +152,7 @@ def make_train_step(
     def train_step(
         state: TrainState, context: Context, tokens: Array
     ) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl=PRNG), state.step)
 
         def gradients(statistics: Any, tokens: Array, part: Part) -> Gradients:
             def loss(params: Any) -> Any:

@@ -16,11 +16,11 @@ from diladiff_jax.data import (
     DataOptions,
     TokenizerOptions,
     corpora,
+    file_selection,
     load_prepared,
     packing,
     pipeline,
     prepare,
-    text_files,
 )
 
 TOKENIZER = TokenizerOptions(kind="bpe", vocab_size=320)
@@ -84,7 +84,7 @@ def test_prepared_text_is_used_whatever_happens_to_its_source(
     elif how == "changed":
         path.write_text(path.read_text() + '\n{"text": "more"}')
     elif how == "stale":  # as of a network mount whose server is gone
-        monkeypatch.setattr(text_files, "matching", lambda files: os.stat("/nowhere/at/all"))
+        monkeypatch.setattr(file_selection, "matching", lambda files: os.stat("/nowhere/at/all"))
     else:
         path.rename(tmp_path / "b.jsonl")
     before = everything_under(tmp_path / "w" / "data")

@@ -126,7 +126,7 @@ def test_several_processes_train_as_one_and_their_checkpoint_moves(
         (2, signal.SIGTERM),
         *(
             pytest.param(1, number, marks=pytest.mark.slow)
-            for number in (signal.SIGINT, signal.SIGTERM)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         ),
     ],
 )
@@ -146,7 +146,7 @@ def test_a_signal_stops_all_processes_after_a_checkpoint_of_the_same_step(
     while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
         time.sleep(0.05)
     running[-1].send_signal(number)
-    outs = finish(running, code=75 if number == signal.SIGTERM else 130)
+    outs = finish(running, code=130 if number == signal.SIGINT else 75)
     step = final_arrays(tmp_path / "w", "mdlm")[0]
     assert 50 <= step < 400 and all(
         f"after step {step}, which is saved" in out and "Traceback" not in out for out in outs
@@ -203,6 +203,41 @@ def test_an_error_on_process_zero_ends_every_process_with_one_line(one_process, 
             and "stage autoencoder is not trained" in errors[0]
             and "Traceback" not in out
         ), out
+
+
+@pytest.mark.parametrize("number", processes.STOP_SIGNALS, ids=lambda number: number.name)
+def test_a_signal_that_would_end_the_process_asks_it_to_stop(number):
+    """Closed terminals and schedulers send others than SIGTERM; each is named."""
+    with processes.StopSignal() as stop:
+        assert not stop.reached()
+        os.kill(os.getpid(), number)
+        assert stop.reached() and stop.agreed
+    assert stop.name == number.name and not stop.interrupted_by_user
+
+
+def test_a_signal_that_the_process_ignores_stays_ignored():
+    """As SIGHUP under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with processes.StopSignal() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.reached()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_other_signals_reach_the_preemption_service_as_sigterm(monkeypatch):
+    """In a run of several processes, where JAX's service handles SIGTERM only."""
+    received = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    try:
+        with processes.StopSignal():
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert received == [signal.SIGTERM] * 2
 
 
 def test_stop_signal_counts_its_calls_and_stays_true(monkeypatch):

@@ -62,3 +62,52 @@ def test_stale_checksums_do_not_condemn_a_new_checkpoint_of_the_same_step(stage,
         checkpoints.save(8, items_at(8), {"position": 8})
     assert checksums.find_damage(stage / "checkpoints" / "8") is None
     assert restored_step(stage) == 8
+
+
+def other_key(tree):
+    tree["training"]["key"] = np.zeros(4, np.uint32)
+
+
+def other_width(tree):
+    tree["params"]["w"] = np.zeros((3, 5), np.float32)
+
+
+def another_array(tree):
+    tree["params"]["v"] = np.zeros(2, np.float32)
+
+
+def no_bias(tree):
+    del tree["params"]["b"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (other_key, "intact, but its random key has 2 words, expected 4: .*another random"),
+        (other_width, r"intact, but its array params/w has shape \[3, 2\], expected \[3, 5\]"),
+        (another_array, "other arrays than these settings ask for: it lacks params/v"),
+        (no_bias, "other arrays than these settings ask for: it also has params/b"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_reported_with_its_cause(tmp_path, change, words):
+    """The cause is in the message, no remedy removes anything, and nothing is changed."""
+
+    def items():
+        return {
+            "params": {"w": np.zeros((3, 2), np.float32), "b": np.zeros(2, np.float32)},
+            "training": {"key": np.zeros(2, np.uint32)},
+        }
+
+    folder = tmp_path / "mdlm" / "checkpoints"
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(3, items(), {"position": 3})
+    before = sorted(tmp_path.rglob("*"))
+    asked = items()
+    change(asked)
+    abstract = jax.eval_shape(lambda: asked)
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shardings = jax.tree.map(lambda _: sharding, abstract)
+    with Checkpoints(folder) as checkpoints, pytest.raises(CheckpointError, match=words) as error:
+        checkpoints.restore(abstract, shardings)
+    assert "\n" not in str(error.value) and "remove" not in str(error.value)
+    assert sorted(tmp_path.rglob("*")) == before

@@ -107,6 +107,6 @@ def test_training_does_not_restart_when_all_checkpoints_disappeared(stage, folde
         (stage / "checkpoints").mkdir()
     with pytest.raises(
         CheckpointError,
-        match=f"got no checkpoint, expected step 8, .* Restore a copy, or remove {stage} to",
+        match=f"got no checkpoint, expected step 8, .* Restore a copy, or move {stage} elsewhere",
     ):
         quarantine_corrupt(stage / "checkpoints", print)

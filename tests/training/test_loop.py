@@ -339,7 +339,9 @@ def test_a_trained_stage_that_lost_its_config_or_checkpoints_is_not_trained_agai
         train_scorer(tmp_path, diffusion=dict(d=9.0))
     kept.rename(tmp_path / "config.json")
     shutil.rmtree(tmp_path / "scorer" / "checkpoints")
-    words = "got no checkpoint, expected step 1, .* Restore a copy, or remove .*scorer to train"
+    words = (
+        "got no checkpoint, expected step 1, .* Restore a copy, or move .*scorer elsewhere to train"
+    )
     with pytest.raises(CheckpointError, match=words):
         train_scorer(tmp_path)
     shutil.rmtree(tmp_path / "scorer")

@@ -41,6 +41,15 @@ class Corpus(abc.ABC):
         del options
         return iter(())
 
+    def sources(self, options: DataOptions) -> Iterator[str]:
+        """Lines for the log that say what exactly is read, where the settings do not.
+
+        Raises:
+          DataError: it cannot be read.
+        """
+        del options
+        return iter(())
+
     def fingerprint(self, options: DataOptions) -> dict[str, Any]:
         """What the text depends on besides the settings, as JSON values. Prepared text with
         another fingerprint is not reused.

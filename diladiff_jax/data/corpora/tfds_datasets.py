@@ -7,7 +7,6 @@ import functools
 import io
 import re
 from collections.abc import Collection, Iterator
-from pathlib import Path
 from typing import Any
 
 from diladiff_jax.data.batching import batched
@@ -15,6 +14,7 @@ from diladiff_jax.data.corpora.base import Reader, StreamCorpus
 from diladiff_jax.data.errors import DataError
 from diladiff_jax.data.options import DataOptions
 from diladiff_jax.data.tfds_folders import prepared_folder
+from diladiff_jax.files import expand
 
 _BATCH = 1024  # documents per read
 
@@ -39,8 +39,8 @@ def _builder(name: str, others: Collection[str]) -> Any:
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import registered
 
-    if (Path(name) / "dataset_info.json").is_file():
-        return prepared_folder(Path(name))
+    if (folder := expand(name)).joinpath("dataset_info.json").is_file():
+        return prepared_folder(folder)
     # TFDS would take other names for a bucket, or fetch and run the code of a community dataset.
     if not re.fullmatch(r"\w[\w/.+-]*(:\d[\d.*]*)?", name):
         raise _unknown(name, others)

@@ -13,7 +13,7 @@ from diladiff_jax.data.tokenizers.kinds import (
     source,
     vocabulary_files,
 )
-from diladiff_jax.data.tokenizers.training import train
+from diladiff_jax.data.tokenizers.training import spread_sample, train
 
 __all__ = [
     "FROM_FILE",
@@ -24,6 +24,7 @@ __all__ = [
     "from_vocabulary",
     "load",
     "source",
+    "spread_sample",
     "train",
     "vocabulary_files",
 ]

@@ -13,7 +13,6 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -164,11 +163,9 @@ class Tokenizer(abc.ABC):
         Raises:
           DataError: the folder exists already.
         """
-        directory = Path(directory)
+        directory = files.expand(directory)
         if directory.exists():
-            raise DataError(
-                f"{directory} exists already. Remove it, or save the tokenizer elsewhere."
-            )
+            raise DataError(f"{directory} exists already. Save the tokenizer elsewhere.")
         record = {
             "format": 1,
             "kind": self.kind,

@@ -31,7 +31,7 @@ def load(directory: str | os.PathLike[str]) -> Tokenizer:
     Raises:
       DataError: there is none, or its files are damaged or do not belong together.
     """
-    directory = Path(directory)
+    directory = expand(directory)
     try:
         record = json.loads((directory / "tokenizer.json").read_text())
         build, names = KINDS[record["kind"]]

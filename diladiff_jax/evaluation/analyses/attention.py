@@ -13,6 +13,7 @@ from diladiff_jax.data.tokenizers import Tokenizer
 from diladiff_jax.diffusion import masking
 from diladiff_jax.evaluation.figures import Figure, figure, linear, series
 from diladiff_jax.evaluation.measures import intervals
+from diladiff_jax.jax_settings import random_key
 from diladiff_jax.objectives.autoregressive import content_mask
 
 Array = jax.Array
@@ -61,7 +62,7 @@ def attention_share(
         own = {i: norm(kept["backbone"][f"block_{i}"]["attention_update"][0]) for i in layers}
         return {i: cross[i] / jnp.maximum(own[i], 1e-12) for i in layers}
 
-    key = jax.random.key(seed)
+    key = random_key(seed)
     found = [jax.device_get(ratios(params, jax.random.fold_in(key, c), c)) for c in counts]
     x = [c / rows.shape[1] for c in counts]
     return figure(

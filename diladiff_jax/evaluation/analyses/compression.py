@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from diladiff_jax import files
 from diladiff_jax.evaluation.analyses.sweep_curves import QUALITY, capitalized
 from diladiff_jax.evaluation.figures import Figure, Series, figure, linear, log, series
 from diladiff_jax.evaluation.measures.intervals import Estimate
@@ -33,7 +34,7 @@ def evaluated(workdir: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, An
     """
     found = []
     for name in ("config.json", "report/results.json"):
-        path = pathlib.Path(workdir) / name
+        path = files.expand(workdir) / name
         if not path.is_file():
             raise ValueError(
                 f"{path} does not exist. Run launch/train.py and launch/evaluate.py on {workdir}."

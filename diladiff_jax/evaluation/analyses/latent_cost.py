@@ -16,6 +16,7 @@ from diladiff_jax.evaluation.figures import Table, cells, table
 from diladiff_jax.evaluation.measures import intervals
 from diladiff_jax.evaluation.models import title
 from diladiff_jax.evaluation.sweep_point import sampling_batch
+from diladiff_jax.jax_settings import random_key
 from diladiff_jax.model import Model
 from diladiff_jax.stages import MODELS
 
@@ -77,7 +78,7 @@ class _Timer:
     def __init__(self, model: Model, seed: int) -> None:
         self._model, self.batch = model, sampling_batch(model)
         self.names = tuple(name for name in model.models if MODELS[name].source is not None)
-        self._key, self._indices = jax.random.key(seed), jnp.arange(self.batch)
+        self._key, self._indices = random_key(seed), jnp.arange(self.batch)
         self._keys = jax.vmap(lambda i: jax.random.fold_in(self._key, i))(self._indices)
         self._controls = {name: model.controls(name) for name in self.names}
         self._sample = {

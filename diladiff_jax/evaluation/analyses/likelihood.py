@@ -13,6 +13,7 @@ import numpy as np
 from diladiff_jax.evaluation.figures import Table, cells, table
 from diladiff_jax.evaluation.held_out import decoder
 from diladiff_jax.evaluation.measures import ode_likelihood, probability_flow
+from diladiff_jax.jax_settings import random_key
 from diladiff_jax.model import Model
 
 _LARGEST_BATCH = 32
@@ -55,7 +56,7 @@ def prior_likelihood(
             latent_model,
             latents,
             rows,
-            jax.random.key(seed),
+            random_key(seed),
             t_min=float(latent_model.schedule.time_of_angle(angle)),
             draws=draws,
             batch=min(settings.batch, _LARGEST_BATCH),

@@ -19,6 +19,7 @@ from diladiff_jax.evaluation.measures.batches import map_batches
 from diladiff_jax.evaluation.measures.intervals import Estimate
 from diladiff_jax.evaluation.measures.likelihood import Denoiser
 from diladiff_jax.evaluation.models import title
+from diladiff_jax.jax_settings import random_key
 from diladiff_jax.model import Model
 from diladiff_jax.objectives.autoregressive import content_mask
 
@@ -82,7 +83,7 @@ def by_masked_count(
       tokenizer: gives the mask's and the end-of-text's ids, and the ids that can be sampled.
       batch: rows at a time.
     """
-    key = jax.random.key(masks.seed)
+    key = random_key(masks.seed)
     measure = _count_sums(denoiser, masks, tokenizer)
 
     def measure_batch(rows: np.ndarray) -> tuple[Array, Array, Array]:
@@ -151,8 +152,8 @@ def recovery_by_ratio(
       seed: of masks and noise.
     """
     masks = Masks(count_grid(model.length), draws, seed)
-    noise_key = jax.random.fold_in(jax.random.key(seed), 1)
-    noise = np.asarray(jax.random.normal(noise_key, latents.shape))
+    noise_key = jax.random.fold_in(random_key(seed), 1)
+    noise = np.asarray(jax.random.normal(noise_key, latents.shape, np.float32))
     found = {
         "decoder, own latent": decoder_by_count(model, rows, latents, masks),
         "decoder, noise as the latent": decoder_by_count(model, rows, noise, masks),

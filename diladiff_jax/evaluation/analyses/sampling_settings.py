@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -14,6 +13,7 @@ from diladiff_jax.evaluation.analyses.sweep_curves import QUALITY
 from diladiff_jax.evaluation.figures import Table, cells, table
 from diladiff_jax.evaluation.measures.samples import sample_measures
 from diladiff_jax.evaluation.sweep_point import sampling_batch
+from diladiff_jax.jax_settings import random_key
 from diladiff_jax.model import Model
 from diladiff_jax.sampling.latent import SOLVERS
 from diladiff_jax.sampling.sampler import PriorLatents
@@ -122,7 +122,7 @@ def _tokens(
     size, program = sampling_batch(model), model.program(record)
     prompt = model.experiment.process.initial((size, model.length))
     controls = model.controls(record.name, latent_steps=latent_steps)
-    parameters, key = model.parameters(record.name), jax.random.key(seed)
+    parameters, key = model.parameters(record.name), random_key(seed)
     parts = [
         np.asarray(program(parameters, key, jnp.arange(i, i + size), prompt, controls).tokens)
         for i in range(0, samples, size)

@@ -123,7 +123,7 @@ def _masked_draws(
             if estimator == "ratio":
                 weight = masking.bound_weight(t)
             else:
-                count = jax.random.randint(count_key, rows.shape[:1], 1, length + 1)
+                count = jax.random.randint(count_key, rows.shape[:1], 1, length + 1, jnp.int32)
                 x_t = masking.mask_exactly(subset_key, rows, count, mask_id)
                 weight = length / count
                 nll, _ = masking.token_nll(denoiser.logits(params, x_t, given), rows, allowed)

@@ -55,8 +55,8 @@ class Memorization:
 
     def part(self, start: int, end: int) -> Memorization:
         """The texts from `start` to `end`."""
-        arrays = (x[start:end] for x in (self.copied, self.total, self.overlap))
-        return Memorization(*arrays, self.nearest[start:end])
+        copied, total, overlap = (x[start:end] for x in (self.copied, self.total, self.overlap))
+        return Memorization(copied, total, overlap, self.nearest[start:end])
 
 
 def memorization(texts: Sequence[str], training: Iterable[str]) -> Memorization:

@@ -137,7 +137,7 @@ def _bound_terms(
 
     def measure(z: Array, rows: Array, indices: Array) -> tuple[Array, Array]:
         keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), 3))(indices)
-        eps = jax.vmap(lambda k: jax.random.normal(k, z.shape[1:]))(keys[:, 0])
+        eps = jax.vmap(lambda k: jax.random.normal(k, z.shape[1:], jnp.float32))(keys[:, 0])
         noisy = gaussian.diffuse(model.schedule, z, eps, jnp.float32(t_min))
         found = log_density(
             model.predict,
@@ -151,7 +151,9 @@ def _bound_terms(
 
         def decoded(draw: Array) -> Array:
             pairs = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(k, draw)))(keys[:, 2])
-            count = jax.vmap(lambda k: jax.random.randint(k, (), 1, length + 1))(pairs[:, 0])
+            count = jax.vmap(lambda k: jax.random.randint(k, (), 1, length + 1, jnp.int32))(
+                pairs[:, 0]
+            )
             x_t = jax.vmap(
                 lambda k, row, c: masking.mask_exactly(k, row[None], c[None], mask_id)[0]
             )(pairs[:, 1], rows, count)

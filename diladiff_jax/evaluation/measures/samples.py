@@ -38,7 +38,7 @@ def sample_measures(model: Model) -> Measure:
                 tokenizer,
                 batch=model.config.sampling.batch,
             )
-        return found | text.token_measures(tokens, tokenizer.eot_id)
+        return found | text.token_measures(list(tokens), tokenizer.eot_id)
 
     return measure
 

@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from diladiff_jax import files
 from diladiff_jax.data import Prepared
 from diladiff_jax.evaluation import analyses
 from diladiff_jax.evaluation.figures import Findings, check_analyses
@@ -30,7 +31,7 @@ def write(results: Results, folder: str | os.PathLike[str]) -> pathlib.Path:
       ValueError: `results` is not of its documented form; nothing is written.
     """
     check_results(results)
-    folder = pathlib.Path(folder)
+    folder = files.expand(folder)
     folder.mkdir(parents=True, exist_ok=True)
     lines = [table(results), "", *summary(results)]
     atomic_write_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
@@ -65,7 +66,7 @@ def write_page(
     """
     content = found.as_json()
     check_analyses(content)
-    folder = pathlib.Path(folder)
+    folder = files.expand(folder)
     kept = {figure["id"] for figure in found.figures}
     for old in _figure_ids(folder / "analyses.json") - kept:
         for kind in ("png", "svg"):

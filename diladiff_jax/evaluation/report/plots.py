@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import pathlib
 import re
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from diladiff_jax import files
 from diladiff_jax.evaluation.figures import Figure, Series
 from diladiff_jax.files import atomic_file, atomic_write_text
 from diladiff_jax.stages import MODELS
@@ -143,7 +143,7 @@ def write(figures: Sequence[Figure], folder: str | os.PathLike[str]) -> dict[str
     Raises:
       OSError: a file cannot be written.
     """
-    folder = pathlib.Path(folder)
+    folder = files.expand(folder)
     folder.mkdir(parents=True, exist_ok=True)
     texts = {}
     for figure in figures:

@@ -10,7 +10,7 @@ import pathlib
 import re
 from typing import Any
 
-from diladiff_jax import stages
+from diladiff_jax import files, stages
 from diladiff_jax.storage.errors import CheckpointError
 
 MANIFEST = "bundle.json"
@@ -65,7 +65,7 @@ def is_bundle(folder: str | os.PathLike[str]) -> bool:
       CheckpointError: it has a bundle's tensors but no manifest, so it is neither a bundle nor a
         workdir.
     """
-    folder = pathlib.Path(folder)
+    folder = files.expand(folder)
     if (folder / MANIFEST).is_file():
         return True
     for path in folder.glob("*.safetensors"):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diladiff_jax import files
 from diladiff_jax.data import tokenizers
 from diladiff_jax.storage import config_file, pretrained
 from diladiff_jax.storage.bundles.format import (
@@ -37,7 +37,7 @@ class Bundle:
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = pathlib.Path(folder)
+        self.folder = files.expand(folder)
         self._manifest = read_manifest(self.folder)
 
     def check(self) -> None:

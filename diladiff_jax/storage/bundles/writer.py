@@ -86,7 +86,7 @@ def export(
     """
     import safetensors
 
-    out = pathlib.Path(out).absolute()
+    out = files.expand(out).absolute()
     if out.exists():
         raise CheckpointError(f"{out} already exists. Give a folder that does not.")
     steps = _steps_to_export(experiment, stages)

@@ -1,0 +1,27 @@
+"""Output for the person who watches a program: it can never stop the program."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import TextIO
+
+
+def say(text: str, *, error: bool = False) -> None:
+    """Prints a line at once, on standard output or standard error.
+
+    Characters that the stream's encoding lacks are escaped. A line that cannot be written, because
+    the reader or the terminal is gone or the disk is full, is dropped.
+    """
+    stream = sys.stderr if error else sys.stdout
+    if stream is None:  # a process without a console
+        return
+    with contextlib.suppress(OSError, ValueError):  # a closed stream raises ValueError
+        stream.write(encodable(text, stream) + "\n")
+        stream.flush()
+
+
+def encodable(text: str, stream: TextIO) -> str:
+    """`text` with characters that the stream's encoding lacks escaped, as in "\\u0142"."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
