@@ -7,10 +7,11 @@ Modules:
   config_file: `config.json` of a workdir or bundle.
   lineage: which workdir or bundle each stage is read from.
   workdir: the lock on a workdir.
-  pretrained: published encoders and scorers.
+  pretrained: files of published networks, and published encoders.
+  scorers, gguf_file: published scorers.
 """
 
-from diladiff_jax.storage import bundles, checksums, config_file, lineage, pretrained
+from diladiff_jax.storage import bundles, checksums, config_file, lineage, pretrained, scorers
 from diladiff_jax.storage.bundles import Bundle, export, is_bundle
 from diladiff_jax.storage.checkpoints import Checkpoints
 from diladiff_jax.storage.errors import (
@@ -38,5 +39,6 @@ __all__ = [
     "pretrained",
     "quarantine_corrupt",
     "require_intact",
+    "scorers",
     "workdir_lock",
 ]

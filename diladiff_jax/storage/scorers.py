@@ -167,7 +167,7 @@ def _gguf_tokenizer(path: pathlib.Path, found: gguf_file.GGUF) -> tokenizers.Tok
             f" {' or '.join(map(repr, _SPLITS_DIGITS))}. Other tokenizers are not supported."
         )
     try:
-        ids = {word: i for i, word in enumerate(read("tokens") or ())}
+        ids: dict[str, int] = {word: i for i, word in enumerate(read("tokens") or ())}
         engine = byte_level_bpe(ids, read("merges") or (), split_digits=_SPLITS_DIGITS[split])
         end_of_text(engine)
     except (DataError, PretrainedError) as error:

@@ -15,10 +15,11 @@ from diladiff_jax.evaluation.measures.likelihood import (
     generative_perplexity,
     retokenize,
 )
+from diladiff_jax.evaluation.measures.memorization import Memorization, memorization
 from diladiff_jax.evaluation.measures.ode_likelihood import LatentModel, likelihood_bound
 from diladiff_jax.evaluation.measures.probability_flow import log_density
 from diladiff_jax.evaluation.measures.samples import sample_measures
-from diladiff_jax.evaluation.measures.scorer import Scorer, published_scorer
+from diladiff_jax.evaluation.measures.scorer import Scored, Scorer, published_scorer
 from diladiff_jax.evaluation.measures.text import (
     distinct_measures,
     distinct_n,
@@ -32,6 +33,8 @@ __all__ = [
     "Denoiser",
     "Estimate",
     "LatentModel",
+    "Memorization",
+    "Scored",
     "Scorer",
     "bootstrap",
     "bound_and_recovery",
@@ -42,6 +45,7 @@ __all__ = [
     "likelihood_bound",
     "log_density",
     "mean",
+    "memorization",
     "oracle_measures",
     "proportion",
     "published_scorer",
