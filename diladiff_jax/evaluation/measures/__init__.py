@@ -15,7 +15,6 @@ from diladiff_jax.evaluation.measures.likelihood import (
     generative_perplexity,
     retokenize,
 )
-from diladiff_jax.evaluation.measures.memorization import Memorization, memorization
 from diladiff_jax.evaluation.measures.ode_likelihood import LatentModel, likelihood_bound
 from diladiff_jax.evaluation.measures.probability_flow import log_density
 from diladiff_jax.evaluation.measures.samples import sample_measures
@@ -33,7 +32,6 @@ __all__ = [
     "Denoiser",
     "Estimate",
     "LatentModel",
-    "Memorization",
     "Scored",
     "Scorer",
     "bootstrap",
@@ -45,7 +43,6 @@ __all__ = [
     "likelihood_bound",
     "log_density",
     "mean",
-    "memorization",
     "oracle_measures",
     "proportion",
     "published_scorer",
