@@ -159,9 +159,7 @@ def _from_gguf(name: str, path: pathlib.Path, dtype: Any) -> PublishedScorer:
 
 
 def _gguf_tokenizer(path: pathlib.Path, found: gguf_file.GGUF) -> tokenizers.Tokenizer:
-    def read(field: str) -> Any:
-        return found.metadata.get(f"tokenizer.ggml.{field}")
-
+    read = lambda field: found.metadata.get(f"tokenizer.ggml.{field}")
     kind, split = read("model"), read("pre")
     if kind != "gpt2" or split not in _SPLITS_DIGITS:
         raise PretrainedError(
@@ -169,8 +167,7 @@ def _gguf_tokenizer(path: pathlib.Path, found: gguf_file.GGUF) -> tokenizers.Tok
             f" {' or '.join(map(repr, _SPLITS_DIGITS))}. Other tokenizers are not supported."
         )
     try:
-        words: list[str] = list(read("tokens") or ())
-        ids: dict[str, int] = {word: i for i, word in enumerate(words)}
+        ids: dict[str, int] = {word: i for i, word in enumerate(read("tokens") or ())}
         engine = byte_level_bpe(ids, read("merges") or (), split_digits=_SPLITS_DIGITS[split])
         end_of_text(engine)
     except (DataError, PretrainedError) as error:

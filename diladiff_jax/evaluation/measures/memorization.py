@@ -55,8 +55,12 @@ class Memorization:
 
     def part(self, start: int, end: int) -> Memorization:
         """The texts from `start` to `end`."""
-        copied, total, overlap = (x[start:end] for x in (self.copied, self.total, self.overlap))
-        return Memorization(copied, total, overlap, self.nearest[start:end])
+        return Memorization(
+            self.copied[start:end],
+            self.total[start:end],
+            self.overlap[start:end],
+            self.nearest[start:end],
+        )
 
 
 def memorization(texts: Sequence[str], training: Iterable[str]) -> Memorization:

@@ -64,7 +64,7 @@ def distinct_measures(tokens: Iterable[np.ndarray], eot_id: int) -> dict[str, Es
     return {name: value for name, value in found.items() if value is not None}
 
 
-def token_measures(tokens: Sequence[np.ndarray], eot_id: int) -> dict[str, Estimate]:
+def token_measures(tokens: np.ndarray | Sequence[np.ndarray], eot_id: int) -> dict[str, Estimate]:
     """Entropy, repetition and distinct n-grams of samples `[n, L]`, or of rows of any length.
 
     Entropy is over the whole row, as in published results. Repetition leaves out end-of-text, so
