@@ -52,7 +52,13 @@ def _estimate(metric: Mapping[str, float] | None) -> str:
     if metric is None:
         return ""
     digits = 3 if abs(metric["value"]) < 10 else 1
-    return f"{metric['value']:.{digits}f} [{metric['low']:.{digits}f}, {metric['high']:.{digits}f}]"
+    interval = interval_words(metric["low"], metric["high"], digits)
+    return f"{metric['value']:.{digits}f} [{interval}]"
+
+
+def interval_words(low: float, high: float, digits: int) -> str:
+    """Both ends; "too few" if the samples do not differ, so that nothing is known of the spread."""
+    return "too few" if low == high else f"{low:.{digits}f}, {high:.{digits}f}"
 
 
 def summary(results: Results) -> list[str]:
