@@ -7,13 +7,14 @@ import sys
 from typing import TextIO
 
 
-def say(text: str, *, error: bool = False) -> None:
-    """Prints a line at once, on standard output or standard error.
+def say(text: str, *, error: bool = False, stream: TextIO | None = None) -> None:
+    """Prints a line at once, on standard output, standard error or another stream.
 
     Characters that the stream's encoding lacks are escaped. A line that cannot be written, because
     the reader or the terminal is gone or the disk is full, is dropped.
     """
-    stream = sys.stderr if error else sys.stdout
+    if stream is None:
+        stream = sys.stderr if error else sys.stdout
     if stream is None:  # a process without a console
         return
     with contextlib.suppress(OSError, ValueError):  # a closed stream raises ValueError

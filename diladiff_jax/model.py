@@ -11,7 +11,7 @@ import functools
 import logging
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -438,9 +438,10 @@ def load(
     else:
         config_lib.check(config)
         config_file.require_same(config, workdir)
+    settings: dict[str, Any] = cast(Any, config).to_dict()
     tokenizer = tokenizers.load(workdir / "tokenizer")
     for stage in stages.STAGES:
-        if found := origins.changes(workdir, stage, config.to_dict()):
+        if found := origins.changes(workdir, stage, settings):
             _log.warning("stage %s does not fit any more: %s", stage, "; ".join(found))
     mesh = _default_mesh() if mesh is None else mesh
     dtype = _run_dtype(compute_dtype, config, workdir, mesh.devices.flat[0].platform)

@@ -21,6 +21,7 @@ if _IS_SCRIPT and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
 
 try:
     from absl import app, flags
+    from cli_cache import keep_compiled_programs
     from cli_errors import (
         UsageError,
         asks_for_help,
@@ -271,7 +272,7 @@ def _run_guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> 
         return print_error(
             f"unexpected argument {argv[1]!r}, expected flags --NAME=VALUE. See --help."
         )
-    _compilation_cache()
+    keep_compiled_programs()
     try:
         if _IS_SCRIPT and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
             signal.signal(signal.SIGINT, interrupt)
@@ -375,17 +376,3 @@ def _check_inherited_corpus(argv: Sequence[str], source: str) -> None:
                 f" {data.files!r}. Give your own text, --config.data.files=FOLDER."
             )
         )
-
-
-def _compilation_cache() -> None:
-    """Keeps compiled programs between runs.
-
-    JAX_COMPILATION_CACHE_DIR moves the cache; an empty value turns it off.
-    """
-    import jax
-
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        folder = pathlib.Path.home() / ".cache" / "diladiff_jax" / "xla"
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

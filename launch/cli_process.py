@@ -27,12 +27,16 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 
 
 class _Said(logging.Handler):
-    """Prints log lines on standard output, as the library prints its own."""
+    """Prints log lines on standard output, also while a library's own output is redirected."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._out = sys.stdout
 
     def emit(self, record: logging.LogRecord) -> None:
         from diladiff_jax.console import say
 
-        say(record.getMessage())
+        say(record.getMessage(), stream=self._out)
 
 
 def escape_unencodable_output() -> None:

@@ -23,8 +23,9 @@ def nucleus_threshold(
     """The probability of the last token of the nucleus: the largest p with mass {>= p} >= top_p.
 
     Bisection over the 31 bits of the threshold replaces sorting the vocabulary: non-negative
-    float32 values are ordered as their bit patterns are, so the result is exact to the token.
-    Tokens as probable as the last one are all kept.
+    float32 values are ordered as their bit patterns are, so the result is exact to the token, up
+    to the rounding of the sums of probabilities: for top_p above 0.99, tokens that are worth about
+    1e-7 of the mass may be in or out. Tokens as probable as the last one are all kept.
     """
 
     def body(i: Array, low: Array) -> Array:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import requests
 import tensorflow_datasets as tfds
 
 from diladiff_jax.data import (
@@ -17,7 +18,7 @@ from diladiff_jax.data import (
     corpora,
     prepare,
 )
-from diladiff_jax.data.corpora import pydocs, stories
+from diladiff_jax.data.corpora import pydocs, stories, tfds_datasets
 
 DOCS = [f"document {i % 900} says é" for i in range(1000)]  # the last hundred are duplicates
 
@@ -193,3 +194,21 @@ def test_names_outside_the_catalogue_are_rejected_and_nothing_is_downloaded(name
 def test_files_that_do_not_exist_are_rejected_before_anything_is_read(folder):
     with pytest.raises(DataError, match="data.files='/nowhere/at/all' matches no file"):
         corpora.splits(DataOptions(corpus="text_files", files="/nowhere/at/all"))
+
+
+def test_a_download_without_a_network_ends_soon_with_one_line(monkeypatch, caplog):
+    """Its tries are bounded and reported; the message says what works without a network."""
+    from tensorflow_datasets.core.download import downloader
+
+    before = downloader.MAX_RETRIES
+    monkeypatch.setattr(tfds_datasets, "_RETRIES", 2)
+    with (
+        caplog.at_level("INFO"),
+        pytest.raises(requests.exceptions.ConnectionError),
+        tfds_datasets._bounded_retries(),
+        downloader._open_with_requests("http://127.0.0.1:9/corpus"),
+    ):
+        pass
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == [f"no connection for the download; {n} more tries" for n in (1, 0)]
+    assert before == downloader.MAX_RETRIES

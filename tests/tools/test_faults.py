@@ -11,6 +11,7 @@ import pytest
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[2] / "tools" / "reliability"))
 
 import resource_growth
+import surroundings
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SHORT = {"SIGKILL": 2, "metrics on a full device": 1, "not a number": 1}
@@ -18,6 +19,8 @@ LONGER = {
     "SIGKILL": 4,
     "SIGKILL, saving": 1,
     "SIGTERM": 2,
+    "SIGHUP": 2,
+    **{f"in {name}": 1 for name in surroundings.SURROUNDINGS},
     "one of two": 1,
     "damage: a flipped bit": 1,
     "damage: a file cut short": 1,
@@ -42,7 +45,18 @@ LONGER = {
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["--kills=2", "--terms=0", "--several=0", "--damages=0", "--long=0", "--inputs=0"], SHORT),
+        (
+            [
+                "--kills=2",
+                "--terms=0",
+                "--several=0",
+                "--damages=0",
+                "--long=0",
+                "--inputs=0",
+                "--surroundings=0",
+            ],
+            SHORT,
+        ),
         pytest.param(
             ["--kills=5", "--terms=2", "--several=1", "--damages=1", "--inputs=100"],
             LONGER,

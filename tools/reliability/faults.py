@@ -15,7 +15,7 @@ if no command ended with a traceback.
 
   SIGKILL            at a random moment, including startup
   SIGKILL, saving    while a checkpoint is being written
-  SIGTERM            at a random moment: exit code 75, and a checkpoint if it was training
+  SIGTERM, SIGHUP    at a random moment: exit code 75, and a checkpoint if it was training
   one of two         SIGKILL to one of two processes on loopback while a checkpoint is being
                      written; compared with two undisturbed processes
   autoencoder        the second stage, which has statistics of its own: SIGKILL while saving, and
@@ -30,6 +30,8 @@ if no command ended with a traceback.
   rows               a file of rows is cut short under a running process: for a second, and
                      training finishes; for good: one line, exit code 1, and the same command
                      resumes once the file is restored
+  surroundings       other settings of JAX (generator, 64 bits, checkers) and an output in ASCII, on
+                     a full disk, or without a reader: training ends as if nothing were different
   N steps            a long run: in the end it has no more open files, at most 4 more threads, and
                      its memory grew by at most 1 KiB per step
   bad config, command line, corpus, prompt, workdir
@@ -42,6 +44,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 import random
 import subprocess
@@ -51,6 +54,7 @@ from collections.abc import Callable
 from typing import Any
 
 import stopped_runs
+import surroundings
 import training_faults
 from absl import flags
 from training_process import FaultNotSurvived, TrainingRun, cli, wait_for_end
@@ -62,7 +66,10 @@ _KILLS = flags.DEFINE_integer(
     "Number of SIGKILLs; every fifth is sent while a checkpoint is being written.",
     lower_bound=0,
 )
-_TERMS = flags.DEFINE_integer("terms", 6, "Number of SIGTERMs.", lower_bound=0)
+_TERMS = flags.DEFINE_integer("terms", 6, "Number of SIGTERMs, and of SIGHUPs.", lower_bound=0)
+_SURROUNDINGS = flags.DEFINE_integer(
+    "surroundings", 1, "Number of trials of each kind of surroundings.", lower_bound=0
+)
 _SEVERAL = flags.DEFINE_integer(
     "several", 3, "Number of SIGKILLs to one of two processes.", lower_bound=0
 )
@@ -154,6 +161,9 @@ class Suite:
                 workdir = self.folder / f"rows_{name}_{i}"
                 cut = functools.partial(training_faults.cut_rows, half, workdir, reference)
                 self.table.trial(f"rows cut short {name}", cut, seconds)
+        for i, name in itertools.product(range(_SURROUNDINGS.value), surroundings.SURROUNDINGS):
+            workdir = self.folder / f"surroundings_{name.replace(' ', '_')}_{i}"
+            self.table.trial(f"in {name}", surroundings.continue_in, half, workdir, reference, name)
         if _LONG.value and pathlib.Path("/proc/self/status").exists():
             long_run = TrainingRun(self.folder / "long", _LONG.value)
             self.table.trial(
@@ -169,7 +179,7 @@ class Suite:
             stopped_runs.KILL_SAVING if i % 5 == 4 else stopped_runs.KILL
             for i in range(_KILLS.value)
         ]
-        faults += [stopped_runs.TERMINATE] * _TERMS.value
+        faults += [stopped_runs.TERMINATE, stopped_runs.HANG_UP] * _TERMS.value
         self.rng.shuffle(faults)
         runs = stopped_runs.StoppedRuns(self.rng, reference, seconds, faults)
         number = 0

@@ -12,7 +12,8 @@ import subprocess
 
 from training_process import FaultNotSurvived, TrainingRun, resumed, wait_for_end
 
-KILL, KILL_SAVING, TERMINATE = "SIGKILL", "SIGKILL, saving", "SIGTERM"
+KILL, KILL_SAVING, TERMINATE, HANG_UP = "SIGKILL", "SIGKILL, saving", "SIGTERM", "SIGHUP"
+_SENT = {TERMINATE: signal.SIGTERM, HANG_UP: signal.SIGHUP}  # SIGKILL is any other
 
 
 @dataclasses.dataclass
@@ -61,9 +62,10 @@ class StoppedRuns:
                 return
             fault = self.faults[-1]
             self._wait_for_moment(fault, run, process, existing)
-            process.send_signal(signal.SIGTERM if fault == TERMINATE else signal.SIGKILL)
+            number = _SENT.get(fault, signal.SIGKILL)
+            process.send_signal(number)
             # Before training begins, SIGTERM may end a process like any other.
-            codes = (75, -signal.SIGTERM) if fault == TERMINATE else (-signal.SIGKILL,)
+            codes = (75, -number) if fault in _SENT else (-number,)
             out = wait_for_end(process, 0, *codes, resumes_from=last)
             if process.returncode == 0:  # it ended before the signal
                 return
@@ -90,7 +92,7 @@ class StoppedRuns:
 
 
 def _check_terminated(code: int, out: str, before: int, last: int) -> None:
-    """Checks that SIGTERM made a training process save before it ended.
+    """Checks that a signal made a training process save before it ended.
 
     Args:
       code: the exit code of the process.
@@ -102,8 +104,8 @@ def _check_terminated(code: int, out: str, before: int, last: int) -> None:
         saved = f"after step {last}, which is saved" in out
         had_not_begun = "before training" in out and last <= before
         if not saved and not had_not_begun:
-            raise FaultNotSurvived(f"SIGTERM, and the last checkpoint is {last}: {out[-600:]}")
-    if code == -signal.SIGTERM and last > before:
+            raise FaultNotSurvived(f"stopped, and the last checkpoint is {last}: {out[-600:]}")
+    if -code in _SENT.values() and last > before:
         raise FaultNotSurvived(
-            f"SIGTERM killed it during training: step {before} was saved before, now {last}"
+            f"a signal killed it during training: step {before} was saved before, now {last}"
         )

@@ -73,13 +73,18 @@ class TrainingRun:
         return self.workdir / self.stage / "metrics" / "metrics.jsonl"
 
     def start(
-        self, *words: str, file_limit_kib: int | None = None, **variables: str
+        self,
+        *words: str,
+        file_limit_kib: int | None = None,
+        output: str | None = None,
+        **variables: str,
     ) -> subprocess.Popen[str]:
         """Starts launch/train.py on one device.
 
         Args:
           *words: more flags.
           file_limit_kib: no file that the process writes can become larger than this.
+          output: a redirection of the shell for standard output.
           **variables: more environment variables.
         """
         environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
@@ -97,6 +102,8 @@ class TrainingRun:
         ]
         if file_limit_kib is not None:
             command = ["bash", "-c", f'ulimit -f {file_limit_kib}; exec "$@"', "-", *command]
+        if output is not None:
+            command = ["bash", "-c", f'exec "$@" {output}', "-", *command]
         return subprocess.Popen(
             command,
             env=environment,

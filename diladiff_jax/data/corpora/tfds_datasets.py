@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import logging
 import re
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -17,6 +18,8 @@ from diladiff_jax.data.tfds_folders import prepared_folder
 from diladiff_jax.files import expand
 
 _BATCH = 1024  # documents per read
+_RETRIES = 5  # with pauses that double from 0.4 s
+_log = logging.getLogger(__name__)
 
 
 class TFDSDataset(StreamCorpus):
@@ -49,14 +52,39 @@ def _builder(name: str, others: Collection[str]) -> Any:
     except (registered.DatasetNotFoundError, ValueError) as error:
         raise _unknown(name, others) from error
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), _bounded_retries():
             builder.download_and_prepare()
     except Exception as error:  # whatever the dataset's own code and the network raise
+        reason = " ".join(str(error).split())[:200]
         raise DataError(
-            f"data.corpus={name!r} cannot be prepared by TFDS "
-            f"({type(error).__name__}: {str(error)[:200]})"
+            f"data.corpus={name!r} cannot be prepared by TFDS ({type(error).__name__}: {reason}). "
+            "Without a network, give the folder of a dataset that TFDS has prepared elsewhere, or "
+            "your own text (data.corpus=text_files)."
         ) from error
     return builder
+
+
+@contextlib.contextmanager
+def _bounded_retries() -> Iterator[None]:
+    """Downloads give up after `_RETRIES` tries, each reported in one line, within a minute."""
+    from tensorflow_datasets.core.download import downloader
+
+    def reported(record: logging.LogRecord) -> bool:
+        if not str(record.msg).startswith("Retrying"):
+            return True
+        arguments = record.args if isinstance(record.args, tuple) else ()
+        left = getattr(arguments[0], "total", "some") if arguments else "some"
+        _log.info("no connection for the download; %s more tries", left)
+        return False
+
+    log, before = logging.getLogger("urllib3.connectionpool"), downloader.MAX_RETRIES
+    downloader.MAX_RETRIES = _RETRIES
+    log.addFilter(reported)
+    try:
+        yield
+    finally:
+        downloader.MAX_RETRIES = before
+        log.removeFilter(reported)
 
 
 def _unknown(name: str, others: Collection[str]) -> DataError:

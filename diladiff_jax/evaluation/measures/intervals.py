@@ -39,6 +39,9 @@ def bootstrap(
 ) -> Estimate:
     """A statistic of samples, with its percentile bootstrap interval.
 
+    If the samples do not differ, the interval has no width: they are too few to say anything, and
+    reports print "too few" in its place.
+
     Args:
       statistic: called as `statistic(*samples, axis=-1)`; reduces that axis of each array.
       *samples: arrays `[n]`, resampled jointly: the values of one sample stay together.

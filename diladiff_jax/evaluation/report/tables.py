@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from diladiff_jax.evaluation.figures import Figure, Table
+from diladiff_jax.evaluation.report.text import interval_words
 
 _OUT_OF_REACH = "out of reach"  # begins the cell that says why a row does not compare
 _LONG_TEXT = 30
@@ -122,5 +123,6 @@ def _cell(row: Sequence[Any], group: Sequence[int], numeric: bool) -> Cell:
     if not ends or None in ends:
         return Cell(number(value), classes=classes)
     digits = 3 if abs(value) < 10 else 1  # as in table.txt, and the same down a column
-    interval = ", ".join(f"{end:.{digits}f}" for end in ends)
+    low, high = ends
+    interval = interval_words(low, high, digits)
     return Cell(f"{value:.{digits}f}", interval, classes)

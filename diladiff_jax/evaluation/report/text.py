@@ -58,10 +58,15 @@ def estimate_text(metric: Mapping[str, Any] | None) -> str:
     if metric is None:
         return ""
     digits = 3 if abs(metric["value"]) < 10 else 1
-    value, low, high = f"{metric['value']:.{digits}f}", metric["low"], metric["high"]
-    if low is None or low == high:
-        return f"{value} [too few texts]"
-    return f"{value} [{low:.{digits}f}, {high:.{digits}f}]"
+    interval = interval_words(metric["low"], metric["high"], digits)
+    return f"{metric['value']:.{digits}f} [{interval}]"
+
+
+def interval_words(low: float | None, high: float | None, digits: int) -> str:
+    """Both ends; "too few" if the samples do not differ, so that nothing is known of the spread."""
+    if low is None or high is None or low == high:
+        return "too few"
+    return f"{low:.{digits}f}, {high:.{digits}f}"
 
 
 def summary(results: Results) -> list[str]:
