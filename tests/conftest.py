@@ -17,13 +17,13 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 
 import filelock
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
 from jaxtyping import install_import_hook
+from parameters import random_parameters
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Checks the shape annotations of the four pure rooms. It must precede their first import.
@@ -88,25 +88,6 @@ def perturbed(tree, seed, scale=0.3):
     """A copy of a parameter tree with noise on every leaf, so that no parameter stays at zero."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: jnp.asarray(x + scale * rng.normal(size=x.shape), x.dtype), tree)
-
-
-def random_parameters(module, *inputs, seed=0):
-    """Parameters of the right shapes, none of them zero: kernels by fan-in, gains near 1.
-
-    The module's init is only traced, because compiling it takes seconds.
-    """
-    shapes = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"])
-    rng = np.random.default_rng(seed)
-
-    def draw(path, leaf):
-        noise = rng.normal(size=leaf.shape)
-        kind = path[-1].key
-        value = (
-            noise / np.sqrt(leaf.shape[0]) if kind == "kernel" else (kind == "scale") + 0.3 * noise
-        )
-        return jnp.asarray(value, leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 @pytest.fixture(scope="session", name="random_parameters")

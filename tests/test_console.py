@@ -26,7 +26,10 @@ def closed_pipe():
     return os.fdopen(write_end, "w")
 
 
-@pytest.fixture(params=[closed_file, full_disk, closed_pipe, lambda: None], ids=str)
+@pytest.fixture(
+    params=[closed_file, full_disk, closed_pipe, lambda: None],
+    ids=["closed file", "full disk", "closed pipe", "none"],
+)
 def broken(request, monkeypatch):
     """A stream that takes nothing, as standard output and standard error."""
     stream = request.param()

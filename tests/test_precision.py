@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_parameters
 from micro import micro_config
+from parameters import random_parameters
 from storage.bundle_files import update_hashes
 
 import diladiff_jax as dl
