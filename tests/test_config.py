@@ -177,7 +177,10 @@ NO_CORNERS = {"p_noise": 0.0, "p_clean": 0.0}
         ({"data": {"scorer_documents": 0}}, "data.scorer_documents: got 0, expected above 0 when"),
         ({"sampling": {"top_p": 1.5}}, "sampling.top_p: got 1.5, expected between 0 and 1"),
         ({"sampling": {"gamma": 1.0}}, "sampling.gamma: got 1.0, expected in [0, 1)"),
-        ({"sampling": {"prior_method": "rk4"}}, "expected one of euler, ddim, heun, dpmpp_2m, sde_dpmpp_2m"),
+        (
+            {"sampling": {"prior_method": "rk4"}},
+            "expected one of euler, ddim, heun, dpmpp_2m, sde_dpmpp_2m",
+        ),
         ({"sampling": {"skip_layers": (1,)}}, "got (1,), expected layer indices from 0 to 0"),
         (
             {"sampling": {"skip_layers": (0,), "refresh_every": 2}},
