@@ -114,6 +114,8 @@ def controls(
         "top_p": (lambda v: 0 <= v <= 1, "a number between 0 and 1"),
         "gamma": (lambda v: 0 <= v < 1, "a number in [0, 1)"),
         "threshold": (lambda v: 0 <= v <= 1, "a number between 0 and 1"),
+        "eta": (lambda v: 0 <= v <= 1, "a number between 0 and 1"),
+        "final_noise": (lambda v: 0 <= v < 1, "a number in [0, 1)"),
     }
     for name, (is_valid, words) in ranges.items():
         value = values[name]

@@ -5,6 +5,7 @@ Every command on a workdir starts from an `Experiment`.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pathlib
 from typing import Any
@@ -41,21 +42,41 @@ class Experiment:
       workdir: the folder.
       tokenizer: its tokenizer.
       mesh: the devices, with axes (data, fsdp, tensor).
+      compute_dtype: what its networks compute in, "float32" or "bfloat16".
       networks: its modules, without parameters.
       process: the diffusion process of its tokens.
     """
 
     def __init__(
-        self, config: Config, workdir: str | pathlib.Path, tokenizer: Tokenizer, mesh: Mesh
+        self,
+        config: Config,
+        workdir: str | pathlib.Path,
+        tokenizer: Tokenizer,
+        mesh: Mesh,
+        *,
+        compute_dtype: str | None = None,
     ) -> None:
+        """Builds the networks.
+
+        Args:
+          config: the checked config.
+          workdir: the folder.
+          tokenizer: its tokenizer.
+          mesh: the devices.
+          compute_dtype: what all networks compute in, the published encoder included; default: what
+            the config says. The config keeps what the stages were trained in.
+        """
         self.config = config
         self.settings = config.to_dict()
         self.workdir = files.expand(workdir)
         self.tokenizer = tokenizer
         self.mesh = mesh
         self.process = AbsorbingProcess(tokenizer.mask_id, tokenizer.sampleable)
+        options = NetworkOptions.of(self.settings)
+        self.compute_dtype = compute_dtype or options.compute_dtype
+        self._encoder_dtype = compute_dtype or config.features.compute_dtype
         self.networks: Networks = build_networks(
-            NetworkOptions.of(self.settings),
+            dataclasses.replace(options, compute_dtype=self.compute_dtype),
             config.data.length,
             tokenizer.vocab_size,
             self._published_encoder(),
@@ -176,5 +197,4 @@ class Experiment:
                 f"{len(theirs)} pieces of {self.features_directory / 'vocab.txt'}. Use the "
                 f"vocab.txt of the encoder in features.path."
             )
-        dtype = jnp.dtype(self.config.features.compute_dtype)
-        return pretrained.load_encoder(self.features_directory, dtype)
+        return pretrained.load_encoder(self.features_directory, jnp.dtype(self._encoder_dtype))

@@ -88,7 +88,12 @@ class Model:
                 "a Model loaded with mesh=... cannot be pickled, because a mesh names the devices "
                 "of one process. Send the workdir, and call dl.load in the other process."
             )
-        return _reload, (self.experiment.workdir.absolute(), self.experiment.settings)
+        experiment = self.experiment
+        return _reload, (
+            experiment.workdir.absolute(),
+            experiment.settings,
+            experiment.compute_dtype,
+        )
 
     # What is trained.
 
@@ -401,7 +406,11 @@ class Model:
 
 @under_pinned_settings
 def load(
-    workdir: str | pathlib.Path, *, config: Config | None = None, mesh: Mesh | None = None
+    workdir: str | pathlib.Path,
+    *,
+    config: Config | None = None,
+    mesh: Mesh | None = None,
+    compute_dtype: str | None = None,
 ) -> Model:
     """Opens a workdir of `launch/train.py`, or a bundle of `launch/export.py`.
 
@@ -412,9 +421,14 @@ def load(
       config: the workdir's config, in which settings that may change (docs/architecture.md) may
         differ; default: the config as saved.
       mesh: with axes (data, fsdp, tensor); default all devices along data.
+      compute_dtype: "float32" or "bfloat16", what networks compute in, whatever they were trained
+        in. Default: what `config` asks for, if that is not what the workdir has; else float32 on
+        CPUs, where bfloat16 is slow, and what the workdir has on accelerators. Parameters are
+        float32 either way, and the student always computes in float32.
 
     Raises:
-      ConfigError, DataError, PretrainedError, CheckpointError: it is neither, or damaged.
+      ConfigError, DataError, PretrainedError, CheckpointError: it is neither, or damaged; or an
+        argument is invalid.
     """
     workdir = files.expand(workdir)
     if bundles.is_bundle(workdir):
@@ -428,7 +442,25 @@ def load(
     for stage in stages.STAGES:
         if found := origins.changes(workdir, stage, config.to_dict()):
             _log.warning("stage %s does not fit any more: %s", stage, "; ".join(found))
-    return Model(Experiment(config, workdir, tokenizer, _default_mesh() if mesh is None else mesh))
+    mesh = _default_mesh() if mesh is None else mesh
+    dtype = _run_dtype(compute_dtype, config, workdir, mesh.devices.flat[0].platform)
+    return Model(Experiment(config, workdir, tokenizer, mesh, compute_dtype=dtype))
+
+
+def _run_dtype(
+    asked: str | None, config: Any, workdir: str | pathlib.Path, platform: str
+) -> str | None:
+    """What a loaded model computes in, given what `load` was asked for; None is the config's.
+
+    Raises:
+      ConfigError: networks cannot compute in this type.
+    """
+    if asked is not None:
+        resolved: Any = config_lib.resolve(config.to_dict() | {"compute_dtype": asked})
+        return resolved.compute_dtype
+    if platform != "cpu" or config_file.changed_keys(config, workdir, config_file.PRECISION):
+        return None
+    return "float32"
 
 
 def _default_mesh() -> Mesh:
@@ -436,6 +468,6 @@ def _default_mesh() -> Mesh:
     return sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
 
 
-def _reload(workdir: pathlib.Path, settings: dict[str, Any]) -> Model:
+def _reload(workdir: pathlib.Path, settings: dict[str, Any], compute_dtype: str) -> Model:
     """The model that `Model.__reduce__` describes."""
-    return load(workdir, config=config_lib.resolve(settings))
+    return load(workdir, config=config_lib.resolve(settings), compute_dtype=compute_dtype)

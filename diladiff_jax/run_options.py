@@ -37,7 +37,7 @@ class ExperimentOptions(Options):
     compute_dtype: str = setting(
         "float32",
         "of activations; optimizer, student and (unless memory.param_dtype differs) parameters "
-        "stay in float32",
+        "stay in float32; may change between commands",
         one_of("float32", "bfloat16"),
     )
 
@@ -118,6 +118,12 @@ class MemoryOptions(Options):
     loss_positions: int = setting(
         128, "positions of each row that are projected to the vocabulary at once", above(0)
     )
+    latent_cache_gib: float = setting(
+        8.0,
+        "disk for latents that stages with a frozen encoder compute once for all rows; if they "
+        "take more, every update encodes its rows",
+        at_least(0),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +163,7 @@ class EvaluationOptions(Options):
     )
     scorer: str = setting(
         "",
-        "model that measures generative perplexity: a folder or hub name of a GPT-2; empty takes "
-        "the stage `scorer`, if trained",
+        "model that measures generative perplexity: `smollm2` (after `launch/install_smollm2.sh`), "
+        "a GGUF file, or a folder or hub name of a GPT-2 or Llama; empty takes the stage `scorer`, "
+        "if trained",
     )

@@ -4,6 +4,7 @@
     python launch/benchmark.py --suite=training --size=tiny --batch=128 --out=bench.json
     python launch/benchmark.py --suite=sampling --size=small --batch=1,8,32 --out=bench.json
     python launch/benchmark.py --size=paper --decode_steps=64 --timed_steps=4 --out=bench.json
+    python launch/benchmark.py --size=paper --batch=8,32 --length=512,1024 --peers --out=bench.json
 
 --suite=sampling decodes the same latents in several ways, in turns within one run:
   naive             all logits in every step, the nucleus by a full sort, the latent read in
@@ -20,6 +21,16 @@ the products of its linear maps (linear_maps_seconds) and of attention (attentio
 and the latents, those of the student and those of the undistilled prior in --prior_steps steps. A
 case that needs more memory than the device has is left out and reported.
 
+--peers times other samplers with a network of the same size, in the same turns on the same device,
+each without (and, with _nucleus, with) a nucleus:
+  peer_mdlm_torch      the published sampler of masked diffusion models in PyTorch, if that is
+                       installed: all logits, and a call only if a token has changed
+  peer_autoregressive  one token after another with cached keys and values, in JAX; always all
+                       tokens of the text
+
+Networks compute in --dtype. Memory is read from the device's own counters where there are any and
+they rise (device_peak_bytes); else it is what the compiler counts.
+
 With --timed_steps=N below --decode_steps=T, only N steps run, on texts of which all but N/T of the
 tokens are fixed, so that each step unmasks as many positions as one of T steps does. Times are
 scaled by T/N, and each row records N as timed_steps.
@@ -31,6 +42,7 @@ All updates of the prior are self-conditioned here; in training half of them are
 A plot is written beside FILE.json as FILE.png.
 """
 
+import os
 import pathlib
 import tempfile
 from typing import Any
@@ -52,6 +64,21 @@ _BATCH = flags.DEFINE_list(
     "batch",
     ["8"],
     "Texts at a time. --suite=sampling accepts several values, such as 1,8,32.",
+)
+_LENGTH = flags.DEFINE_list(
+    "length",
+    None,
+    "Tokens per text; default: those of the size. --suite=sampling accepts several values, such as"
+    " 256,1024.",
+)
+_DTYPE = flags.DEFINE_enum(
+    "dtype",
+    None,
+    ["float32", "bfloat16"],
+    "What the networks compute in; default: float32 on CPUs and bfloat16 on accelerators.",
+)
+_PEERS = flags.DEFINE_bool(
+    "peers", False, "Whether to also time other samplers of the same size. Sampling only."
 )
 _DECODE_STEPS = flags.DEFINE_integer(
     "decode_steps", 64, "Decoding steps T. Sampling only.", lower_bound=1
@@ -88,6 +115,8 @@ _OUT = flags.DEFINE_string("out", None, "JSON file to write the results to.", re
 
 
 def main(argv: list[str]) -> None:
+    if _PEERS.value:  # before JAX starts: it would leave PyTorch only a quarter of the memory
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax
 
     from diladiff_jax.benchmark import OutOfMemoryError, report
@@ -117,15 +146,15 @@ def main(argv: list[str]) -> None:
                 " Make it smaller."
             ) from None
     cli.write_json("out", path, document)
-    report.plot(document["rows"], plot_path)
+    report.plot(document["rows"] + document.get("peers", []), plot_path)
     say("\n".join(report.describe(document)))
 
 
 def _run_sampling() -> dict[str, Any]:
-    from diladiff_jax.benchmark import sampling
+    from diladiff_jax.benchmark import default_dtype, sampling
     from diladiff_jax.console import say
 
-    batches, steps = _batches(), _DECODE_STEPS.value
+    steps = _DECODE_STEPS.value
     timed = _TIMED_STEPS.value or steps
     if timed > steps:
         raise cli.UsageError(
@@ -138,7 +167,8 @@ def _run_sampling() -> dict[str, Any]:
         )
     benchmark = sampling.SamplingBenchmark(
         size=_SIZE.value,
-        batches=batches,
+        lengths=_numbers("length", _LENGTH.value) if _LENGTH.value else (None,),
+        batches=_numbers("batch", _BATCH.value),
         decode_steps=steps,
         timed_steps=timed,
         latent_steps=_LATENT_STEPS.value,
@@ -147,30 +177,45 @@ def _run_sampling() -> dict[str, Any]:
         refresh_every=_REFRESH_EVERY.value,
         rounds=_ROUNDS.value,
         top_p=_TOP_P.value,
+        dtype=_DTYPE.value or default_dtype(),
+        peers=_PEERS.value,
     )
     return sampling.run(benchmark, log=say)
 
 
 def _run_training() -> dict[str, Any]:
-    from diladiff_jax.benchmark import training
+    from diladiff_jax.benchmark import default_dtype, training
 
-    batch, *others = _batches()
-    if others:
-        raise cli.UsageError(
-            f"--batch: got {','.join(_BATCH.value)}, expected one number with --suite=training."
+    if _PEERS.value:
+        raise cli.UsageError("--peers: got true, expected false with --suite=training.")
+    return training.run(
+        training.TrainingBenchmark(
+            _SIZE.value,
+            _one_number("batch", _BATCH.value),
+            _ROUNDS.value,
+            _one_number("length", _LENGTH.value) if _LENGTH.value else None,
+            _DTYPE.value or default_dtype(),
         )
-    return training.run(training.TrainingBenchmark(_SIZE.value, batch, _ROUNDS.value))
+    )
 
 
-def _batches() -> tuple[int, ...]:
-    """The numbers that --batch lists."""
-    texts = _BATCH.value
+def _numbers(flag: str, texts: list[str]) -> tuple[int, ...]:
+    """The numbers that a flag lists."""
     if not texts or not all(text.strip().isdigit() and int(text) > 0 for text in texts):
         raise cli.UsageError(
-            f"--batch: got {','.join(texts)!r}, expected whole numbers above 0, such as 8 or"
-            " 1,8,32."
+            f"--{flag}: got {','.join(texts)!r}, expected whole numbers above 0, such as 8 or 8,32."
         )
     return tuple(int(text) for text in texts)
+
+
+def _one_number(flag: str, texts: list[str]) -> int:
+    """The number that a flag gives."""
+    number, *others = _numbers(flag, texts)
+    if others:
+        raise cli.UsageError(
+            f"--{flag}: got {','.join(texts)}, expected one number with --suite=training."
+        )
+    return number
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import pathlib
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 _IS_SCRIPT = (
     sys.argv[0].endswith(".py")
@@ -50,12 +51,14 @@ __all__ = [
     "UsageError",
     "check_replaceable",
     "check_writable_folder",
+    "compute_dtype_flag",
     "config_flag",
     "distributed_flags",
     "experiment_flags",
     "flag_value",
     "join_processes",
     "load_config",
+    "load_model",
     "require_one_of",
     "run",
     "write_json",
@@ -65,6 +68,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PREEMPTED = 75  # EX_TEMPFAIL: the launchers run the same command again
 CLOSED_OUTPUT = 141  # 128 + SIGPIPE, as of other programs in a pipe
 _PATHS = ("workdir", "init_from", "out", "config", "compare")
+_PATHS += ("texts", "reference", "training_text", "scorer")  # of score.py
 _ENVIRONMENT_ERRORS = frozenset(
     {
         errno.EACCES,
@@ -131,6 +135,43 @@ def load_config(holder: flags.FlagHolder) -> ConfigDict:
             f"--config={flag_value(sys.argv, 'config')} cannot be read. Give an experiment file"
             " such as configs/tiny.py, followed by :ARGUMENT if it takes one."
         ) from None
+
+
+def compute_dtype_flag() -> flags.FlagHolder:
+    """Defines --compute_dtype."""
+    return flags.DEFINE_enum(
+        "compute_dtype",
+        None,
+        ["float32", "bfloat16"],
+        "What the networks compute in, whatever they were trained in; default: float32 on CPUs,"
+        " where bfloat16 is slow, and what they were trained in on accelerators.",
+    )
+
+
+def load_model(config: flags.FlagHolder, compute_dtype: flags.FlagHolder) -> Any:
+    """Opens the workdir or bundle of --workdir, and prints a note if it computes in another type.
+
+    Args:
+      config: what `experiment_flags` returned.
+      compute_dtype: what `compute_dtype_flag` returned.
+
+    Returns:
+      A `diladiff_jax.Model`.
+
+    Raises:
+      UsageError, and what `diladiff_jax.load` raises.
+    """
+    import diladiff_jax as dl
+
+    workdir = flags.FLAGS.workdir
+    model = dl.load(workdir, config=load_config(config), compute_dtype=compute_dtype.value)
+    ours, theirs = model.experiment.compute_dtype, model.config.compute_dtype
+    if ours != theirs:
+        print(
+            f"note: computes in {ours}; the config says {theirs} (--compute_dtype={theirs})",
+            file=sys.stderr,
+        )
+    return model
 
 
 def distributed_flags() -> None:

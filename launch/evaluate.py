@@ -2,12 +2,12 @@
 
     python launch/evaluate.py --workdir=runs/tiny --out=runs/tiny/report
     python launch/evaluate.py --workdir=runs/tiny --out=report --config.evaluation.samples=2048
-    python launch/evaluate.py --workdir=W --config.evaluation.scorer=gpt2-large
+    python launch/evaluate.py --workdir=W --config.evaluation.scorer=smollm2
     python launch/evaluate.py --workdir=W --analyses=False      # only the sweep: minutes faster
     python launch/evaluate.py --workdir=W --compare=W2,W3       # compression across workdirs
 
-evaluation.scorer is the hub name of a GPT-2 or a folder with one; by default the scorer of the
-workdir is used.
+evaluation.scorer is smollm2, a GGUF file, or a folder or hub name of a GPT-2 or Llama; by default
+the scorer of the workdir is used. launch/install_smollm2.sh installs smollm2.
 
 On samples it measures validity and exact likelihood (stories only), generative perplexity,
 entropy and repetition, against decoding steps and seconds. On held-out text it measures the bound
@@ -26,6 +26,7 @@ import cli
 from absl import flags
 
 _CONFIG = cli.experiment_flags()
+_COMPUTE_DTYPE = cli.compute_dtype_flag()
 _OUT = flags.DEFINE_string("out", None, "Folder for the results; default: WORKDIR/report.")
 _ANALYSES = flags.DEFINE_bool(
     "analyses",
@@ -50,7 +51,6 @@ _REPORT_FILES = ("table.txt", "report.html", "analyses.json", "picture.png", "fi
 
 
 def main(argv: list[str]) -> None:
-    import diladiff_jax as dl
     from diladiff_jax.console import say
     from diladiff_jax.data import DataOptions, load_prepared
     from diladiff_jax.evaluation import NotFiniteError, analyses, evaluate, report
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
             " that it was exported from."
         )
     out = _OUT.value or f"{workdir}/report"
-    model = dl.load(workdir, config=cli.load_config(_CONFIG))
+    model = cli.load_model(_CONFIG, _COMPUTE_DTYPE)
     prepared = load_prepared(DataOptions.of(model.config.data), workdir)
     try:
         others = [analyses.evaluated(other) for other in _COMPARE.value]

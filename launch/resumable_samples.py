@@ -25,6 +25,7 @@ def write(
     num: int,
     fields: Mapping[str, Any],
     origin: Mapping[str, Any],
+    raw_text: Callable[[Any], str],
 ) -> None:
     """Writes samples to `path`, after those that an earlier run with the same `origin` has left.
 
@@ -36,6 +37,7 @@ def write(
       num: number of samples.
       fields: what each record has beside its index, text, tokens and negative log-likelihood.
       origin: everything that determines the samples, as JSON.
+      raw_text: maps a sample's tokens to its `raw_text`, in which documents have visible ends.
 
     Raises:
       UsageError: the file cannot be written, another process is writing it, or the partial file is
@@ -57,7 +59,7 @@ def write(
                 # Only now, because samples of another run must not be taken for this one's.
                 files.atomic_write_text(origin_path, json.dumps(origin))
             for batch in batches(done) if done < num else ():
-                for record in _records(batch, start + done, fields):
+                for record in _records(batch, start + done, fields, raw_text):
                     out.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
                     done += 1
                 out.flush()
@@ -70,11 +72,14 @@ def write(
         ) from None
 
 
-def _records(batch: Any, first_index: int, fields: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _records(
+    batch: Any, first_index: int, fields: Mapping[str, Any], raw_text: Callable[[Any], str]
+) -> Iterator[dict[str, Any]]:
     for i, (text, tokens) in enumerate(zip(batch.texts, batch.tokens, strict=True)):
         nll = {} if batch.nll is None else {"nll": float(batch.nll[i])}
         index = first_index + i
-        yield {"index": index, "text": text, "tokens": tokens.tolist(), **nll, **fields}
+        texts = {"text": text, "raw_text": raw_text(tokens)}
+        yield {"index": index, **texts, "tokens": tokens.tolist(), **nll, **fields}
 
 
 def _lock(out: BinaryIO, partial: pathlib.Path) -> None:

@@ -20,6 +20,7 @@ import cli
 from absl import flags
 
 _CONFIG = cli.experiment_flags()
+_COMPUTE_DTYPE = cli.compute_dtype_flag()
 _MODEL = flags.DEFINE_string(
     "model",
     None,
@@ -80,10 +81,9 @@ _OUT = flags.DEFINE_string(
 
 
 def main(argv: list[str]) -> None:
-    import diladiff_jax as dl
     from diladiff_jax.stages import MODELS, sampled_models
 
-    model = dl.load(flags.FLAGS.workdir, config=cli.load_config(_CONFIG))
+    model = cli.load_model(_CONFIG, _COMPUTE_DTYPE)
     name = _MODEL.value or model.best
     if name is not None:
         cli.require_one_of("model", name, sampled_models())
@@ -156,6 +156,7 @@ def _write_samples(model: Any, name: str | None, path: pathlib.Path) -> None:
         num=_NUM.value,
         fields=fields,
         origin=fields | _origin(model),
+        raw_text=model.tokenizer.raw_text,
     )
     say(f"{_NUM.value} samples of {name}: {_OUT.value}")
 
@@ -190,6 +191,7 @@ def _origin(model: Any) -> dict[str, Any]:
         "start": _START.value,
         "prompt": _PROMPT.value,
         "score": _SCORE.value,
+        "compute_dtype": model.experiment.compute_dtype,
         "trained_steps": {stage: model.trained_steps(stage) for stage in STAGES},
         "sampling": model.config.sampling.to_dict() | {"batch": None},
     }

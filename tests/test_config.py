@@ -257,6 +257,25 @@ def test_a_config_that_something_was_made_from_cannot_change(tmp_path):
             config_file.save(micro_config(**changes), tmp_path)
 
 
+def test_precision_and_memory_may_change_with_a_note(tmp_path):
+    """The note names each setting once a stage is trained; before that, nothing has changed."""
+    config_file.save(micro_config(), tmp_path)
+    (tmp_path / "prepared.json").write_text("{}")
+    changed = micro_config(
+        compute_dtype="bfloat16",
+        features=dict(compute_dtype="float32"),
+        memory=dict(scan=True),
+        logging=dict(samples=3),
+    )
+    assert config_file.continuation_notes(changed, tmp_path) == []
+    (tmp_path / "mdlm" / "checkpoints" / "6").mkdir(parents=True)
+    config_file.require_own(changed, tmp_path)
+    notes = config_file.continuation_notes(changed, tmp_path)
+    keys = ["compute_dtype", "features.compute_dtype", "memory.scan"]
+    assert sorted(note.partition(":")[0] for note in notes) == keys
+    assert "was float32 in the training so far, is bfloat16 from now on" in "".join(notes)
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

@@ -6,6 +6,6 @@
 """
 
 from diladiff_jax.benchmark.sizes import SIZES, experiment_config
-from diladiff_jax.benchmark.timing import OutOfMemoryError
+from diladiff_jax.benchmark.timing import OutOfMemoryError, default_dtype
 
-__all__ = ["SIZES", "OutOfMemoryError", "experiment_config"]
+__all__ = ["SIZES", "OutOfMemoryError", "default_dtype", "experiment_config"]

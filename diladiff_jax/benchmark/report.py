@@ -15,19 +15,47 @@ def describe(document: dict[str, Any]) -> list[str]:
     if document["rows"][0]["suite"] == "training":
         return [_describe_update(row) for row in document["rows"]]
     lines = []
-    for batch in dict.fromkeys(row["batch"] for row in document["rows"]):
-        rows, latents, left_out = (
-            [row for row in document[part] if row["batch"] == batch]
-            for part in ("rows", "latents", "left_out")
+    for setting in dict.fromkeys(_setting(row) for row in document["rows"]):
+        rows, latents, left_out, peers = (
+            [row for row in document[part] if _setting(row) == setting]
+            for part in ("rows", "latents", "left_out", "peers")
         )
         lines += _describe_batch(rows, latents)
         lines.append(_describe_ratios(rows, left_out))
-    for row in document["left_out"]:
+        lines += [_describe_peer(row) for row in peers]
+    for row in document["left_out"] + document["peers_left_out"]:
+        reason = row.get("reason") or (
+            f"it needs {row['held_bytes'] / 2**30:.1f} GiB, more memory than there is"
+        )
         lines.append(
-            f"batch {row['batch']}, {row['case']}: left out, because it needs"
-            f" {row['held_bytes'] / 2**30:.1f} GiB, more memory than there is"
+            f"batch {row['batch']}, {row['length']} tokens, {row['case']}: left out, because"
+            f" {reason}"
         )
     return lines
+
+
+def _setting(row: Row) -> tuple[int, int]:
+    """What rows are grouped by: the length and the batch."""
+    return row["length"], row["batch"]
+
+
+def _describe_peer(row: Row) -> str:
+    return (
+        f"{row['case']:28} ({row['framework']}) {row['decode_seconds']:.2f} s"
+        f" ({row['decode_seconds_low']:.2f} to {row['decode_seconds_high']:.2f}),"
+        f" {row['tokens_per_second']:.0f} tokens/s, {_memory(row)};"
+        f" {row['over_ours']:.2f} times as long as this library's decoding,"
+        f" {row['over_ours_with_latents']:.2f} times as long as that with the student's latents"
+    )
+
+
+def _memory(row: Row) -> str:
+    """The memory by the device's counter if it has one, else by the compiler's count."""
+    measured, compiled = row["device_peak_bytes"], row["decode_memory_bytes"]
+    found = compiled if measured is None else measured
+    if found is None:
+        return "memory unknown"
+    return f"{found / 2**20:.0f} MiB{'' if measured is None else ' (measured)'}"
 
 
 def _describe_update(row: Row) -> str:
@@ -47,6 +75,7 @@ def _describe_update(row: Row) -> str:
 def _describe_batch(rows: list[Row], latents: list[Row]) -> list[str]:
     first = rows[0]
     head = f"batch {first['batch']}, {first['length']} tokens, {first['decode_steps']} steps"
+    head += f", {first['dtype']}"
     if first["timed_steps"] < first["decode_steps"]:
         head += f", scaled from {first['timed_steps']} timed steps"
     lines = [head]
@@ -55,7 +84,7 @@ def _describe_batch(rows: list[Row], latents: list[Row]) -> list[str]:
             f"{row['case']:17} {row['decode_seconds']:9.2f} s decoding"
             f" ({row['decode_seconds_low']:.2f} to {row['decode_seconds_high']:.2f}),"
             f" {row['latent_seconds']:.2f} s latent, {row['tokens_per_second']:.0f} tokens/s,"
-            f" {row['decode_memory_bytes'] / 2**20:.0f} MiB,"
+            f" {_memory(row)},"
             f" first result after {row['first_result_seconds']:.1f} s,"
             f" compiled in {row['compile_seconds_cold']:.1f} s"
             f" (from the cache: {row['compile_seconds_cached']:.1f} s),"
@@ -111,7 +140,8 @@ def plot(rows: list[Row], path: pathlib.Path) -> None:
     first = rows[0]
     sampling = first["suite"] == "sampling"
     name = "decode_seconds" if sampling else "seconds"
-    labels = [row["case"] + (f", batch {row['batch']}" if sampling else "") for row in rows]
+    lengths = list(dict.fromkeys(row["length"] for row in rows))
+    labels = [_label(row, several_lengths=len(lengths) > 1) for row in rows]
     middle, low, high = (
         [row[key] / row["batch"] for row in rows] for key in (name, f"{name}_low", f"{name}_high")
     )
@@ -119,8 +149,8 @@ def plot(rows: list[Row], path: pathlib.Path) -> None:
         [m - x for m, x in zip(middle, low, strict=True)],
         [x - m for m, x in zip(middle, high, strict=True)],
     ]
-    batches = list(dict.fromkeys(row["batch"] for row in rows))
-    colors = [f"C{batches.index(row['batch'])}" for row in rows]
+    settings = list(dict.fromkeys(_setting(row) for row in rows))
+    colors = [f"C{settings.index(_setting(row))}" for row in rows]
     figure, axis = pyplot.subplots(figsize=(7, 1 + 0.35 * len(rows)), layout="constrained")
     bars = axis.barh(labels, middle, xerr=ranges, color=colors)
     axis.bar_label(bars, [f" {m:.3g}" for m in middle])
@@ -128,9 +158,18 @@ def plot(rows: list[Row], path: pathlib.Path) -> None:
     axis.xaxis.set_minor_formatter(ticker.NullFormatter())
     axis.margins(x=0.15)
     axis.invert_yaxis()
-    what = f"of an update on {first['length']} tokens"
+    tokens = " or ".join(map(str, lengths))
+    what = f"of an update on {tokens} tokens"
     if sampling:
-        what = f"to decode {first['length']} tokens in {first['decode_steps']} steps"
+        what = f"to decode {tokens} tokens in {first['decode_steps']} steps"
     axis.set_xlabel(f"seconds {what}, per text; {first['size']} size")
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
+
+
+def _label(row: Row, *, several_lengths: bool) -> str:
+    """What the plot calls a row."""
+    if row["suite"] != "sampling":
+        return row["case"]
+    length = f", {row['length']} tokens" if several_lengths else ""
+    return f"{row['case']}, batch {row['batch']}{length}"

@@ -11,7 +11,8 @@ The cases:
   are re-computed only every R steps.
 
 All cases attend in the library's own way, so that their ratios show the decoding and not the
-attention. The products of the backbone are timed separately, as a lower bound of a step.
+attention. The products of the backbone are timed separately, as a lower bound of a step. With
+`peers`, other samplers with a network of the same size take their turns too.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import jax
 import numpy as np
 
 from diladiff_jax.benchmark.decoding_flops import decoding_flops
+from diladiff_jax.benchmark.peers import Peer, build_peers
 from diladiff_jax.benchmark.sampling_programs import (
     Programs,
     SamplingBenchmark,
@@ -31,6 +33,7 @@ from diladiff_jax.benchmark.sampling_programs import (
     build_workload,
     compile_programs,
 )
+from diladiff_jax.benchmark.sizes import experiment_config
 from diladiff_jax.benchmark.timing import OutOfMemoryError, matmul_rate, time_run
 from diladiff_jax.parallel import sharding
 
@@ -38,39 +41,49 @@ Document = dict[str, Any]
 
 
 def run(benchmark: SamplingBenchmark, log: Callable[[str], None] = print) -> Document:
-    """Runs the benchmark at every batch.
+    """Runs the benchmark at every length and batch.
 
     Args:
       benchmark: what to time.
       log: called with a line after each round.
 
     Returns:
-      The machine; for each batch a row for each case, the times of the latents, and the cases that
-      need more memory than the device has ("left_out").
+      The machine; for each length and batch a row for each case and for each peer, the times of
+      the latents, and the cases that need more memory than the device has ("left_out") and the
+      peers that cannot run ("peers_left_out").
 
     Raises:
-      OutOfMemoryError: no case fits at any batch.
+      OutOfMemoryError: no case fits at any length and batch.
+      ConfigError: the networks cannot read texts of one of the lengths.
     """
-    documents = [_run_batch(benchmark, batch, log) for batch in benchmark.batches]
+    lengths: list[int] = [  # all are checked before anything is measured
+        experiment_config(benchmark.size, length=length).data.length for length in benchmark.lengths
+    ]
+    documents = [
+        _run_batch(benchmark, batch, length, log)
+        for length in lengths
+        for batch in benchmark.batches
+    ]
     measured = [document for document in documents if document["rows"]]
     if not measured:
         left_out = [row for document in documents for row in document["left_out"]]
         raise OutOfMemoryError(min(row["held_bytes"] for row in left_out if row["case"] == "ours"))
-    parts = ("rows", "latents", "left_out")
+    parts = ("rows", "latents", "left_out", "peers", "peers_left_out")
     return {"machine": measured[-1]["machine"]} | {
         part: [row for document in documents for row in document[part]] for part in parts
     }
 
 
-def _run_batch(benchmark: SamplingBenchmark, batch: int, log: Callable[[str], None]) -> Document:
-    workload = build_workload(benchmark, batch)
+def _run_batch(
+    benchmark: SamplingBenchmark, batch: int, length: int, log: Callable[[str], None]
+) -> Document:
+    workload = build_workload(benchmark, batch, length)
+    peers, peers_left_out = build_peers(benchmark, workload) if benchmark.peers else ([], [])
     programs = compile_programs(benchmark, workload)
-    cases = programs.cases
+    cases, common = programs.cases, _common_fields(benchmark, workload)
     left_out = [
-        {
-            "suite": "sampling",
-            "size": benchmark.size,
-            "batch": batch,
+        common
+        | {
             "case": case,
             "decode_memory_bytes": program.temporary_bytes,
             "held_bytes": program.held_bytes,
@@ -79,10 +92,10 @@ def _run_batch(benchmark: SamplingBenchmark, batch: int, log: Callable[[str], No
         if case not in cases
     ]
     if not cases:
-        return {"rows": [], "latents": [], "left_out": left_out}
-    rates = [matmul_rate()]
-    times, tokens = _time(benchmark, workload, programs, log)
-    rates.append(matmul_rate())
+        return {"rows": [], "latents": [], "left_out": left_out, "peers": [], "peers_left_out": []}
+    rates = [matmul_rate(benchmark.dtype)]
+    times, tokens = _time(benchmark, workload, programs, peers, log)
+    rates.append(matmul_rate(benchmark.dtype))
     machine = {
         "device": sharding.available_devices()[0].device_kind,
         "count": jax.device_count(),
@@ -100,6 +113,8 @@ def _run_batch(benchmark: SamplingBenchmark, batch: int, log: Callable[[str], No
         ],
         "latents": _latent_rows(benchmark, workload, times),
         "left_out": left_out,
+        "peers": [_peer_row(common, peer, times) for peer in peers],
+        "peers_left_out": [common | each for each in peers_left_out],
     }
 
 
@@ -107,13 +122,14 @@ def _time(
     benchmark: SamplingBenchmark,
     workload: Workload,
     programs: Programs,
+    peers: list[Peer],
     log: Callable[[str], None],
 ) -> tuple[dict[str, list[float]], dict[str, np.ndarray]]:
     """Runs every program in turns. Returns the seconds of each round and the last tokens."""
     w, batch = workload, len(workload.prompt)
     times: dict[str, list[float]] = {
         name: [] for name in ("student", "prior", "linear maps", "attention products")
-    } | {case: [] for case in programs.cases}
+    } | {case: [] for case in [*programs.cases, *(peer.case for peer in peers)]}
     tokens: dict[str, Any] = {}
     prior_scale = benchmark.prior_steps / benchmark.timed_prior_steps
     decode_scale = benchmark.decode_steps / benchmark.timed_steps
@@ -129,8 +145,11 @@ def _time(
                 programs.decode[case].run, w.params, w.keys, w.prompt, z, w.controls
             )
             times[case].append(seconds * decode_scale)
+        for peer in peers:
+            times[peer.case].append(peer.seconds())
         latest = ", ".join(f"{name} {values[-1]:.2f} s" for name, values in times.items())
-        log(f"batch {batch}, round {turn} of {benchmark.rounds}: {latest}")
+        setting = f"batch {batch}, {w.prompt.shape[1]} tokens"
+        log(f"{setting}, round {turn} of {benchmark.rounds}: {latest}")
     return times, {case: np.asarray(found) for case, found in tokens.items()}
 
 
@@ -139,6 +158,7 @@ def _common_fields(benchmark: SamplingBenchmark, workload: Workload) -> Document
     return {
         "suite": "sampling",
         "size": benchmark.size,
+        "dtype": benchmark.dtype,
         "batch": batch,
         "length": length,
         "rounds": benchmark.rounds,
@@ -179,10 +199,29 @@ def _row(
         "attention_products_seconds": middle["attention products"],
         "peak_memory_bytes": max(student.temporary_bytes, decode.temporary_bytes),
         "decode_memory_bytes": decode.temporary_bytes,
+        "device_peak_bytes": programs.device_peaks[case],
         "compile_seconds_cold": cold,
         "compile_seconds_cached": student.cached_seconds + decode.cached_seconds,
         "tracing_seconds": student.tracing_seconds + decode.tracing_seconds,
         "fraction_of_matmul_rate": flops / middle[case] / rate,
+    }
+
+
+def _peer_row(common: Document, peer: Peer, times: Mapping[str, list[float]]) -> Document:
+    """The row of a peer, with its time as a multiple of this library's in the same rounds."""
+    middle = {name: statistics.median(values) for name, values in times.items()}
+    ours, seconds = middle["ours"], middle[peer.case]
+    return common | {
+        "case": peer.case,
+        "framework": peer.framework,
+        "decode_seconds": seconds,
+        "decode_seconds_low": min(times[peer.case]),
+        "decode_seconds_high": max(times[peer.case]),
+        "tokens_per_second": common["batch"] * common["length"] / seconds,
+        "over_ours": seconds / ours,
+        "over_ours_with_latents": seconds / (ours + middle["student"]),
+        "decode_memory_bytes": peer.temporary_bytes,
+        "device_peak_bytes": peer.device_peak_bytes,
     }
 
 

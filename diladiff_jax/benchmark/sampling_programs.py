@@ -13,7 +13,13 @@ import numpy as np
 
 from diladiff_jax.benchmark import decoding_flops, naive_sampler
 from diladiff_jax.benchmark.sizes import experiment_config
-from diladiff_jax.benchmark.timing import Program, compile_program, random_parameters, time_run
+from diladiff_jax.benchmark.timing import (
+    Program,
+    compile_program,
+    device_peak,
+    random_parameters,
+    time_run,
+)
 from diladiff_jax.diffusion.gaussian import ScheduleOptions, make_schedule
 from diladiff_jax.diffusion.masking import AbsorbingProcess
 from diladiff_jax.jax_settings import random_key
@@ -28,6 +34,7 @@ class SamplingBenchmark:
 
     Attributes:
       size: one of `SIZES`.
+      lengths: tokens per text; each gets its own rows; None is that of the size.
       batches: numbers of texts at a time; each gets its own rows.
       decode_steps: decoding steps T.
       timed_steps: steps that really run, at most T. Fewer than T run on texts of which all but
@@ -39,9 +46,12 @@ class SamplingBenchmark:
       refresh_every: R of `approx_refresh_R`.
       rounds: how often each case runs, in turns.
       top_p: mass of the nucleus.
+      dtype: what networks compute in, "float32" or "bfloat16".
+      peers: whether to time `peers` too.
     """
 
     size: str
+    lengths: tuple[int | None, ...]
     batches: tuple[int, ...]
     decode_steps: int
     timed_steps: int
@@ -51,6 +61,8 @@ class SamplingBenchmark:
     refresh_every: int
     rounds: int
     top_p: float
+    dtype: str = "float32"
+    peers: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,12 +97,14 @@ class Programs:
       linear_maps: times the products of the backbone's linear maps once, in seconds.
       attention_products: times the products of all layers' attention once, in seconds.
       decode: by case, the decoders.
+      device_peaks: by case, the memory of the decoder by the device's own counter, if there is one.
     """
 
     latents: dict[str, Program]
     linear_maps: Callable[[], float]
     attention_products: Callable[[], float]
     decode: dict[str, Program]
+    device_peaks: dict[str, int | None] = dataclasses.field(default_factory=dict)
 
     @property
     def cases(self) -> list[str]:
@@ -100,10 +114,10 @@ class Programs:
         return [case for case, program in self.decode.items() if program.fits]
 
 
-def build_workload(benchmark: SamplingBenchmark, batch: int) -> Workload:
-    """Builds the networks, their random weights and the inputs for `batch` texts."""
-    config = experiment_config(benchmark.size)
-    length, vocab = config.data.length, config.tokenizer.vocab_size
+def build_workload(benchmark: SamplingBenchmark, batch: int, length: int) -> Workload:
+    """Builds the networks, their random weights and the inputs for `batch` texts of `length`."""
+    config = experiment_config(benchmark.size, length=length, dtype=benchmark.dtype)
+    vocab = config.tokenizer.vocab_size
     mask_id = vocab - 1
     networks = build_networks(NetworkOptions.of(config.to_dict()), length, vocab)
     schedule = make_schedule(ScheduleOptions.of(config.diffusion))
@@ -178,16 +192,31 @@ def compile_programs(benchmark: SamplingBenchmark, workload: Workload) -> Progra
             with_cached=False,
         ),
     }
-    h = jnp.ones((batch * length, backbone.width))
+    decoder_params = jax.tree.map(lambda x: x.astype(benchmark.dtype), decoder_params)
+    h = jnp.ones((batch * length, backbone.width), benchmark.dtype)
     maps = compile_program(decoding_flops.linear_maps, decoder_params, h, with_cached=False)
-    qkv = (jnp.ones((batch, length, backbone.heads, backbone.width // backbone.heads)),) * 3
+    shape = (batch, length, backbone.heads, backbone.width // backbone.heads)
+    qkv = (jnp.ones(shape, benchmark.dtype),) * 3
     attention = compile_program(decoding_flops.attention_products, *qkv, with_cached=False)
+    decode = {
+        case: compile_program(function, w.params, w.keys, w.prompt, w.latents, w.controls)
+        for case, function in _decoders(benchmark, w).items()
+    }
     return Programs(
         latents=latents,
         linear_maps=lambda: time_run(maps.run, decoder_params, h)[0],
         attention_products=lambda: backbone.num_layers * time_run(attention.run, *qkv)[0],
-        decode={
-            case: compile_program(function, w.params, w.keys, w.prompt, w.latents, w.controls)
-            for case, function in _decoders(benchmark, w).items()
-        },
+        decode=decode,
+        device_peaks=_device_peaks(decode, w),
     )
+
+
+def _device_peaks(decode: dict[str, Program], workload: Workload) -> dict[str, int | None]:
+    """What the device counts for each decoder that fits, the smallest first."""
+    w = workload
+    arguments = w.params, w.keys, w.prompt, w.latents, w.controls
+    fitting = [case for case, program in decode.items() if program.fits]
+    return {
+        case: device_peak(functools.partial(decode[case].run, *arguments))
+        for case in sorted(fitting, key=lambda case: decode[case].temporary_bytes)
+    }

@@ -29,6 +29,18 @@ SIZES: dict[str, dict[str, Any]] = {
 """By name, the changes to the default config."""
 
 
-def experiment_config(size: str) -> Any:
-    """Returns the validated config (a ConfigDict) of one of `SIZES`."""
-    return config.resolve(SIZES[size])
+def experiment_config(size: str, *, length: int | None = None, dtype: str = "float32") -> Any:
+    """Returns the validated config (a ConfigDict) of one of `SIZES`.
+
+    Args:
+      size: its name.
+      length: tokens per text; default that of the size.
+      dtype: what networks compute in, "float32" or "bfloat16".
+
+    Raises:
+      ConfigError: the networks of this size cannot read texts of this length.
+    """
+    settings = SIZES[size] | {"compute_dtype": dtype}
+    if length is None:
+        return config.resolve(settings)
+    return config.resolve(settings | {"data": SIZES[size].get("data", {}) | {"length": length}})

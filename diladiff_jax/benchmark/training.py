@@ -18,7 +18,13 @@ import numpy as np
 from diladiff_jax import config as config_lib
 from diladiff_jax import preflight, stages
 from diladiff_jax.benchmark.sizes import experiment_config
-from diladiff_jax.benchmark.timing import Program, compile_program, matmul_rate, time_run
+from diladiff_jax.benchmark.timing import (
+    Program,
+    compile_program,
+    device_peak,
+    matmul_rate,
+    time_run,
+)
 from diladiff_jax.jax_settings import random_key
 from diladiff_jax.parallel import sharding
 from diladiff_jax.training.optimizer import make_optimizer
@@ -35,11 +41,15 @@ class TrainingBenchmark:
       size: one of `SIZES`.
       batch: texts in an update.
       rounds: how often each part runs, in turns.
+      length: tokens per text; None takes that of the size.
+      dtype: what networks compute in, "float32" or "bfloat16".
     """
 
     size: str
     batch: int
     rounds: int
+    length: int | None = None
+    dtype: str = "float32"
 
 
 def run(benchmark: TrainingBenchmark) -> dict[str, Any]:
@@ -54,10 +64,10 @@ def run(benchmark: TrainingBenchmark) -> dict[str, Any]:
     """
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, sharding.available_devices()[:1])
     experiment = preflight.AbstractExperiment(_config(benchmark), mesh)
-    rates, rows = [matmul_rate()], []
+    rates, rows = [matmul_rate(benchmark.dtype)], []
     for stage in _stages():
         rows.append(_stage_row(benchmark, experiment, stage))
-        rates.append(matmul_rate())
+        rates.append(matmul_rate(benchmark.dtype))
     for row in rows:
         row["fraction_of_matmul_rate"] = row["model_flops"] / row["seconds"] / max(rates)
     machine = {
@@ -74,7 +84,8 @@ def _stages() -> list[str]:
 
 
 def _config(benchmark: TrainingBenchmark) -> Any:
-    settings = experiment_config(benchmark.size).to_dict()
+    config = experiment_config(benchmark.size, length=benchmark.length, dtype=benchmark.dtype)
+    settings = config.to_dict()
     for stage in _stages():
         settings[stage]["batch"] = benchmark.batch
     # Whether an update self-conditions is random, which would make its time random too.
@@ -132,6 +143,7 @@ def _stage_row(
         piece: compile_program(function, *arguments, with_cached=piece == "update")
         for piece, (function, arguments) in functions.items()
     }
+    peak = device_peak(lambda: compiled["update"].run(*functions["update"][1]))
     times: dict[str, list[float]] = {piece: [] for piece in PIECES}
     for _ in range(benchmark.rounds):
         for piece in PIECES:
@@ -142,6 +154,7 @@ def _stage_row(
         "suite": "training",
         "case": stage,
         "size": benchmark.size,
+        "dtype": benchmark.dtype,
         "batch": benchmark.batch,
         "length": length,
         "vocab": experiment.tokenizer.vocab_size,
@@ -158,6 +171,7 @@ def _stage_row(
         "latent_seconds": None,
         "decode_seconds": None,
         "peak_memory_bytes": update.temporary_bytes,
+        "device_peak_bytes": peak,
         "compile_seconds_cold": update.cold_seconds,
         "compile_seconds_cached": update.cached_seconds,
         "model_flops": flops,

@@ -44,10 +44,10 @@ def _with_retries(read: Callable[[], np.ndarray]) -> np.ndarray:
 
 
 def _take(rows: Any, indices: Sequence[int]) -> np.ndarray:
-    """int32 [len(indices), L], in one batched read if the source supports it."""
+    """Rows stacked: token ids as int32, anything else as it is; in one read if possible."""
     read_many = getattr(rows, "__getitems__", None)
-    found = read_many(indices) if read_many else [rows[i] for i in indices]
-    return np.stack(found).astype(np.int32, copy=False)
+    found = np.stack(read_many(indices) if read_many else [rows[i] for i in indices])
+    return found.astype(np.int32, copy=False) if found.dtype.kind in "iu" else found
 
 
 def _valid_places(rows: Any, batch_size: int, places: Sequence[int] | None) -> Sequence[int]:
@@ -89,7 +89,8 @@ class Batches:
         """Starts at position 0.
 
         Args:
-          rows: a random-access source with `len`, `[i] -> int32 [L]`, and maybe `__getitems__`.
+          rows: a random-access source with `len`, `[i]` (int32 `[L]`, or the row's latent), and
+            maybe `__getitems__`.
           batch_size: number of rows in a global batch.
           seed: seed of the permutations; any integer.
           places: the places in a global batch, from 0, that this process's devices hold; by

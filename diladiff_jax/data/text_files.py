@@ -22,8 +22,8 @@ _log = logging.getLogger(__name__)
 _logged: set[str] = set()
 
 
-def documents(files: str, field: str = "text") -> Iterator[str]:
-    """Yields the documents of `matching(files)`, file after file, without blank ones.
+def documents(files: str, field: str = "text", *, blank: bool = False) -> Iterator[str]:
+    """Yields the documents of `matching(files)`, file after file.
 
     Rows without a text (null) are skipped, and their number is logged.
 
@@ -31,6 +31,7 @@ def documents(files: str, field: str = "text") -> Iterator[str]:
       files: a folder, a glob or one file.
       field: the key (.jsonl) or column (.parquet) that holds the text. "a.b" is the field b of the
         object a, unless there is a field of that name. The items of a list are joined by newlines.
+      blank: whether to yield documents without any visible character too.
 
     Raises:
       DataError: a file that cannot be read, with its path and line.
@@ -38,7 +39,7 @@ def documents(files: str, field: str = "text") -> Iterator[str]:
     readers = {".txt": _txt, ".jsonl": _jsonl, ".parquet": _parquet}
     for path in matching(files):
         for text in readers[kind(path)](path, field):
-            if text.strip():
+            if blank or text.strip():
                 yield text
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "Schedule",
     "ScheduleOptions",
     "TangentSchedule",
+    "clean_of_ddim_step",
     "clean_of_velocity",
     "ddim_step",
     "diffuse",
@@ -39,6 +40,7 @@ __all__ = [
     "make_schedule",
     "noise_of_clean",
     "per_example",
+    "stochastic_step",
     "velocity_of_clean",
     "velocity_of_noise",
 ]
@@ -133,6 +135,48 @@ def ddim_step(
     return (
         per_example(schedule.alpha(s) - ratio * schedule.alpha(t), z) * z
         + per_example(ratio, z) * z_t
+    )
+
+
+def clean_of_ddim_step(
+    schedule: Schedule,
+    z_t: Float[Array, "*B N D"],
+    z_s: Float[Array, "*B N D"],
+    t: Float[Number, "*#B"],
+    s: Float[Number, "*#B"],
+) -> Float[Array, "*B N D"]:
+    """The clean latent towards which `ddim_step` leads from z_t to z_s; undefined at s = t."""
+    ratio = schedule.sigma(s) / schedule.sigma(t)
+    return (z_s - per_example(ratio, z_t) * z_t) / per_example(
+        schedule.alpha(s) - ratio * schedule.alpha(t), z_t
+    )
+
+
+def stochastic_step(
+    schedule: Schedule,
+    z_t: Float[Array, "*B N D"],
+    z: Float[Array, "*B N D"],
+    t: Float[Number, "*#B"],
+    s: Float[Number, "*#B"],
+    noise: Float[Array, "*B N D"],
+    eta: Float[Number, ""],
+) -> Float[Array, "*B N D"]:
+    """DDIM's step from t to s < t with fresh noise (arXiv 2010.02502, equation 16).
+
+    With c = sigma_s alpha_t / (alpha_s sigma_t) <= 1, the standard deviation of the fresh noise is
+    eta sigma_s sqrt(1 - c^2); the implied noise keeps the rest of sigma_s. eta = 0 is `ddim_step`;
+    eta = 1 draws from the posterior of the forward process given z, as DDPM does. The signal and
+    variance of z_s are those of time s for every eta.
+    """
+    ratio = schedule.sigma(s) / schedule.sigma(t)
+    # The product form is 0 and not 0/0 where s = 0 meets alpha = 1.
+    c = ratio * schedule.alpha(t) / schedule.alpha(s)
+    fresh = jnp.square(eta) * (1.0 - jnp.square(c))
+    kept = ratio * jnp.sqrt(1.0 - fresh)
+    return (
+        per_example(schedule.alpha(s) - kept * schedule.alpha(t), z) * z
+        + per_example(kept, z) * z_t
+        + per_example(schedule.sigma(s) * jnp.sqrt(fresh), z) * noise
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from diladiff_jax.diffusion.gaussian import Number, Schedule, per_example, velocity_of_clean
 
@@ -49,6 +49,31 @@ def sample_times(
     r = jnp.where(jax.random.uniform(keys[2], (batch,), jnp.float32) < p_clean, 0.0, r)
     r = jnp.where(jax.random.uniform(keys[3], (batch,), jnp.float32) < p_equal, t, r)
     return t, r
+
+
+def sample_jumps(
+    key: PRNGKeyArray, batch: int, step_counts: tuple[int, ...]
+) -> tuple[Float[Array, " B"], Float[Array, " B"], Int[Array, " B"]]:
+    """Samples jumps from t to r < t, as a few-step sampler makes them.
+
+    A jump is one of n equal steps from 1 to an end, with n of `step_counts`. In half of the jumps
+    the end is 0, else uniform on [0, 0.4], for samplers that stop before the noise is gone. In half
+    of them r is the step's end s, else uniform on [s / 2, s], for samplers that jump further and
+    add noise.
+
+    Returns:
+      t, r, and the n of each jump.
+    """
+    keys = jax.random.split(key, 6)
+    n = jax.random.choice(keys[0], jnp.asarray(step_counts), (batch,))
+    k = jnp.floor(n * jax.random.uniform(keys[1], (batch,)))
+    end = jax.random.uniform(keys[2], (batch,), maxval=0.4)
+    end = jnp.where(jax.random.bernoulli(keys[3], 0.5, (batch,)), end, 0.0)
+    t, s = (1.0 - (1.0 - end) * i / n for i in (k, k + 1))
+    s = jnp.where(k + 1 == n, end, s)
+    shorter = jax.random.uniform(keys[4], (batch,), minval=0.5)
+    r = jnp.where(jax.random.bernoulli(keys[5], 0.5, (batch,)), shorter * s, s)
+    return t, r, n
 
 
 def velocity_from_prediction(

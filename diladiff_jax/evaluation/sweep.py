@@ -95,7 +95,7 @@ def _setting(model: Model) -> dict[str, Any]:
         "trained_steps": {stage: model.trained_steps(stage) for stage in STAGES},
         "device": sharding.available_devices()[0].device_kind,
         "devices": model.devices,
-        "compute_dtype": config.compute_dtype,
+        "compute_dtype": model.experiment.compute_dtype,
         "scorer": scorer_setting(model),
         "scored_on": "re-tokenized text, at most the scorer's `length` tokens per row",
     }

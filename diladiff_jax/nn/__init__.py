@@ -1,16 +1,17 @@
 """The networks, as Flax linen modules: arrays in, arrays out.
 
 No losses, no training loops, no files. `build_networks` makes all modules of an experiment from
-`NetworkOptions`; `bert` and `gpt2` import published networks.
+`NetworkOptions`; `bert`, `gpt2` and `llama` import published networks.
 """
 
-from diladiff_jax.nn import attention, bert, gpt2, layers, options, placement, stack
+from diladiff_jax.nn import attention, bert, gpt2, layers, llama, options, placement, stack
 from diladiff_jax.nn.attention import attend
 from diladiff_jax.nn.autoencoder import CrossAttention, LatentConditionedDecoder, LatentEncoder
 from diladiff_jax.nn.bert import Bert
 from diladiff_jax.nn.block import Block
 from diladiff_jax.nn.gpt2 import GPT2
 from diladiff_jax.nn.latent_denoiser import LatentDenoiser
+from diladiff_jax.nn.llama import Llama
 from diladiff_jax.nn.networks import NetworkOptions, Networks, build_networks
 from diladiff_jax.nn.options import (
     BackboneOptions,
@@ -35,6 +36,7 @@ __all__ = [
     "LatentDenoiser",
     "LatentDenoiserOptions",
     "LatentEncoder",
+    "Llama",
     "NetworkOptions",
     "Networks",
     "ScorerOptions",
@@ -45,6 +47,7 @@ __all__ = [
     "build_networks",
     "gpt2",
     "layers",
+    "llama",
     "options",
     "placement",
     "stack",

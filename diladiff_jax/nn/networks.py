@@ -62,7 +62,8 @@ class NetworkOptions:
 class Networks:
     """The modules of an experiment, without parameters.
 
-    `teacher` is the prior's denoiser; `student` is the same network with an interval embedding.
+    `teacher` is the prior's denoiser; `student` is the same network with an interval embedding, and
+    `sampling_student` computes the student as the other networks compute.
     `bert` is the published encoder, where features come from one.
     """
 
@@ -71,6 +72,7 @@ class Networks:
     decoder: LatentConditionedDecoder
     teacher: LatentDenoiser
     student: LatentDenoiser
+    sampling_student: LatentDenoiser
     scorer: TokenDenoiser
     bert: Bert | None = None
 
@@ -85,8 +87,8 @@ def build_networks(
 ) -> Networks:
     """Builds every module of an experiment.
 
-    The student always computes in float32 and with plain attention, because its loss contains
-    forward derivatives, which fused attention kernels do not define.
+    The student is trained in float32 and with plain attention, because its loss contains forward
+    derivatives, which fused attention kernels do not define.
 
     Args:
       options: sizes and variants of all networks.
@@ -104,6 +106,7 @@ def build_networks(
     encoder = options.encoder
     latent = dataclasses.asdict(options.latent_denoiser) | layers
     latent["num_latents"] = encoder.num_latents if latent.pop("learned_positions") else 0
+    student = LatentDenoiser(encoder.latent_dim, dtype=dtype, interval=True, **latent)
     denoiser = TokenDenoiser(vocab_size, length, dtype=dtype, **backbone, **layers)
     return Networks(
         denoiser=denoiser,
@@ -112,9 +115,8 @@ def build_networks(
             denoiser.clone(name=None), encoder.num_latents, tuple(options.decoder.cross_layers)
         ),
         teacher=LatentDenoiser(encoder.latent_dim, dtype=dtype, **latent),
-        student=LatentDenoiser(
-            encoder.latent_dim, dtype=jnp.float32, interval=True, plain=True, **latent
-        ),
+        student=student.clone(dtype=jnp.float32, plain=True, name=None),
+        sampling_student=student,
         scorer=TokenDenoiser(vocab_size, length, dtype=dtype, **scorer, **layers),
         bert=None if bert is None else bert.clone(scan=options.scan),
     )

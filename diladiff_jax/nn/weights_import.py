@@ -1,4 +1,4 @@
-"""What importing BERT and GPT-2 weights shares: reading config.json, and assembling parameters."""
+"""What importing published weights shares: reading config.json, and assembling parameters."""
 
 from __future__ import annotations
 

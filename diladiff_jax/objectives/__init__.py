@@ -1,10 +1,10 @@
 """Training objectives, one file per stage; each is usable under any `jit` and mesh."""
 
 from diladiff_jax.objectives.autoencoder import (
+    LATENT_AUGMENTATIONS,
     Autoencoder,
     AutoencoderOptions,
     augment_features,
-    augment_latents,
 )
 from diladiff_jax.objectives.autoregressive import (
     Autoregressive,
@@ -30,6 +30,7 @@ from diladiff_jax.objectives.mdlm import MDLM, MDLMOptions, masked_loss
 from diladiff_jax.objectives.statistics import Moments
 
 __all__ = [
+    "LATENT_AUGMENTATIONS",
     "MDLM",
     "WHOLE",
     "Autoencoder",
@@ -52,7 +53,6 @@ __all__ = [
     "Part",
     "TextEncoder",
     "augment_features",
-    "augment_latents",
     "average_velocity",
     "content_mask",
     "masked_loss",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -24,7 +25,7 @@ from diladiff_jax.objectives.base import (
 from diladiff_jax.objectives.encoding import FeatureExtractor
 from diladiff_jax.objectives.mdlm import MDLMOptions, masked_loss
 from diladiff_jax.objectives.statistics import Moments
-from diladiff_jax.options import Rule, at_least, between, fraction_below, setting
+from diladiff_jax.options import Rule, at_least, between, fraction_below, one_of, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +34,29 @@ class AutoencoderOptions(MDLMOptions):
 
     noise: float = setting(0.5, "s, the noise on features", fraction_below(1))
     p_feat: float = setting(0.7, "share of a feature vector's elements zeroed", between(0, 1))
-    p_lat: float = setting(0.7, "share of a latent's elements zeroed", between(0, 1))
+    latent_augmentation: str = setting(
+        "dropout",
+        "what is done to latents: elements of half of them zeroed (the paper's), or Gaussian noise "
+        "on all",
+        one_of("dropout", "noise"),
+    )
+    p_lat: float = setting(
+        0.7, "augmentation `dropout`: share of a latent's elements zeroed", between(0, 1)
+    )
     p_drop: float = setting(
-        0.75, "probability that noise replaces the latent, in half of the examples", between(0, 1)
+        0.75,
+        "probability that noise replaces the latent; under `dropout`, in half of the examples",
+        between(0, 1),
+    )
+    latent_noise_low: float = setting(
+        0.0, "augmentation `noise`: least level s, which bounds the bits", between(0, 1)
+    )
+    latent_noise_high: float = setting(0.8, "augmentation `noise`: greatest level s", between(0, 1))
+    p_suffix: float = setting(
+        0.0,
+        "augmentation `noise`: probability that noise replaces a random suffix of the latents, so "
+        "that the first ones carry most",
+        between(0, 1),
     )
     statistics_decay: float = setting(
         0.99,
@@ -48,6 +69,11 @@ class AutoencoderOptions(MDLMOptions):
         at_least(0),
     )
 
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """The noise levels are an interval."""
+        if self.latent_noise_low > self.latent_noise_high:
+            yield "latent_noise_low", f"at most latent_noise_high = {self.latent_noise_high}"
+
 
 def augment_features(
     key: PRNGKeyArray, f: Float[Array, "B L D"], *, p_feat: float, noise: float
@@ -59,24 +85,52 @@ def augment_features(
     """
     half, mask, eps = jax.random.split(key, 3)
     zeroed = jnp.where(jax.random.bernoulli(mask, p_feat, f.shape), 0.0, f)
-    noised = jnp.sqrt(1.0 - noise**2) * f + noise * jax.random.normal(eps, f.shape)
+    noised = jnp.sqrt(1.0 - noise**2) * f + noise * jax.random.normal(eps, f.shape, jnp.float32)
     return jnp.where(bernoulli_rows(half, 0.5, f), zeroed, noised)
 
 
-def augment_latents(
-    key: PRNGKeyArray, z: Float[Array, "B N D"], *, p_lat: float, p_drop: float
+def drop_elements(
+    key: PRNGKeyArray, z: Float[Array, "B N D"], options: AutoencoderOptions
 ) -> Float[Array, "B N D"]:
-    """Augments standardized latents: noise replaces some entirely, the others lose elements.
+    """The paper's augmentation: noise replaces some latents entirely, the others lose elements.
 
     In half of the examples N(0, I), the latents' distribution once standardized, replaces the
     latent with probability `p_drop`. In the other half each element is zeroed with probability
     `p_lat`.
     """
     half, drop, mask, eps = jax.random.split(key, 4)
-    dropped = bernoulli_rows(drop, p_drop, z)
-    replaced = jnp.where(dropped, jax.random.normal(eps, z.shape), z)
-    zeroed = jnp.where(jax.random.bernoulli(mask, p_lat, z.shape), 0.0, z)
+    dropped = bernoulli_rows(drop, options.p_drop, z)
+    replaced = jnp.where(dropped, jax.random.normal(eps, z.shape, jnp.float32), z)
+    zeroed = jnp.where(jax.random.bernoulli(mask, options.p_lat, z.shape), 0.0, z)
     return jnp.where(bernoulli_rows(half, 0.5, z), replaced, zeroed)
+
+
+def add_noise(
+    key: PRNGKeyArray, z: Float[Array, "B N D"], options: AutoencoderOptions
+) -> Float[Array, "B N D"]:
+    """Gaussian noise that keeps the variance: sqrt(1 - s^2) z + s eps, with one s per latent.
+
+    The level s of an example is uniform on [latent_noise_low, latent_noise_high]; with probability
+    `p_drop` it is 1. With probability `p_suffix` it is 1 for a random suffix of the N latents, of 1
+    to N - 1 of them.
+
+    A latent of n dimensions that always has noise of at least s carries at most n log2(1 / s) bits,
+    so the lowest level sets a bound on the rate.
+    """
+    level, drop, suffix, length, eps = jax.random.split(key, 5)
+    batch, n = z.shape[:2]
+    low, high = options.latent_noise_low, options.latent_noise_high
+    s = jax.random.uniform(level, (batch, 1, 1), jnp.float32, minval=low, maxval=high)
+    s = jnp.where(bernoulli_rows(drop, options.p_drop, z), 1.0, s)
+    if options.p_suffix > 0 and n > 1:
+        kept = jax.random.randint(length, (batch, 1, 1), 1, n, jnp.int32)
+        beyond = jnp.arange(n)[None, :, None] >= kept
+        s = jnp.where(beyond & bernoulli_rows(suffix, options.p_suffix, z), 1.0, s)
+    return jnp.sqrt(1.0 - jnp.square(s)) * z + s * jax.random.normal(eps, z.shape, jnp.float32)
+
+
+LATENT_AUGMENTATIONS = {"dropout": drop_elements, "noise": add_noise}
+"""What the autoencoder does to standardized latents while it is trained, by its setting."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -152,7 +206,7 @@ class Autoencoder:
             moments["latents"] = moments["latents"].update(z, decay)
         clean = z = moments["latents"].standardize(z)
         if train:
-            z = augment_latents(keys[2], z, p_lat=options.p_lat, p_drop=options.p_drop)
+            z = LATENT_AUGMENTATIONS[options.latent_augmentation](keys[2], z, options)
         # 3. Decode the corrupted text given the latent.
         t = masking.stratified_times(time_key, tokens.shape[0], *part)
         x_t = self.process.corrupt(keys[3], tokens, t)

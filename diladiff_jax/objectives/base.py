@@ -51,9 +51,12 @@ LossOutput = tuple[Float[Array, ""], tuple[Metrics, dict[str, Any]]]
 class Objective(Protocol):
     """One training stage.
 
-    An objective may also define `init_statistics() -> statistics`, if it keeps running moments, and
-    `expensive_branch_probability`, the share of updates that take the more expensive branch of a
-    conditional (see `training.flops.model_flops`).
+    An objective may also define
+      `init_statistics() -> statistics`, if it keeps running moments;
+      `text_encoder`, if all that its loss reads of a row of tokens is the row's latent, which may
+        then be given in its place; and
+      `expensive_branch_probability`, the share of updates that take the more expensive branch of a
+        conditional (see `training.flops.model_flops`).
     """
 
     def init(self, key: PRNGKeyArray) -> Params:
@@ -64,7 +67,7 @@ class Objective(Protocol):
         self,
         params: Params,
         context: Context,
-        tokens: Int[Array, "B L"],
+        tokens: Int[Array, "B L"] | Float[Array, "B N D"],
         key: PRNGKeyArray,
         step: Int[Array, ""] | int,
         *,
@@ -76,7 +79,7 @@ class Objective(Protocol):
         Args:
           params: of this stage.
           context: see `Context`.
-          tokens: rows of text.
+          tokens: rows of text; or their latents, for an objective with a `text_encoder`.
           key: the update's, the same for all its microbatches; see `Part`.
           step: the update's number.
           train: False turns off dropout and augmentation and leaves the statistics alone.

@@ -6,13 +6,14 @@ import dataclasses
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from diladiff_jax.nn.autoencoder import LatentEncoder
 from diladiff_jax.nn.bert import Bert
 from diladiff_jax.nn.call import apply
 from diladiff_jax.nn.transformer import TokenDenoiser
-from diladiff_jax.objectives.base import Params
+from diladiff_jax.objectives.base import Context, Params
 from diladiff_jax.objectives.statistics import Moments
 
 
@@ -90,3 +91,11 @@ class TextEncoder:
         f = statistics["features"].standardize(self.features(frozen["features"], tokens))
         z = apply(self.encoder, frozen["encoder"], f)
         return jax.lax.stop_gradient(statistics["latents"].standardize(z))
+
+    def latents(
+        self, context: Context, rows: Int[Array, "B L"] | Float[Array, "B N D"]
+    ) -> Float[Array, "B N D"]:
+        """The latents of rows, which may be tokens or latents that were computed before."""
+        if jnp.issubdtype(rows.dtype, jnp.floating):
+            return rows
+        return self(context.frozen, context.statistics, rows)

@@ -6,7 +6,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from diladiff_jax.diffusion import gaussian
 from diladiff_jax.nn.call import apply
@@ -60,7 +60,7 @@ class LaDiff:
         self,
         params: Params,
         context: Context,
-        tokens: Int[Array, "B L"],
+        tokens: Int[Array, "B L"] | Float[Array, "B N D"],
         key: PRNGKeyArray,
         step: Int[Array, ""] | int,
         *,
@@ -69,16 +69,18 @@ class LaDiff:
     ) -> LossOutput:
         """See `Objective.loss`."""
         time_key, noise_key, coin_key = jax.random.split(jax.random.fold_in(key, part.index), 3)
-        z = self.text_encoder(context.frozen, context.statistics, tokens)
-        t = jax.random.uniform(time_key, z.shape[:1])
-        z_t = gaussian.diffuse(self.schedule, z, jax.random.normal(noise_key, z.shape), t)
+        z = self.text_encoder.latents(context, tokens)
+        t = jax.random.uniform(time_key, z.shape[:1], jnp.float32)
+        z_t = gaussian.diffuse(
+            self.schedule, z, jax.random.normal(noise_key, z.shape, jnp.float32), t
+        )
 
         def predict(self_condition: Array) -> Array:
             return apply(self.network, params, z_t, t, self_condition)
 
         nothing = jnp.zeros_like(z)
         self_condition = jax.lax.cond(
-            jax.random.uniform(coin_key) < self.options.self_conditioning,
+            jax.random.uniform(coin_key, (), jnp.float32) < self.options.self_conditioning,
             lambda: jax.lax.stop_gradient(predict(nothing)),
             lambda: nothing,
         )

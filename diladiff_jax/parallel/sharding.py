@@ -41,7 +41,7 @@ def available_devices() -> list[Any]:
     try:
         return jax.devices()
     except (RuntimeError, AssertionError) as error:  # a missing GPU is a bare assertion
-        asked = jax.config.jax_platforms or ""
+        asked = os.environ.get("JAX_PLATFORMS", "")
         reason = str(error).strip().partition("\n")[0].partition(" (set JAX_PLATFORMS")[0][:200]
         raise DeviceError(
             f"JAX_PLATFORMS: got {asked!r}, but {reason or 'this machine has no such device'}. "

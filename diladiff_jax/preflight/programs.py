@@ -117,6 +117,8 @@ def sampler_program(experiment: Experiment, model: str) -> Program:
             top_p=jnp.float32,
             gamma=jnp.float32,
             threshold=jnp.float32,
+            eta=jnp.float32,
+            final_noise=jnp.float32,
         ).items()
     }
     sampler = experiment.sampler

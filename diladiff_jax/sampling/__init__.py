@@ -1,5 +1,9 @@
-"""Jitted samplers: latents by a solver or the student, then tokens in any unmasking order."""
+"""Jitted samplers: latents by a solver or the student, then tokens in any unmasking order.
 
+For comparison, there is a sampler from left to right too.
+"""
+
+from diladiff_jax.sampling.autoregressive import AutoregressiveSample, AutoregressiveSampler
 from diladiff_jax.sampling.categorical import (
     normal_per_sample,
     nucleus_threshold,
@@ -15,7 +19,6 @@ from diladiff_jax.sampling.latent import (
     Solver,
     Step,
     few_step,
-    probability_flow,
     register_solver,
 )
 from diladiff_jax.sampling.options import SamplingOptions
@@ -42,6 +45,8 @@ __all__ = [
     "GAMMA_WARPS",
     "ORDERS",
     "SOLVERS",
+    "AutoregressiveSample",
+    "AutoregressiveSampler",
     "Controls",
     "LatentSource",
     "NullLatents",
@@ -61,7 +66,6 @@ __all__ = [
     "normal_per_sample",
     "nucleus_threshold",
     "plain",
-    "probability_flow",
     "register_order",
     "register_solver",
     "sample_categorical",

@@ -19,6 +19,8 @@ class Controls(NamedTuple):
     top_p: Float[Array, ""] | float
     gamma: Float[Array, ""] | float
     threshold: Float[Array, ""] | float
+    eta: Float[Array, ""] | float = 0.0
+    final_noise: Float[Array, ""] | float = 0.0
 
     @classmethod
     def of(

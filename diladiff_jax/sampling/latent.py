@@ -1,4 +1,4 @@
-"""Latent samplers: solvers of the prior's probability-flow ODE, and the student's few steps.
+"""Latent samplers: solvers of the prior's reverse diffusion, and the student's few steps.
 
 Pure functions of a denoiser, made to be closed over and jitted. Numbers of steps are run-time
 values, so one compiled program serves them all. `SOLVERS` is the table of all solvers;
@@ -42,10 +42,11 @@ class Step:
       z: the denoiser's prediction of the clean latent at (z_t, t).
       previous: its prediction in the step before; zeros in the first.
       t, s: times `[B]`.
+      before: the time `[B]` at which `previous` was predicted; of no meaning in the first step.
       k, steps: the step's number, from 0, and how many there are.
       denoise: (z_t, t) -> another prediction, self-conditioned on `z`.
-      keys: for a stochastic solver, one random key per sample and step; None if the caller of
-        `probability_flow` gave none.
+      keys: for a stochastic solver, one random key per sample and step.
+      eta: share of fresh noise, for solvers that take one; see `gaussian.stochastic_step`.
     """
 
     schedule: gaussian.Schedule
@@ -54,15 +55,22 @@ class Step:
     previous: Float[Array, "B N D"]
     t: Float[Array, " B"]
     s: Float[Array, " B"]
+    before: Float[Array, " B"]
     k: Int[Array, ""]
     steps: Int[Array, ""] | int
     denoise: Callable[[Array, Array], Array]
-    keys: Keys | None = None
+    keys: Keys
+    eta: Float[Array, ""] | float = 0.0
+
+    @property
+    def noise(self) -> Float[Array, "B N D"]:
+        """Fresh standard normal noise."""
+        return normal_per_sample(self.keys, self.z.shape[1:])
 
 
 @dataclasses.dataclass(frozen=True)
 class Solver:
-    """A solver of the probability-flow ODE.
+    """A solver of the reverse diffusion: of its probability-flow ODE, or of its SDE.
 
     Attributes:
       advance: gives z_s from a `Step`.
@@ -91,8 +99,10 @@ def euler(step: Step) -> Float[Array, "B N D"]:
 
 
 def ddim(step: Step) -> Float[Array, "B N D"]:
-    """DDIM, arXiv 2010.02502: the rotation that is exact for a constant prediction."""
-    return gaussian.ddim_step(step.schedule, step.z_t, step.z, step.t, step.s)
+    """DDIM, arXiv 2010.02502, exact for a constant prediction; eta = 1 is the DDPM posterior."""
+    return gaussian.stochastic_step(
+        step.schedule, step.z_t, step.z, step.t, step.s, step.noise, step.eta
+    )
 
 
 def heun(step: Step) -> Float[Array, "B N D"]:
@@ -112,21 +122,30 @@ def heun(step: Step) -> Float[Array, "B N D"]:
     return jax.lax.cond(step.k + 1 < step.steps, corrected, lambda: z_euler)
 
 
-def dpmpp_2m(step: Step) -> Float[Array, "B N D"]:
-    """DPM-Solver++(2M), arXiv 2211.01095: second order up to a logarithm, one call per step.
+def _extrapolated(step: Step) -> Float[Array, "B N D"]:
+    """The prediction at the middle of the step, on a line in log(alpha / sigma).
 
-    Along log(alpha / sigma) the prediction is a straight line through this and the previous one.
-    That variable is infinite at both ends of an equal grid of t, so the first and the last step
-    are of first order.
+    The line goes through this prediction and the previous one. That variable is infinite at t = 1
+    and t = 0, so the first step, and a step to t = 0, take this prediction as it is.
     """
-    k, steps = step.k, step.steps
     before, here, there = (
-        0.5 * gaussian.log_snr(step.schedule, 1.0 - (k + i) / steps) for i in (-1, 0, 1)
+        0.5 * gaussian.log_snr(step.schedule, time) for time in (step.before, step.t, step.s)
     )
-    inner = (k > 0) & (k + 1 < steps)
-    slope = jnp.where(inner, 0.5 * (there - here) / (here - before), 0.0)
-    z = step.z + slope * (step.z - step.previous)
-    return gaussian.ddim_step(step.schedule, step.z_t, z, step.t, step.s)
+    slope = 0.5 * (there - here) / (here - before)
+    slope = jnp.where((step.k > 0) & jnp.isfinite(slope), slope, 0.0)
+    return step.z + gaussian.per_example(slope, step.z) * (step.z - step.previous)
+
+
+def dpmpp_2m(step: Step) -> Float[Array, "B N D"]:
+    """DPM-Solver++(2M), arXiv 2211.01095: second order up to a logarithm, one call per step."""
+    return gaussian.ddim_step(step.schedule, step.z_t, _extrapolated(step), step.t, step.s)
+
+
+def sde_dpmpp_2m(step: Step) -> Float[Array, "B N D"]:
+    """SDE-DPM-Solver++(2M), arXiv 2211.01095: the posterior's step with `dpmpp_2m`'s prediction."""
+    return gaussian.stochastic_step(
+        step.schedule, step.z_t, _extrapolated(step), step.t, step.s, step.noise, 1.0
+    )
 
 
 SOLVERS: dict[str, Solver] = {
@@ -134,6 +153,7 @@ SOLVERS: dict[str, Solver] = {
     "ddim": Solver(ddim, "DDIM"),
     "heun": Solver(heun, "Heun", calls_per_step=2, uses_velocity=True),
     "dpmpp_2m": Solver(dpmpp_2m, "DPM-Solver++(2M)"),
+    "sde_dpmpp_2m": Solver(sde_dpmpp_2m, "SDE-DPM-Solver++(2M)"),
 }
 """Every solver by its name in `sampling.prior_method`."""
 
@@ -149,28 +169,32 @@ def register_solver(name: str, solver: Solver) -> None:
     SOLVERS[name] = solver
 
 
-def probability_flow(
+def reverse_diffusion(
     denoise: Denoise,
     schedule: gaussian.Schedule,
     noise: Float[Array, "B N D"],
     steps: Int[Array, ""] | int,
     *,
-    keys: Keys | None = None,
+    keys: Keys,
     method: str = "euler",
     self_conditioning: str = "previous",
+    eta: Float[Array, ""] | float = 0.0,
+    final_noise: Float[Array, ""] | float = 0.0,
 ) -> Float[Array, "B N D"]:
-    """Integrates the probability-flow ODE from t = 1 to t = 0 on `steps` equal intervals of t.
+    """Integrates the reverse diffusion from t = 1 to the noise level `final_noise`.
 
-    A stochastic solver makes it a sampler of the reverse diffusion instead.
+    The steps are equal intervals of t. A deterministic solver integrates the probability-flow ODE.
 
     Args:
       denoise: the prior; see `Denoise`.
       schedule: the noise schedule it was trained with.
       noise: z_1 ~ N(0, I).
       steps: the number of intervals.
-      keys: `[B]`, for stochastic solvers.
+      keys: `[B]`, from which a stochastic solver draws.
       method: a name in `SOLVERS`.
       self_conditioning: one of `SELF_CONDITIONINGS`.
+      eta: share of fresh noise in each step; see `gaussian.stochastic_step`.
+      final_noise: sigma at which to stop, in [0, 1): a latent is returned with this much noise.
 
     Raises:
       ValueError: unknown method or self-conditioning.
@@ -183,13 +207,17 @@ def probability_flow(
             f"expected one of {', '.join(SELF_CONDITIONINGS)}"
         )
     nothing, batch = jnp.zeros_like(noise), noise.shape[:1]
+    end = end_time(schedule, final_noise)
+
+    def time(k: Array) -> Array:
+        return jnp.full(batch, _grid_time(k, steps, end), jnp.float32)
 
     def condition_on(z: Array) -> Array:
         return nothing if self_conditioning == "none" else z
 
     def body(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         z_t, previous = carry
-        t, s = (jnp.full(batch, 1.0 - i / steps, jnp.float32) for i in (k, k + 1))
+        t, s = time(k), time(k + 1)
         if self_conditioning == "current":
             z = denoise(z_t, t, denoise(z_t, t, nothing))
         else:
@@ -201,14 +229,28 @@ def probability_flow(
             previous,
             t,
             s,
+            time(k - 1),
             k,
             steps,
             denoise=lambda z_s, s: denoise(z_s, s, condition_on(z)),
-            keys=None if keys is None else fold_in_per_sample(keys, k),
+            keys=fold_in_per_sample(keys, k),
+            eta=eta,
         )
         return SOLVERS[method].advance(step), z
 
     return jax.lax.fori_loop(0, steps, body, (noise, nothing))[0]
+
+
+def end_time(
+    schedule: gaussian.Schedule, final_noise: Float[Array, ""] | float
+) -> Float[Array, ""]:
+    """The time at which sigma is `final_noise`."""
+    return schedule.time_of_angle(jnp.arcsin(jnp.asarray(final_noise, jnp.float32)))
+
+
+def _grid_time(k: Array, steps: Array | int, end: Array) -> Array:
+    """Point k of `steps` equal intervals from 1 to `end`, which is hit exactly."""
+    return jnp.where(k == steps, end, 1.0 - (1.0 - end) * k / steps)
 
 
 def noise_level_warp(
@@ -245,6 +287,7 @@ def few_step(
     *,
     gamma: Float[Array, ""] | float = 0.8,
     warp: str = "noise_level",
+    final_noise: Float[Array, ""] | float = 0.0,
 ) -> Float[Array, "B N D"]:
     """The student's sampler: `steps` jumps with gamma-sampling in between.
 
@@ -262,6 +305,7 @@ def few_step(
       steps: the number of jumps.
       gamma: share of the noise level that is fresh noise, in [0, 1).
       warp: a name in `GAMMA_WARPS`.
+      final_noise: see `reverse_diffusion`.
 
     Raises:
       ValueError: unknown warp.
@@ -270,11 +314,13 @@ def few_step(
         raise ValueError(f"warp: got {warp!r}, expected one of {', '.join(GAMMA_WARPS)}")
     start_keys, noise_keys = split_per_sample(keys)
     z = normal_per_sample(start_keys, shape)
-    batch = z.shape[:1]
+    batch, end = z.shape[:1], end_time(schedule, final_noise)
 
     def body(k: Array, z_t: Array) -> Array:
-        t, s = (jnp.full(batch, 1.0 - i / steps, jnp.float32) for i in (k, k + 1))
+        t, s = (jnp.full(batch, _grid_time(i, steps, end), jnp.float32) for i in (k, k + 1))
         r, scale = GAMMA_WARPS[warp](schedule, s, gamma)
+        last = k + 1 == steps
+        r = jnp.where(last, s, r)
         condition = jnp.zeros_like(z_t)
         if clean_prediction is not None:
             condition = clean_prediction(z_t, t, condition)
@@ -283,6 +329,6 @@ def few_step(
         eps = normal_per_sample(fold_in_per_sample(noise_keys, k), shape)
         fresh = gaussian.per_example(gamma * schedule.sigma(s), z_r) * eps
         renoised = gaussian.per_example(scale, z_r) * z_r + fresh
-        return jnp.where(k + 1 < steps, renoised, z_r)
+        return jnp.where(last, z_r, renoised)
 
     return jax.lax.fori_loop(0, steps, body, z)

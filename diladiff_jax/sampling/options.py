@@ -50,7 +50,25 @@ class SamplingOptions(Options):
     prior_self_conditioning: str = setting(
         "previous", "what the prior is conditioned on", one_of(*SELF_CONDITIONINGS)
     )
+    eta: float = setting(
+        0.0,
+        "prior_method `ddim`: share of fresh noise in each step; 1 draws from the posterior, as "
+        "DDPM does",
+        between(0, 1),
+    )
+    final_noise: float = setting(
+        0.0,
+        "noise level at which latents are handed to the decoder, which must be trained with "
+        "latent_noise for it",
+        fraction_below(1),
+    )
     student_steps: int = setting(5, "steps of the student", above(0))
+    student_self_conditioning: str = setting(
+        "current",
+        "what the student is conditioned on: a second call at the current point (the paper's), or "
+        "nothing",
+        one_of("current", "none"),
+    )
     gamma: float = setting(0.8, "share of fresh noise in the student's sampler", fraction_below(1))
     gamma_warp: str = setting(
         "noise_level", "how gamma-sampling chooses the time to jump to", key_of(GAMMA_WARPS)

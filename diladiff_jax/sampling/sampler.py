@@ -60,7 +60,7 @@ class LatentSource(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class PriorLatents:
-    """LaDiff: the probability-flow ODE of the prior, parameters "teacher".
+    """LaDiff: the reverse diffusion of the prior, parameters "teacher".
 
     Attributes:
       method: a solver of `latent.SOLVERS`; None takes `sampling.prior_method`.
@@ -87,7 +87,7 @@ class PriorLatents:
             return apply(teacher, params["teacher"], z_t, t, condition)
 
         noise = normal_per_sample(keys, sampler.networks.latent_shape)
-        return latent.probability_flow(
+        return latent.reverse_diffusion(
             denoise,
             sampler.schedule,
             noise,
@@ -95,6 +95,8 @@ class PriorLatents:
             keys=keys,
             method=bound.method or "",
             self_conditioning=bound.self_conditioning or "",
+            eta=controls.eta,
+            final_noise=controls.final_noise,
         )
 
 
@@ -109,9 +111,9 @@ class StudentLatents:
     def __call__(
         self, sampler: Sampler, params: Mapping[str, Any], keys: Keys, controls: Controls
     ) -> Float[Array, "B N D"]:
-        """Jumps in `controls.latent_steps` steps of two network calls each."""
-        student, schedule = sampler.networks.student, sampler.schedule
-        ours = params["student"]
+        """Jumps in `controls.latent_steps` steps of one network call, or two if conditioned."""
+        student, schedule = sampler.networks.sampling_student, sampler.schedule
+        ours, options = params["student"], sampler.options
 
         def clean(z_t: Array, t: Array, condition: Array) -> Array:
             return apply(student, ours, z_t, t, condition, jnp.zeros_like(t))
@@ -120,17 +122,17 @@ class StudentLatents:
             z = apply(student, ours, z_t, t, condition, t - r)
             return meanflow.STEP_FORMS[sampler.step_form](schedule, z_t, z, t, r)
 
-        with jax.default_matmul_precision("float32"):  # the precision it was trained in
-            return latent.few_step(
-                average_velocity,
-                clean,
-                schedule,
-                keys,
-                sampler.networks.latent_shape,
-                controls.latent_steps,
-                gamma=controls.gamma,
-                warp=sampler.options.gamma_warp,
-            )
+        return latent.few_step(
+            average_velocity,
+            clean if options.student_self_conditioning == "current" else None,
+            schedule,
+            keys,
+            sampler.networks.latent_shape,
+            controls.latent_steps,
+            gamma=controls.gamma,
+            warp=options.gamma_warp,
+            final_noise=controls.final_noise,
+        )
 
 
 @dataclasses.dataclass(frozen=True)

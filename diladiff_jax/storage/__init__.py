@@ -8,10 +8,19 @@ Modules:
   lineage: which workdir or bundle each stage is read from.
   origins: what each trained stage was made from.
   workdir: the lock on a workdir.
-  pretrained: published encoders and scorers.
+  pretrained: files of published networks, and published encoders.
+  scorers, gguf_file: published scorers.
 """
 
-from diladiff_jax.storage import bundles, checksums, config_file, lineage, origins, pretrained
+from diladiff_jax.storage import (
+    bundles,
+    checksums,
+    config_file,
+    lineage,
+    origins,
+    pretrained,
+    scorers,
+)
 from diladiff_jax.storage.bundles import Bundle, export, is_bundle
 from diladiff_jax.storage.checkpoints import Checkpoints
 from diladiff_jax.storage.errors import (
@@ -40,5 +49,6 @@ __all__ = [
     "pretrained",
     "quarantine_corrupt",
     "require_intact",
+    "scorers",
     "workdir_lock",
 ]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diladiff_jax import files, stages
@@ -12,8 +13,12 @@ from diladiff_jax.config import Config, ConfigError, blocks, resolve
 
 Path = str | pathlib.Path
 
-MAY_CHANGE = ("mesh", "memory", "sampling", "evaluation", "logging")
-"""Blocks that later commands on a workdir may change. The `steps` of any stage may change too."""
+PRECISION = ("compute_dtype", "features.compute_dtype")
+"""Keys of the types that networks compute in. Parameters do not depend on them."""
+
+MAY_CHANGE = (*PRECISION, "mesh", "memory", "sampling", "evaluation", "logging")
+"""Blocks and keys that belong to a run and not to its networks: later commands on a workdir may
+change them. The `steps` of any stage may change too."""
 
 _FILE = "config.json"
 _MAX_BYTES = 1 << 20  # the file may be a stranger's
@@ -100,7 +105,7 @@ def require_same(config: Config, workdir: Path) -> None:
     changed = [
         key
         for key in _differences(ours, config.to_dict())
-        if key.split(".")[0] not in MAY_CHANGE
+        if not _is_within(key, MAY_CHANGE)
         and key.split(".")[0] in recorded  # a stage that was registered since is new there
         and not key.endswith(".steps")
     ]
@@ -111,32 +116,57 @@ def require_same(config: Config, workdir: Path) -> None:
         )
 
 
-def require_inherited(config: Config, source: Path, stage: str) -> None:
-    """Checks that the stages before `stage` mean the same in `config` as in their source.
+def changed_keys(config: Config, workdir: Path, names: Sequence[str]) -> list[str]:
+    """The settings in `names` (blocks or keys) that differ from `WORKDIR/config.json`.
+
+    Raises:
+      ConfigError: as `load`.
+    """
+    found = _differences(load(workdir).to_dict(), config.to_dict())
+    return [key for key in found if _is_within(key, names)]
+
+
+def continuation_notes(config: Config, workdir: Path) -> list[str]:
+    """One line for each setting of precision or memory that differs from the training so far.
+
+    Raises:
+      ConfigError: as `require_own`.
+    """
+    workdir = pathlib.Path(workdir)
+    if not _in_use(workdir) or not _is_trained(workdir):
+        return []
+    before, now = load(workdir).to_dict(), config.to_dict()
+    return [
+        f"{key}: was {_value(before, key)} in the training so far, is {_value(now, key)} from now "
+        f"on"
+        for key in changed_keys(config, workdir, (*PRECISION, "memory"))
+    ]
+
+
+def require_inherited(config: Config, source: Path, inherited: Sequence[str]) -> None:
+    """Checks that the inherited stages mean the same in `config` as in their source.
 
     Equal shapes do not imply that: many settings change the meaning of parameters only.
 
     Args:
       config: the experiment to train.
-      source: the workdir or bundle that the earlier stages are inherited from.
-      stage: the first stage that is trained.
+      source: the workdir or bundle that the stages are inherited from.
+      inherited: the stages that are read from it; see `lineage.inherited_stages`.
 
     Raises:
-      ConfigError: a setting differs that the inherited stages depend on.
+      ConfigError: a setting differs that an inherited stage depends on.
     """
-    inherited = stages.predecessors(stage)
-    names = [name for earlier in inherited for name in stages.STAGES[earlier].meaning]
-    changed = [
-        key
-        for key in _differences(load(source).to_dict(), config.to_dict())
-        if any(key == name or key.startswith(f"{name}.") for name in names)
-        and not key.endswith(_TRAINING_ONLY)
-    ]
-    if changed:
-        raise ConfigError(
-            f"config {_differ(changed)} from {pathlib.Path(source) / _FILE}, from which stage "
-            f"{inherited[0]} is inherited. Use these settings as they are there."
-        )
+    for stage in inherited:
+        changed = [
+            key
+            for key in changed_keys(config, source, stages.STAGES[stage].meaning)
+            if not key.endswith(_TRAINING_ONLY)
+        ]
+        if changed:
+            raise ConfigError(
+                f"config {_differ(changed)} from {pathlib.Path(source) / _FILE}, from which stage "
+                f"{stage} is inherited. Use these settings as they are there."
+            )
 
 
 def require_own(config: Config, workdir: Path) -> None:
@@ -163,11 +193,7 @@ def _in_use(workdir: pathlib.Path) -> bool:
       ConfigError: a stage was trained and the file is gone, or the workdir cannot be read.
     """
     try:
-        trained = any(
-            path.name.isdecimal()
-            for stage in stages.STAGES
-            for path in (workdir / stage / "checkpoints").glob("*")
-        )
+        trained = _is_trained(workdir)
         if (workdir / _FILE).exists():
             return trained or (workdir / "prepared.json").exists()
         if trained:
@@ -180,6 +206,24 @@ def _in_use(workdir: pathlib.Path) -> bool:
         raise ConfigError(
             f"workdir {workdir} cannot be read ({error.strerror}). Give a readable folder."
         ) from None
+
+
+def _is_trained(workdir: pathlib.Path) -> bool:
+    """Whether a stage has a checkpoint in the workdir itself."""
+    return any(
+        path.name.isdecimal()
+        for stage in stages.STAGES
+        for path in (workdir / stage / "checkpoints").glob("*")
+    )
+
+
+def _is_within(key: str, names: Sequence[str]) -> bool:
+    """Whether a dotted key is one of the names, or in a block of that name."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def _value(settings: Mapping[str, Any], key: str) -> Any:
+    return functools.reduce(lambda block, name: block[name], key.split("."), settings)
 
 
 def _differ(keys: list[str]) -> str:

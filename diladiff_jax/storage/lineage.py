@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import pathlib
+from collections.abc import Sequence
 
 from diladiff_jax import files, stages
 from diladiff_jax.data import tokenizers
@@ -54,6 +55,23 @@ def trained_steps(workdir: Path, stage: str, source: Path | None = None) -> int:
     Takes and raises the same as `home_of_stage`.
     """
     return _steps_in(home_of_stage(workdir, stage, source), stage)
+
+
+def inherited_stages(workdir: Path, source: Path, trained: Sequence[str]) -> list[str]:
+    """The stages that training the stages `trained` in `workdir` reads from `source`.
+
+    The source's other stages do not matter: this workdir has its own, or will.
+
+    Raises:
+      CheckpointError: a bundle, or the record of the source, cannot be read.
+    """
+    needed = (earlier for stage in trained for earlier in stages.predecessors(stage))
+    return [
+        stage
+        for stage in dict.fromkeys(needed)
+        if stage not in trained
+        and home_of_stage(workdir, stage, source) == pathlib.Path(source) != pathlib.Path(workdir)
+    ]
 
 
 def home_of_trained_stage(workdir: Path, stage: str) -> pathlib.Path:

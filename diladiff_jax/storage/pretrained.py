@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from diladiff_jax import files
-from diladiff_jax.nn import bert, gpt2
+from diladiff_jax.nn import bert
 from diladiff_jax.storage.errors import PretrainedError
 
 ENCODER_FILES = ("config.json", "vocab.txt", "model.safetensors")
@@ -172,7 +172,7 @@ def load_encoder(folder: str | os.PathLike[str], dtype: Any) -> bert.Bert:
     words = read_vocabulary(folder)
     config = read_config(folder)
     specials = {"cls_id": words.index("[CLS]"), "sep_id": words.index("[SEP]")}
-    return _in_one_line(
+    return in_one_line(
         pathlib.Path(folder) / "config.json",
         lambda: bert.from_config(config, pieces=len(words), dtype=dtype, **specials),
     )
@@ -185,33 +185,17 @@ def encoder_parameters(folder: str | os.PathLike[str], network: bert.Bert) -> di
       PretrainedError: the weights are missing or damaged, or do not fit `network`.
     """
     tensors = read_tensors(folder)
-    return _in_one_line(
+    return in_one_line(
         pathlib.Path(folder) / "model.safetensors", lambda: bert.parameters(tensors, network)
     )
 
 
-def load_scorer(
-    folder: str | os.PathLike[str], dtype: Any = np.float32
-) -> tuple[gpt2.GPT2, dict[str, Any]]:
-    """Builds a GPT-2 and reads its parameters as float32 numpy arrays on the host.
-
-    Args:
-      folder: a folder with `SCORER_FILES`.
-      dtype: the dtype to compute in.
+def in_one_line(path: pathlib.Path, build: Callable[[], Any]) -> Any:
+    """Turns what a network's own checks raise into an error that names the file.
 
     Raises:
-      PretrainedError: a file is missing or damaged, or the architecture is not supported.
+      PretrainedError: `build` raises a ValueError.
     """
-    config, folder = read_config(folder), pathlib.Path(folder)
-    network = _in_one_line(folder / "config.json", lambda: gpt2.from_config(config, dtype=dtype))
-    tensors = read_tensors(folder)
-    return network, _in_one_line(
-        folder / "model.safetensors", lambda: gpt2.parameters(tensors, network)
-    )
-
-
-def _in_one_line(path: pathlib.Path, build: Callable[[], Any]) -> Any:
-    """Turns what the network's own checks raise into an error that names the file."""
     try:
         return build()
     except ValueError as error:

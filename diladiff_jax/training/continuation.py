@@ -6,6 +6,8 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from diladiff_jax.config import Config, ConfigError
 from diladiff_jax.stages import STAGES, predecessors
 from diladiff_jax.storage import config_file, lineage, origins
@@ -81,7 +83,8 @@ def _learning_rate(
     if not before["steps"] == done < settings["steps"]:
         return []
     last, then = (
-        float(decay_schedule(given, given["learning_rate"])(done)) for given in (before, settings)
+        float(np.asarray(decay_schedule(given, given["learning_rate"])(done)))
+        for given in (before, settings)
     )
     return [
         f"{stage}: had finished its {done} steps and is given {settings['steps']}. Its schedule is "

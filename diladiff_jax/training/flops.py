@@ -102,7 +102,7 @@ def _equation(
         backward = sum(active) if needed[0] else 0
         return _Result(_dot_flops(equation) * (1 + backward), [any(active)], [needed[0]] * 2)
     if name == "scan":
-        return _scan(params, active, needed, choose)
+        return _scan(equation, active, needed, choose)
     if name == "while":
         return _while(params, active, needed, choose)
     if name == "cond":
@@ -118,26 +118,35 @@ def _equation(
     return _Result(flops, [any(active)] * outputs, [any(needed)] * len(active))
 
 
-def _scan(
-    params: dict[str, Any], active: list[bool], needed: list[bool], choose: _Choose
-) -> _Result:
-    """Analyses the body until the carry's marks no longer change from one iteration to the next."""
-    body, carried = params["jaxpr"].jaxpr, params["num_carry"]
-    carry = slice(params["num_consts"], params["num_consts"] + carried)
+def _scan(equation: Any, active: list[bool], needed: list[bool], choose: _Choose) -> _Result:
+    """Analyses the body until the carry's marks no longer change from one iteration to the next.
+
+    What is carried, or constant, has the same shape inside and outside the body; JAX names it
+    differently from version to version.
+    """
+    body, length = _open(equation.params["jaxpr"]), equation.params["length"]
+
+    def unstacked(outer: Sequence[Any], inner: Sequence[Any]) -> int:
+        pairs = zip(outer, inner, strict=True)
+        return sum(a.aval.ndim == b.aval.ndim for a, b in pairs)
+
+    carried = unstacked(equation.outvars, body.outvars)
+    constants = unstacked(equation.invars, body.invars) - carried
+    carry = slice(constants, constants + carried)
     active, needed = list(active), list(needed)
     while True:
         result = _analyse(body, active, needed, choose)
         forward = [a or b for a, b in zip(active[carry], result.active[:carried], strict=True)]
         backward = [a or b for a, b in zip(needed[:carried], result.needed[carry], strict=True)]
         if forward == active[carry] and backward == needed[:carried]:
-            return dataclasses.replace(result, flops=result.flops * params["length"])
+            return dataclasses.replace(result, flops=result.flops * length)
         active[carry], needed[:carried] = forward, backward
 
 
 def _while(
     params: dict[str, Any], active: list[bool], needed: list[bool], choose: _Choose
 ) -> _Result:
-    body = params["body_jaxpr"].jaxpr
+    body = _open(params["body_jaxpr"])
     if _analyse(body, [False] * len(body.invars), [False] * len(body.outvars), choose).flops:
         raise ValueError(
             "cannot count the FLOPs of this loss: a loop with an unknown number of iterations "
@@ -149,7 +158,7 @@ def _while(
 def _cond(
     params: dict[str, Any], active: list[bool], needed: list[bool], choose: _Choose
 ) -> _Result:
-    branches = [_analyse(b.jaxpr, active[1:], needed, choose) for b in params["branches"]]
+    branches = [_analyse(_open(b), active[1:], needed, choose) for b in params["branches"]]
     return _Result(
         choose(b.flops for b in branches),
         [any(each) for each in zip(*(b.active for b in branches), strict=True)],
@@ -162,10 +171,15 @@ def _inner_jaxpr(params: dict[str, Any], inputs: int, outputs: int) -> Any | Non
     found = next(
         (params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params), None
     )
-    inner = getattr(found, "jaxpr", found)  # closed or not
+    inner = _open(found)
     if inner is None or len(inner.invars) != inputs or len(inner.outvars) != outputs:
         return None
     return inner
+
+
+def _open(jaxpr: Any) -> Any:
+    """A jaxpr, whether it was closed or not."""
+    return getattr(jaxpr, "jaxpr", jaxpr)
 
 
 def _dot_flops(equation: Any) -> float:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from diladiff_jax import stages
+from diladiff_jax.console import say
 from diladiff_jax.data.pipeline import Batches
 from diladiff_jax.data.prepared import Prepared
 from diladiff_jax.experiment import Experiment
@@ -19,6 +20,7 @@ from diladiff_jax.parallel.processes import Preempted, StopSignal
 from diladiff_jax.storage import config_file
 from diladiff_jax.storage.checkpoints import Checkpoints
 from diladiff_jax.training.anomalies import AnomalyMonitor, TrainingError
+from diladiff_jax.training.latent_cache import Latents, cached_latents
 from diladiff_jax.training.metrics import MetricsWriter, Progress
 from diladiff_jax.training.optimizer import make_optimizer
 from diladiff_jax.training.preview import make_preview, show_preview
@@ -113,15 +115,40 @@ class _StageTrainer:
     def _open_data(self, prepared: Prepared, resources: contextlib.ExitStack) -> int:
         """Opens batches and checkpoints; returns the number of rows in the corpus."""
         experiment, batch = self.experiment, self.settings.batch
-        rows = prepared.rows(stages.stage_named(self.stage).rows)
+        split = stages.stage_named(self.stage).rows
+        rows = prepared.rows(split)
+        source = self._latents(prepared, split) or rows
+        self.example = jax.ShapeDtypeStruct((batch, *source[0].shape), source[0].dtype)
         local_rows = sharding.local_rows(experiment.mesh, batch)
         seed = data_seed(experiment.config.seed, self.stage)
-        self.batches = resources.enter_context(Batches(rows, batch, seed, local_rows))
+        self.batches = resources.enter_context(Batches(source, batch, seed, local_rows))
         self.checkpoints = Checkpoints(
             experiment.checkpoints_directory(self.stage), keep=self.options.keep_checkpoints
         )
         resources.callback(self.checkpoints.close)
         return len(rows)
+
+    def _latents(self, prepared: Prepared, split: str) -> Latents | None:
+        """The rows' latents, for an objective that reads only them, and each more than once."""
+        rows, text_encoder = prepared.rows(split), getattr(self.objective, "text_encoder", None)
+        if text_encoder is None or self.settings.steps * self.settings.batch <= len(rows):
+            return None
+
+        def log(text: str) -> None:
+            if jax.process_index() == 0:
+                say(f"{self.stage}: {text}")
+
+        return cached_latents(
+            self.experiment.workdir / "latents",
+            split,
+            rows,
+            prepared.rows_folder.name,
+            text_encoder,
+            self.context,
+            self.experiment.mesh,
+            limit_gib=self.experiment.config.memory.latent_cache_gib,
+            log=log,
+        )
 
     def _compile(self, prepared: Prepared) -> None:
         """Prepares the jitted functions, which compile at their first call, and the clock."""
@@ -142,7 +169,13 @@ class _StageTrainer:
         )
         self.preview = make_preview(experiment, self.stage, prepared)
         self.throughput = stage_throughput(
-            self.objective, settings, self.context, self.abstract, prepared.length, experiment.mesh
+            self.objective,
+            settings,
+            self.context,
+            self.abstract,
+            self.example,
+            prepared.length,
+            experiment.mesh,
         )
 
     def _open_reports(self, skipped: int, resources: contextlib.ExitStack) -> None:

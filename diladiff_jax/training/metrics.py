@@ -82,9 +82,17 @@ class Progress:
     """
 
     def __init__(
-        self, stage: str, start: int, steps: int, *, seconds: float = 15.0, out: bool = True
+        self,
+        stage: str,
+        start: int,
+        steps: int,
+        *,
+        unit: str = "step",
+        seconds: float = 15.0,
+        out: bool = True,
     ) -> None:
         self._stage, self._steps, self._seconds, self._out = stage, steps, seconds, out
+        self._unit = unit
         self._first, self._began = start, 0.0  # the first update that is timed, and its time
         self._last_line = time.monotonic()
         terminal = out and sys.stderr.isatty()
@@ -92,7 +100,7 @@ class Progress:
         if terminal:
             with _unharmed():
                 self._bar = tqdm.tqdm(
-                    total=steps, initial=start, desc=stage, unit="step", dynamic_ncols=True
+                    total=steps, initial=start, desc=stage, unit=unit, dynamic_ncols=True
                 )
 
     def advance(self, step: int, shown: Mapping[str, float]) -> None:
@@ -119,7 +127,7 @@ class Progress:
         if timed < _TIMED:
             return ""
         rate = timed / max(now - self._began, 1e-9)
-        return f"{rate:.2f} steps/s  {_clock((self._steps - step) / rate)} left"
+        return f"{rate:.2f} {self._unit}s/s  {_clock((self._steps - step) / rate)} left"
 
     def log(self, text: str) -> None:
         """Prints a line, above the bar if there is one."""

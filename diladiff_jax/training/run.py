@@ -128,6 +128,8 @@ def _prepare(
     if existed:
         locked = held.enter_context(workdir_lock(workdir))
     _check_stages(config, workdir, stages, init_from, mesh)
+    for note in config_file.continuation_notes(config, workdir):
+        say(f"note: {note}")
     config_file.save(config, workdir, first=True)
     if not existed:
         locked = held.enter_context(workdir_lock(workdir))
@@ -161,7 +163,8 @@ def _check_stages(
         or lineage.trained_steps(workdir, stage, init_from) < config[stage].steps
     ]
     if init_from is not None:
-        config_file.require_inherited(config, init_from, own[0] if own else stages[-1])
+        inherited = lineage.inherited_stages(workdir, init_from, own or stages[-1:])
+        config_file.require_inherited(config, init_from, inherited)
     else:
         lineage.require_source(workdir)
     continuation.require_fitting(workdir, stages, own, config, init_from)

@@ -63,19 +63,22 @@ def stage_throughput(
     settings: Config,
     context: Context,
     abstract: TrainState,
+    rows: jax.ShapeDtypeStruct,
     length: int,
     mesh: jax.sharding.Mesh,
 ) -> Throughput:
-    """The clock of a stage; model FLOPs are counted only if the devices' peak rate is known."""
+    """The clock of a stage; model FLOPs are counted only if the devices' peak rate is known.
+
+    `rows` are the shapes of a batch: of tokens, or of latents that were computed before.
+    """
     flops, peak = None, local_peak()
     if peak:
         context = context.replace(statistics=abstract.statistics or context.statistics)
-        tokens = jax.ShapeDtypeStruct((settings.batch, length), jnp.int32)
         flops = model_flops(
             functools.partial(objective.loss, step=jnp.zeros((), jnp.int32)),
             abstract.params,
             context,
-            tokens,
+            rows,
             jax.eval_shape(lambda: random_key(0)),
             expensive_branch_probability=getattr(objective, "expensive_branch_probability", 1.0),
         )

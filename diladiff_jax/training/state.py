@@ -186,7 +186,7 @@ def _accumulated(
 ) -> Gradients:
     """Means over microbatches; statistics pass from one to the next."""
     # Every accumulate-th row, so that each microbatch stays distributed over all devices.
-    micro = tokens.reshape(-1, accumulate, tokens.shape[1]).swapaxes(0, 1)
+    micro = tokens.reshape(-1, accumulate, *tokens.shape[1:]).swapaxes(0, 1)
 
     def body(carry: Any, item: Any) -> Any:
         total, statistics = carry

@@ -206,6 +206,18 @@ def test_masks_and_documents_are_decoded_and_encoded(all_kinds):
     assert bert.decode([]) == ""
 
 
+def test_raw_text_writes_each_run_of_ends_once(all_kinds):
+    """Wherever it is in the row; the documents between are those of `documents`."""
+    for tokenizer in all_kinds.values():
+        a, b = (tokenizer.encode(text).tolist() for text in ("the cat", "a dog"))
+        end, mark = [tokenizer.eot_id], "<|endoftext|>"
+        one, two = tokenizer.documents([*a, *end, *b])
+        assert tokenizer.raw_text([*a, *end, *b]) == f"{one}{mark}{two}"
+        assert tokenizer.raw_text([*a, *end, *end, *b, *end, *end]) == f"{one}{mark}{two}{mark}"
+        assert tokenizer.raw_text([*end, *a]) == f"{mark}{one}"
+        assert tokenizer.raw_text(a) == one and tokenizer.raw_text([]) == ""
+
+
 def test_lowercase_applies_before_training_and_encoding():
     tokenizer = train(TEXT, "bpe", 350, lowercase=True)
     assert tokenizer.decode(tokenizer.encode("The FOX")) == "the fox"

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from diladiff_jax.benchmark import decoding_flops
+from diladiff_jax.benchmark import decoding_flops, torch_mdlm
+from diladiff_jax.nn.transformer import TokenDenoiser
 from diladiff_jax.training.flops import model_flops
 
+PEERS = ("autoregressive", "mdlm_torch")
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
@@ -31,9 +33,12 @@ def run_benchmark(out, *flags, timeout):
 
 
 def test_sampling_rows_describe_every_case(tmp_path):
-    """The exact cases give the same tokens, and the library's takes less temporary memory."""
+    """The exact cases give the same tokens, and the library's takes less temporary memory.
+
+    Peers have rows of their own; those that need PyTorch are left out if it is not installed.
+    """
     steps = ["--decode_steps=8", "--timed_steps=4", "--latent_steps=1", "--prior_steps=8"]
-    flags = ["--suite=sampling", "--batch=4", "--rounds=1", *steps]
+    flags = ["--suite=sampling", "--batch=4", "--length=32", "--rounds=1", "--peers", *steps]
     document, printed = run_benchmark(tmp_path / "bench.json", *flags, timeout=300)
     assert "naive" in printed and "4 timed steps" in printed
     machine = document["machine"]
@@ -43,7 +48,7 @@ def test_sampling_rows_describe_every_case(tmp_path):
 
     rows = {row["case"]: row for row in document["rows"]}
     assert list(rows) == ["naive", "bisection", "ours", "approx_skip", "approx_refresh_4"]
-    setting = {"suite": "sampling", "batch": 4, "length": 32, "vocab": 512}
+    setting = {"suite": "sampling", "batch": 4, "length": 32, "vocab": 512, "dtype": "float32"}
     setting |= {"decode_steps": 8, "timed_steps": 4}
     positive = ("compile_seconds_cold", "compile_seconds_cached", "peak_memory_bytes")
     positive += ("fraction_of_matmul_rate", "linear_maps_seconds", "attention_products_seconds")
@@ -54,6 +59,60 @@ def test_sampling_rows_describe_every_case(tmp_path):
         assert abs(row["seconds"] - row["latent_seconds"] - row["decode_seconds"]) < 1e-9
         assert abs(row["tokens_per_second"] * row["seconds"] - 4 * 32) < 1e-6
     assert rows["ours"]["decode_memory_bytes"] < 0.5 * rows["naive"]["decode_memory_bytes"]
+
+    names = [f"peer_{name}{p}" for name in PEERS for p in ("", "_nucleus")]
+    peers, left_out = document["peers"], document["peers_left_out"]
+    assert [row["case"] for row in peers + left_out] == names
+    for row in peers:
+        ratio = row["decode_seconds"] / rows["ours"]["decode_seconds"]
+        assert row["over_ours"] == pytest.approx(ratio) and row["case"] in printed
+        assert 0 < row["over_ours_with_latents"] < row["over_ours"]
+    for row in left_out:
+        assert row["reason"] == "PyTorch is not installed" and row["reason"] in printed
+
+
+class TestTorchMDLM:
+    """The published sampler in PyTorch, where that is installed."""
+
+    @pytest.fixture(scope="class")
+    def model(self):
+        torch = pytest.importorskip("torch")
+        return torch_mdlm.TorchMDLM(torch, torch_mdlm.Size(6, 64, 16, 2, 2, 4.0), "cpu", "float32")
+
+    def test_it_fills_every_mask_and_keeps_the_prompt(self, model):
+        """It calls the network once after each step that has unmasked something."""
+        prompt = np.where(np.arange(64) % 2, 5, np.arange(64) % 5)[None].repeat(2, axis=0)
+        tokens, calls = model.sample(prompt, 7, 5, 0.9)
+        assert (tokens < 5).all() and (tokens[prompt < 5] == prompt[prompt < 5]).all()
+        assert calls == 7
+        prompt[:, 2:] = 0  # two texts with one mask each
+        assert model.sample(prompt, 7, 5)[1] <= 3
+
+    @pytest.mark.parametrize(("top_p", "kept"), [(None, 5), (0.7, 2)])
+    def test_it_samples_from_the_networks_distribution(
+        self, model, monkeypatch, chi_square, top_p, kept
+    ):
+        """12,800 tokens under fixed logits, whose most likely two have a mass of 0.75 (p > 1e-4).
+        The mask, whose logit is the largest, is never sampled."""
+        p = np.array([0.1, 0.5, 0.05, 0.25, 0.1, 1e9])
+        logits = model._torch.tensor(np.log(p), dtype=model._torch.float32)
+        monkeypatch.setattr(model, "logits", lambda x: logits.repeat(*x.shape, 1))
+        tokens, _ = model.sample(np.full((200, 64), 5), 4, 5, top_p)
+        expected = np.where(np.argsort(np.argsort(-p[:5])) < kept, p[:5], 0)
+        assert (
+            chi_square(np.bincount(tokens.ravel(), minlength=5), expected / expected.sum()) > 1e-4
+        )
+
+    def test_its_linear_maps_are_as_large_as_those_of_the_backbone(self, model):
+        """Parameters of embedding, head and blocks, without gains, positions and norms."""
+        ours = TokenDenoiser(6, 64, 16, 2, 2)
+        shapes = jax.eval_shape(ours.init, jax.random.key(0), jnp.zeros((1, 64), jnp.int32))
+        flat = jax.tree_util.tree_flatten_with_path(shapes)[0]
+        matrices = [
+            leaf.size for path, leaf in flat if leaf.ndim == 2 and "position" not in str(path)
+        ]
+        theirs = [model._embedding, model._head, *(w for l in model._layers for w in l.values())]
+        assert sum(matrices) == sum(w.numel() for w in theirs if w.ndim == 2)
 
 
 def three_layer_decoder(networks, network_settings):

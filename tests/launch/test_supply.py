@@ -76,7 +76,7 @@ def pins():
     return {canonicalize_name(each.name): pinned_version(each) for each in requirements}
 
 
-@pytest.mark.parametrize("name", ["requirements", "build", "libtpu"])
+@pytest.mark.parametrize("name", ["requirements", "build", "libtpu", "smollm2"])
 def test_a_lock_has_nothing_but_versions_with_hashes(name):
     """No index, no address, and no path of the machine where it was written."""
     for requirement, hashes, _ in lock_entries(name):
@@ -87,7 +87,7 @@ def test_a_lock_has_nothing_but_versions_with_hashes(name):
             assert not re.search(r"://|(?<![\w.])/", line), line
 
 
-@pytest.mark.parametrize("name", ["requirements", "build", "libtpu"])
+@pytest.mark.parametrize("name", ["requirements", "build", "libtpu", "smollm2"])
 def test_a_lock_begins_with_the_command_that_renews_it(name):
     assert lock_text(name).splitlines()[1].endswith(f"--output-file launch/{name}.lock")
 

@@ -7,10 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.stats
 
 from diladiff_jax.diffusion import masking
 from diladiff_jax.diffusion.masking import AbsorbingProcess
-from diladiff_jax.objectives.autoencoder import Autoencoder, augment_features, augment_latents
+from diladiff_jax.objectives.autoencoder import (
+    Autoencoder,
+    AutoencoderOptions,
+    add_noise,
+    augment_features,
+    drop_elements,
+)
 from diladiff_jax.objectives.base import Context
 from diladiff_jax.objectives.encoding import DenoiserFeatures
 from diladiff_jax.objectives.mdlm import masked_loss
@@ -49,7 +56,7 @@ def test_latent_augmentation_shares():
     """
     z = 2 + jax.random.normal(jax.random.key(0), (N, 4, 5))
     out = np.asarray(
-        jax.jit(lambda z: augment_latents(jax.random.key(1), z, p_lat=0.7, p_drop=0.75))(z)
+        jax.jit(lambda z: drop_elements(jax.random.key(1), z, AutoencoderOptions()))(z)
     )
     same, zero = out == np.asarray(z), out == 0
     replaced = (~same & ~zero).all(axis=(1, 2))
@@ -69,7 +76,36 @@ def test_no_augmentation_is_the_identity():
     """All shares and noise at zero leave features and latents as they are."""
     x = jax.random.normal(jax.random.key(0), (6, 4, 5))
     np.testing.assert_array_equal(augment_features(jax.random.key(1), x, p_feat=0.0, noise=0.0), x)
-    np.testing.assert_array_equal(augment_latents(jax.random.key(1), x, p_lat=0.0, p_drop=0.0), x)
+    options = AutoencoderOptions(p_lat=0.0, p_drop=0.0, latent_noise_high=0.0)
+    np.testing.assert_array_equal(drop_elements(jax.random.key(1), x, options), x)
+    np.testing.assert_array_equal(add_noise(jax.random.key(1), x, options), x)
+
+
+def test_latent_noise_has_a_level_of_its_own_in_each_example():
+    """s is uniform on [0.3, 0.9], except that p_drop of the examples have s = 1.
+
+    The level is recovered from latents of 400 equal elements: their mean is sqrt(1 - s^2) c.
+    Shares to 4.5 sigma; KS of the levels, false alarm 1e-5.
+    """
+    options = AutoencoderOptions(p_drop=0.2, latent_noise_low=0.3, latent_noise_high=0.9)
+    z = jnp.full((4_000, 20, 20), 100.0)
+    out = np.asarray(jax.jit(lambda z: add_noise(jax.random.key(1), z, options))(z))
+    s = np.sqrt(np.clip(1 - (out.mean(axis=(1, 2)) / 100) ** 2, 0, 1))
+    replaced = s > 0.95
+    assert abs(replaced.mean() - 0.2) < WITHIN(0.2, 4_000)
+    assert scipy.stats.kstest(s[~replaced], "uniform", (0.3, 0.6)).pvalue > 1e-5
+    np.testing.assert_allclose(out.var(axis=(1, 2)), s**2, rtol=0.4)
+
+
+def test_a_suffix_of_the_latents_is_replaced_by_noise():
+    """In p_suffix of the examples, latents from a uniform place on; the first one never is."""
+    options = AutoencoderOptions(p_drop=0.0, latent_noise_high=0.0, p_suffix=0.5)
+    z = jnp.full((N, 4, 5), 100.0)
+    out = np.asarray(jax.jit(lambda z: add_noise(jax.random.key(1), z, options))(z))
+    kept = (out == 100.0).all(axis=2)
+    assert (kept[:, 0]).all() and (kept[:, :-1] >= kept[:, 1:]).all()
+    for length in (1, 2, 3):
+        assert abs((kept.sum(axis=1) == length).mean() - 1 / 6) < WITHIN(1 / 6)
 
 
 @pytest.fixture(scope="module")

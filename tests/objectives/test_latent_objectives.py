@@ -255,3 +255,99 @@ def test_tangent_warms_up_linearly_from_flow_matching(
     a, b, c = np.linalg.solve([[0, 0, 1], [0.0625, 0.25, 1], [0.25, 0.5, 1]], square[:3])
     np.testing.assert_allclose(a + b + c, square[3], rtol=1e-2)
     assert abs(square[3] - square[0]) > 1e-3 * square[0]
+
+
+# Jumps.
+
+JUMPS = dict(step_form="rotation", self_conditioning=0.0, teacher_steps=3)
+
+
+def reference_jump_error(objective, params, context, latents, key):
+    """Mean squared error of the student's prediction, of a second implementation."""
+    schedule, options = objective.schedule, objective.options
+    time_key, noise_key, _ = jax.random.split(jax.random.fold_in(key, 0), 3)
+    t, r, n = meanflow.sample_jumps(time_key, 16, options.step_counts)
+    noise = jax.random.normal(noise_key, latents.shape)
+    at = lambda f, x: f(x)[:, None, None]
+    z_t = at(schedule.alpha, t) * latents + at(schedule.sigma, t) * noise
+    teach = lambda z, t, c: objective.teacher.apply({"params": context.frozen["teacher"]}, z, t, c)
+    learn = lambda z, t, r: objective.network.apply({"params": params}, z, t, None, t - r)
+
+    def rotate(z, clean, t, r):
+        eps = (z - at(schedule.alpha, t) * clean) / at(schedule.sigma, t)
+        return at(schedule.alpha, r) * clean + at(schedule.sigma, r) * eps
+
+    z, seen = z_t, teach(z_t, t, None)
+    for i in range(options.teacher_steps):
+        here, there = (t + (r - t) * (k / options.teacher_steps) for k in (i, i + 1))
+        seen = teach(z, here, seen)
+        z = rotate(z, seen, here, there)
+    if options.distillation == "shortcut":
+        middle = (t + r) / 2
+        half = rotate(z_t, learn(z_t, t, middle), t, middle)
+        halves = rotate(half, learn(half, middle, r), middle, r)
+        z = jnp.where((n == max(options.step_counts))[:, None, None], z, halves)
+    # The clean latent of the rotation through z_t and z: two equations for it and for the noise.
+    matrix = jnp.stack(
+        [
+            jnp.stack([schedule.alpha(t), schedule.sigma(t)], axis=-1),
+            jnp.stack([schedule.alpha(r), schedule.sigma(r)], axis=-1),
+        ],
+        axis=1,
+    )
+    both = jnp.stack([z_t, z], axis=1).reshape(16, 2, -1)
+    target = jnp.linalg.solve(matrix, both)[:, 0].reshape(z_t.shape)
+    return jnp.square(learn(z_t, t, r) - target).mean()
+
+
+@pytest.mark.parametrize("distillation", ["progressive", "shortcut"])
+def test_a_jump_leads_where_several_steps_lead(
+    distillation, student, context, latents, tokens, make_diladiff, perturb
+):
+    """The loss equals that of a second implementation, and its gradient is the prediction's."""
+    objective = make_diladiff(distillation=distillation, **JUMPS)
+    params = perturb(student, 2, 0.05)
+    params["interval_time"] = perturb(params["interval_time"], 3, 0.5)
+    found = jax.jit(lambda p: objective.loss(p, context, tokens, KEY, 0)[0])(params)
+    expected = jax.jit(lambda p: reference_jump_error(objective, p, context, latents, KEY))(params)
+    np.testing.assert_allclose(found, expected, rtol=2e-3)
+
+
+def test_with_one_step_of_the_teacher_the_student_starts_at_no_error(
+    student, context, tokens, make_diladiff
+):
+    """The target is the teacher's own prediction, if neither is self-conditioned.
+
+    A teacher whose self-conditioning is zeroed makes it so.
+    """
+    teacher = {
+        name: jax.tree.map(jnp.zeros_like, value) if name.startswith("self_") else value
+        for name, value in context.frozen["teacher"].items()
+    }
+    given = context.replace(frozen={**context.frozen, "teacher": teacher})
+    params = student_from_teacher(student, teacher)
+    objective = make_diladiff(distillation="progressive", **{**JUMPS, "teacher_steps": 1})
+    assert float(objective.loss(params, given, tokens, KEY, 0)[0]) < 1e-6
+
+
+def test_jumps_are_those_of_a_sampler():
+    """0 <= r < t <= 1; half end at 0 or on an equal grid; every number of steps is as frequent."""
+    t, r, n = map(np.asarray, meanflow.sample_jumps(jax.random.key(0), 40_000, (1, 2, 4)))
+    assert (r >= 0).all() and (r < t).all() and (t <= 1).all()
+    for count in (1, 2, 4):
+        assert abs((n == count).mean() - 1 / 3) < 4.5 * np.sqrt(2 / 9 / 40_000)
+        own = n == count
+        # In a quarter of the cases neither end nor r is drawn: t and r are k/n and (k - 1)/n.
+        grid = np.isclose(t * count, np.round(t * count), atol=1e-5)
+        grid &= np.isclose(r, t - 1 / count, atol=1e-5)
+        assert (grid & own).sum() > 0.24 * own.sum()
+        assert abs((t[own] == 1).mean() - 1 / count) < 4.5 * np.sqrt(1 / own.sum())
+
+
+def test_latents_given_in_place_of_tokens_give_the_same_loss(
+    ladiff, student, context, latents, tokens, make_diladiff
+):
+    """Both stages read nothing else of a row, so latents may be computed once."""
+    for objective, params in ((ladiff, context.frozen["teacher"]), (make_diladiff(), student)):
+        run = jax.jit(lambda rows, o=objective, p=params: o.loss(p, context, rows, KEY, 3)[0])
+        np.testing.assert_allclose(run(tokens), run(jnp.asarray(latents)), rtol=1e-4)

@@ -16,6 +16,7 @@ from diladiff_jax.stages import STAGES
 from diladiff_jax.storage import config_file
 from diladiff_jax.storage.lineage import (
     check_source,
+    inherited_stages,
     not_trained_error,
     remember_source,
     trained_steps,
@@ -80,6 +81,39 @@ def test_settings_that_do_not_fit_the_source_are_rejected(bundle, tmp_path, chan
     with pytest.raises(dl.ConfigError, match=words):
         train(micro_config(**changes), tmp_path / "new", stages, init_from=bundle)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def half(tmp_path):
+    """Empty checkpoints: a source of all stages, and a workdir with its own autoencoder."""
+    source, workdir = tmp_path / "source", tmp_path / "workdir"
+    config_file.save(micro_config(), source)
+    for stage in STAGES:
+        (source / stage / "checkpoints" / "6").mkdir(parents=True)
+    (workdir / "autoencoder" / "checkpoints" / "6").mkdir(parents=True)
+    return source, workdir
+
+
+def test_only_stages_that_are_taken_from_the_source_are_compared_with_it(half):
+    """The workdir's own autoencoder may have another latent than the source's; the backbone, which
+    is the source's, may not be another."""
+    source, workdir = half
+    inherited = inherited_stages(workdir, source, ("ladiff", "diladiff"))
+    assert inherited == ["mdlm"]
+    config_file.require_inherited(micro_config(encoder=dict(latent_dim=6)), source, inherited)
+    with pytest.raises(dl.ConfigError, match=r"backbone\.width differs .* stage mdlm is inherited"):
+        changed = micro_config(backbone=dict(width=32))
+        config_file.require_inherited(changed, source, inherited)
+
+
+def test_a_new_workdir_inherits_every_stage_before_those_that_it_trains(half):
+    source, workdir = half
+    assert inherited_stages(workdir / "new", source, ("diladiff",)) == [
+        "ladiff",
+        "autoencoder",
+        "mdlm",
+    ]
+    assert inherited_stages(workdir / "new", source, METHOD) == []
 
 
 @pytest.fixture

@@ -111,6 +111,17 @@ class Tokenizer(abc.ABC):
         """
         return "\n".join(self.documents(ids))
 
+    def raw_text(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of token ids with `<|endoftext|>` for each run of eot, as scorers read it.
+
+        Raises:
+          DataError: ids outside the vocabulary.
+        """
+        ids = self._known(ids)
+        ends = np.flatnonzero(ids == self.eot_id)
+        runs = np.split(ids, ends[np.diff(ends, prepend=-2) > 1])
+        return SPECIAL_TEXTS["eot"].join(self.decode(run) for run in runs)
+
     def documents(self, ids: Sequence[int] | np.ndarray) -> list[str]:
         """The text of each document, that is, each non-empty run of ids between eots.
 

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from diladiff_jax.data.errors import DataError
 from diladiff_jax.data.tokenizers.base import SPECIAL_TEXTS, Tokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Engine
+
+_NOT_BYTE_LEVEL = (
+    "not a byte-level BPE vocabulary ({}), expected vocab.json and the merges.txt that belongs to"
+    " it"
+)
 
 
 class WordPiece(Tokenizer):
@@ -61,23 +69,15 @@ class ByteBPE(Tokenizer):
     _writes_spaces = True
 
     def __init__(self, kind: str, lowercase: bool, vocabulary: Mapping[str, bytes]):
-        from tokenizers import Tokenizer as Engine
-        from tokenizers import decoders, models, pre_tokenizers
+        from tokenizers import pre_tokenizers
 
         try:
             ids = json.loads(_utf8(vocabulary, "vocab.json"))
             if sorted(ids.values()) != list(range(len(ids))):
                 raise ValueError("ids are not 0, 1, 2 ...")
-            lines = _utf8(vocabulary, "merges.txt").split("\n")
-            merges: list[Any] = [
-                tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")
-            ]
-            self._engine = Engine(models.BPE(ids, merges))
-        except Exception as error:  # the engine raises plain Exceptions
-            raise DataError(
-                f"not a byte-level BPE vocabulary ({error}), "
-                "expected vocab.json and the merges.txt that belongs to it"
-            ) from error
+        except (ValueError, RecursionError, AttributeError, TypeError) as error:
+            raise DataError(_NOT_BYTE_LEVEL.format(error)) from error
+        self._engine = byte_level_bpe(ids, _utf8(vocabulary, "merges.txt").split("\n"))
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         if not set(alphabet) <= ids.keys():
             missing = len(set(alphabet) - ids.keys())
@@ -91,8 +91,6 @@ class ByteBPE(Tokenizer):
             [],
         )
         self._words = sorted(ids, key=ids.__getitem__)
-        self._engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        self._engine.decoder = decoders.ByteLevel()
 
     def _encode(self, texts: list[str], initial: bool) -> list[list[int]]:
         return [e.ids for e in self._engine.encode_batch_fast(texts, add_special_tokens=False)]
@@ -102,6 +100,39 @@ class ByteBPE(Tokenizer):
 
     def _piece(self, index: int) -> str:
         return self._words[index]
+
+
+def byte_level_bpe(
+    ids: Mapping[str, int], merges: Iterable[str], *, split_digits: bool = False
+) -> Engine:
+    """The engine of a byte-level BPE: GPT-2's, or SmolLM's if `split_digits`.
+
+    Args:
+      ids: the id of each piece, whose characters stand for bytes.
+      merges: the two pieces of each merge, separated by a space. Empty lines and a first line with
+        the version are ignored.
+      split_digits: whether each digit is a word of its own.
+
+    Raises:
+      DataError: the merges do not belong to the vocabulary.
+    """
+    from tokenizers import Tokenizer as Engine
+    from tokenizers import decoders, models, pre_tokenizers
+
+    try:
+        pairs: list[Any] = [
+            tuple(line.split(" ")) for line in merges if line and not line.startswith("#version")
+        ]
+        engine = Engine(models.BPE(dict(ids), pairs))
+    except Exception as error:  # the engine raises plain Exceptions
+        raise DataError(_NOT_BYTE_LEVEL.format(error)) from error
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    engine.pre_tokenizer = words
+    if split_digits:
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        engine.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
+    engine.decoder = decoders.ByteLevel()
+    return engine
 
 
 def _utf8(vocabulary: Mapping[str, bytes], name: str) -> str:

@@ -18,7 +18,7 @@ from diladiff_jax.evaluation.measures.likelihood import (
 from diladiff_jax.evaluation.measures.ode_likelihood import LatentModel, likelihood_bound
 from diladiff_jax.evaluation.measures.probability_flow import log_density
 from diladiff_jax.evaluation.measures.samples import sample_measures
-from diladiff_jax.evaluation.measures.scorer import Scorer, published_scorer
+from diladiff_jax.evaluation.measures.scorer import Scored, Scorer, published_scorer
 from diladiff_jax.evaluation.measures.text import (
     distinct_measures,
     distinct_n,
@@ -32,6 +32,7 @@ __all__ = [
     "Denoiser",
     "Estimate",
     "LatentModel",
+    "Scored",
     "Scorer",
     "bootstrap",
     "bound_and_recovery",

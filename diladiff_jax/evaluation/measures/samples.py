@@ -29,7 +29,7 @@ def sample_measures(model: Model) -> Measure:
             found |= text.oracle_measures(text.first_documents(tokens, tokenizer))
         published = scorer.published_scorer(model)
         if published is not None:
-            found |= published.measures([tokenizer.decode(row) for row in tokens])
+            found |= published.measures([tokenizer.raw_text(row) for row in tokens])
         elif model.has("scorer"):
             found["gen_ppl"] = likelihood.generative_perplexity(
                 model.networks.scorer,
@@ -38,7 +38,7 @@ def sample_measures(model: Model) -> Measure:
                 tokenizer,
                 batch=model.config.sampling.batch,
             )
-        return found | text.token_measures(tokens, tokenizer.eot_id)
+        return found | text.token_measures(list(tokens), tokenizer.eot_id)
 
     return measure
 
@@ -47,7 +47,7 @@ def scorer_setting(model: Model) -> dict[str, Any] | None:
     """Which scorer measures `gen_ppl`, and how many tokens of a row it reads; None without one."""
     published = scorer.published_scorer(model)
     if published is not None:
-        return {"name": model.config.evaluation.scorer, "length": published.length}
+        return {**published.origin, "length": published.length}
     if model.has("scorer"):
         return {"name": "stage scorer", "length": model.config.data.length}
     return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -57,15 +57,15 @@ def distinct_n(rows: Sequence[np.ndarray], n: int) -> Estimate | None:
     return intervals.jackknife(distinct_share, len(rows), low=0.0, high=1.0)
 
 
-def distinct_measures(tokens: np.ndarray, eot_id: int) -> dict[str, Estimate]:
+def distinct_measures(tokens: Iterable[np.ndarray], eot_id: int) -> dict[str, Estimate]:
     """`distinct_1` to `distinct_4` of samples `[n, L]`, without their end-of-text tokens."""
     rows = [row[row != eot_id] for row in tokens]
     found = {f"distinct_{n}": distinct_n(rows, n) for n in range(1, 5)}
     return {name: value for name, value in found.items() if value is not None}
 
 
-def token_measures(tokens: np.ndarray, eot_id: int) -> dict[str, Estimate]:
-    """Entropy, repetition and distinct n-grams of samples `[n, L]`.
+def token_measures(tokens: np.ndarray | Sequence[np.ndarray], eot_id: int) -> dict[str, Estimate]:
+    """Entropy, repetition and distinct n-grams of samples `[n, L]`, or of rows of any length.
 
     Entropy is over the whole row, as in published results. Repetition leaves out end-of-text, so
     that a padded row does not count as repeating itself.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diladiff_jax.evaluation.models import title
@@ -36,9 +36,14 @@ def table(results: Results) -> str:
     for row in results["rows"]:
         time = "" if row["seconds"] is None else f"{milliseconds(row):.2f}"
         steps = ["" if (n := row[k]) is None else str(n) for k in ("latent_steps", "decode_steps")]
-        estimates = [_estimate(row["metrics"].get(name)) for name in names]
+        estimates = [estimate_text(row["metrics"].get(name)) for name in names]
         lines.append([row["model"], *steps, time, *estimates])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    return columns(lines)
+
+
+def columns(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells as aligned plain text, with the first column to the left."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(
             cell.ljust(w) if i == 0 else cell.rjust(w)
@@ -48,7 +53,8 @@ def table(results: Results) -> str:
     )
 
 
-def _estimate(metric: Mapping[str, float] | None) -> str:
+def estimate_text(metric: Mapping[str, Any] | None) -> str:
+    """A value with its interval in brackets. An interval of one value repeated is none."""
     if metric is None:
         return ""
     digits = 3 if abs(metric["value"]) < 10 else 1
@@ -56,9 +62,11 @@ def _estimate(metric: Mapping[str, float] | None) -> str:
     return f"{metric['value']:.{digits}f} [{interval}]"
 
 
-def interval_words(low: float, high: float, digits: int) -> str:
-    """Both ends; "too few" if the samples do not differ, so that nothing is known of the spread."""
-    return "too few" if low == high else f"{low:.{digits}f}, {high:.{digits}f}"
+def interval_words(low: float | None, high: float | None, digits: int) -> str:
+    """Both ends; if the samples do not differ, nothing is known of the spread: "too few texts"."""
+    if low is None or high is None or low == high:
+        return "too few texts"
+    return f"{low:.{digits}f}, {high:.{digits}f}"
 
 
 def summary(results: Results) -> list[str]:

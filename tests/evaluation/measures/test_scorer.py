@@ -13,7 +13,7 @@ from diladiff_jax.data import tokenizers
 from diladiff_jax.evaluation.measures import samples, scorer
 from diladiff_jax.nn import gpt2
 from diladiff_jax.parallel import sharding
-from diladiff_jax.storage import pretrained
+from diladiff_jax.storage import pretrained, scorers
 
 TEXTS = ["the theory", "", "a", "the cat, the hat and the bat", "naïve 🦊", "the " * 40]
 POSITIONS = 80
@@ -56,18 +56,16 @@ def folder(tmp_path_factory):
 
 
 def make(folder, batch=4, mesh=None):
-    network, params = pretrained.load_scorer(folder)
-    rows = None
+    found = scorers.load_scorer(str(folder))
+    params, rows, multiple = found.params, None, 1
     if mesh is not None:
         params = sharding.place(
-            params, sharding.parameter_shardings(gpt2.abstract_parameters(network), mesh)
+            params, sharding.parameter_shardings(gpt2.abstract_parameters(found.network), mesh)
         )
-        rows = sharding.batch_sharding(mesh)
+        rows, multiple = sharding.batch_sharding(mesh), 4
     return (
-        scorer.Scorer(
-            network, params, scorer.load_tokenizer(folder), batch=batch, batch_sharding=rows
-        ),
-        network,
+        scorer.Scorer(found, params, batch=batch, multiple=multiple, batch_sharding=rows),
+        found.network,
         params,
     )
 
@@ -79,16 +77,15 @@ def test_the_nll_matches_log_softmax_in_numpy(folder):
     """
     judge, network, params = make(folder)
     logits_of = jax.jit(network.apply)
-    nll, counts = judge.nll(TEXTS)
+    scored = judge.score(TEXTS)
+    nll, counts = scored.nll, scored.counts
     np.testing.assert_array_equal(counts, [len(ids) for ids in judge.encode(TEXTS)])
     assert (
-        counts[1] == 0
-        and counts[5] == 42
-        and judge.encode(["the" * 40])[0] == judge.encode(["the" * 60])[0]
+        counts[1] == 0 and counts[5] == 42 and len(judge.encode(["the" * 60])[0]) == POSITIONS
     )  # 2 ids each, 80 at most
     for text, total in zip(TEXTS, nll, strict=True):
         ids, expected = judge.encode([text])[0], 0.0
-        if ids:
+        if len(ids):
             logits = np.asarray(logits_of({"params": params}, jnp.asarray([[259, *ids[:-1]]])))[
                 0
             ].astype(np.float64)
@@ -103,38 +100,82 @@ def test_the_nll_matches_log_softmax_in_numpy(folder):
     assert "gen_ppl" not in judge.measures(["", ""])
 
 
+def test_counted_ids_are_those_of_mdlms_published_evaluation(folder):
+    """Its formula, on rows of ids that begin with end-of-text: a token counts if it is not
+    end-of-text, or before the second one; the first position never counts.
+    """
+    judge = make(folder)[0]
+    for text in (
+        "<|endoftext|>the<|endoftext|>a cat<|endoftext|>",
+        "<|endoftext|>",
+        "<|endoftext|>a",
+    ):
+        row, counted = judge.row(judge.encode([text])[0])
+        np.testing.assert_array_equal(row, judge.encode([text])[0])
+        first = (row == judge.end_id).cumsum() == 1
+        theirs = first[1:] | (row != judge.end_id)[1:]
+        np.testing.assert_array_equal(counted[1:], theirs)
+        assert not counted[0]
+
+
+def test_a_text_that_begins_within_a_document_is_scored_after_end_of_text(folder):
+    """Its first id counts, and so does its first end-of-text, but none after that."""
+    judge = make(folder)[0]
+    row, counted = judge.row(judge.encode(["a<|endoftext|>b<|endoftext|>c"])[0])
+    assert [*row[[0, 2, 4]]] == [judge.end_id] * 3 and len(row) == 6
+    assert counted.tolist() == [False, True, True, True, False, True]
+
+
+@pytest.mark.parametrize("size", [1, 32, 33, 40, 41, 64, 65, 100, 129, 1000])
+def test_rows_are_padded_by_at_most_a_quarter(size):
+    padded = scorer.padded_length(size)
+    assert size <= padded <= max(32, 1.25 * size) and padded % 8 == 0
+    assert scorer.padded_length(padded) == padded
+
+
+def test_features_are_the_mean_hidden_state_of_a_texts_own_ids_but_the_last(folder):
+    judge, network, params = make(folder)
+    ids = judge.encode([TEXTS[3]])[0]
+    h = network.apply(
+        {"params": params}, jnp.asarray([[judge.end_id, *ids[:-1]]]), method="hidden_states"
+    )
+    features = judge.score(TEXTS).features
+    np.testing.assert_allclose(features[3], h[0, 1:].mean(axis=0), rtol=1e-4, atol=1e-5)
+    assert not features[1].any() and not features[2].any()  # no id, and only one
+
+
 def test_neither_padding_nor_batch_nor_mesh_changes_the_result(folder):
     """The mesh is 2 x 2 x 2, with sharded parameters."""
-    alone = [make(folder, batch=1)[0].nll([text])[0][0] for text in TEXTS]
+    alone = [make(folder, batch=1)[0].score([text]).nll[0] for text in TEXTS]
     np.testing.assert_allclose(
-        make(folder, batch=6)[0].nll([*TEXTS, "the" * 60])[0][:6], alone, rtol=1e-5, atol=1e-4
+        make(folder, batch=6)[0].score([*TEXTS, "the" * 60]).nll[:6], alone, rtol=1e-5, atol=1e-4
     )
     judge, _, params = make(
         folder, batch=4, mesh=sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     )
     assert any(x.addressable_shards[0].data.size * 4 == x.size for x in jax.tree.leaves(params))
-    np.testing.assert_allclose(judge.nll(TEXTS)[0], alone, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(judge.score(TEXTS).nll, alone, rtol=1e-4, atol=1e-4)
 
 
 def test_tokenizer_json_gives_the_ids_of_vocabulary_and_merges(folder, tmp_path):
     """Truncation and padding in the file are ignored. A folder without a tokenizer is rejected."""
-    engine = scorer.load_tokenizer(folder)
+    engine = scorers.load_tokenizer(folder)
     engine.enable_truncation(3)
     engine.enable_padding()
     engine.save(str(tmp_path / "tokenizer.json"))
-    again = scorer.load_tokenizer(tmp_path)
+    again = scorers.load_tokenizer(tmp_path)
     assert [again.encode(t).ids for t in TEXTS] == [
-        scorer.load_tokenizer(folder).encode(t).ids for t in TEXTS
+        scorers.load_tokenizer(folder).encode(t).ids for t in TEXTS
     ]
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(pretrained.PretrainedError, match="cannot be read"):
-        scorer.load_tokenizer(tmp_path)
+        scorers.load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(
         pretrained.PretrainedError,
         match=r"no tokenizer, expected tokenizer\.json, or vocab\.json",
     ):
-        scorer.load_tokenizer(tmp_path)
+        scorers.load_tokenizer(tmp_path)
 
 
 def test_a_published_scorer_replaces_the_trained_one(folder, monkeypatch):
@@ -153,11 +194,11 @@ def test_a_published_scorer_replaces_the_trained_one(folder, monkeypatch):
     model = SimpleNamespace(tokenizer=tokenizer, config=config, has=lambda stage: True)
     measures = samples.sample_measures(model)(rows)
     assert (
-        measures["gen_ppl"] == judge.measures(TEXTS[:2])["gen_ppl"]
+        measures["gen_ppl"] == judge.measures([f"{t}<|endoftext|>" for t in TEXTS[:2]])["gen_ppl"]
         and measures["empty"]["value"] == 0.5
         and "entropy" in measures
     )
-    assert samples.scorer_setting(model) == {"name": "gpt2", "length": POSITIONS}
+    assert samples.scorer_setting(model) == judge.origin | {"length": POSITIONS}
 
 
 def test_a_published_scorer_is_loaded_once_per_model(folder):
