@@ -439,8 +439,9 @@ def load(
         config_lib.check(config)
         config_file.require_same(config, workdir)
     tokenizer = tokenizers.load(workdir / "tokenizer")
+    experiment: Any = config
     for stage in stages.STAGES:
-        if found := origins.changes(workdir, stage, config.to_dict()):
+        if found := origins.changes(workdir, stage, experiment.to_dict()):
             _log.warning("stage %s does not fit any more: %s", stage, "; ".join(found))
     mesh = _default_mesh() if mesh is None else mesh
     dtype = _run_dtype(compute_dtype, config, workdir, mesh.devices.flat[0].platform)

@@ -192,6 +192,8 @@ def test_a_model_pickles_as_its_workdir_and_settings(model, expected):
     """Also copies; parameters are read again. A mesh of the caller's cannot travel."""
     for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model), copy.copy(model)):
         assert other.config == model.config and other is not model
+    coarse = dl.load(model.experiment.workdir, compute_dtype="bfloat16")
+    assert pickle.loads(pickle.dumps(coarse)).experiment.compute_dtype == "bfloat16"
     found = sampled(pickle.loads(pickle.dumps(model)), model="mdlm")
     np.testing.assert_array_equal(found.tokens, expected["mdlm"].tokens)
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])

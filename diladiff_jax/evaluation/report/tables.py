@@ -123,5 +123,6 @@ def _cell(row: Sequence[Any], group: Sequence[int], numeric: bool) -> Cell:
     if not ends or None in ends:
         return Cell(number(value), classes=classes)
     digits = 3 if abs(value) < 10 else 1  # as in table.txt, and the same down a column
-    interval = interval_words(*ends, digits)
+    low, high = ends
+    interval = interval_words(low, high, digits)
     return Cell(f"{value:.{digits}f}", interval, classes)
