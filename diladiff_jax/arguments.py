@@ -58,16 +58,16 @@ def sampling_key(key: Any) -> jax.Array:
         if not -(2**63) <= seed < 2**63:
             raise ValueError(f"key: got seed {seed}, expected a whole number of 64 bits")
         return random_key(seed)
-    if isinstance(key, jax.Array | np.ndarray):
+    if isinstance(key, jax.Array):
         is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
         if key.shape == () if is_typed else _is_old_style(key):
-            return as_random_key(jnp.asarray(key))
+            return as_random_key(key)
     raise ValueError(
         f"key: got {_in_one_line(key)}, expected a whole number or one key of jax.random.key"
     )
 
 
-def _is_old_style(key: jax.Array | np.ndarray) -> bool:
+def _is_old_style(key: jax.Array) -> bool:
     """Whether an array is what `jax.random.PRNGKey` returns, for any of JAX's generators."""
     return key.dtype == jnp.uint32 and key.shape in ((2,), (4,))
 
@@ -75,7 +75,7 @@ def _is_old_style(key: jax.Array | np.ndarray) -> bool:
 def _in_one_line(value: Any) -> str:
     """`repr` in one line: an array is described by its type and shape."""
     if isinstance(value, jax.Array | np.ndarray) and value.ndim:
-        return f"{value.dtype} of shape {value.shape}"
+        return f"array of shape {value.shape} and type {value.dtype}"
     return " ".join(repr(value).split())[:80]
 
 

@@ -11,7 +11,7 @@ import functools
 import logging
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -438,10 +438,10 @@ def load(
     else:
         config_lib.check(config)
         config_file.require_same(config, workdir)
-    settings: dict[str, Any] = cast(Any, config).to_dict()
     tokenizer = tokenizers.load(workdir / "tokenizer")
+    experiment: Any = config
     for stage in stages.STAGES:
-        if found := origins.changes(workdir, stage, settings):
+        if found := origins.changes(workdir, stage, experiment.to_dict()):
             _log.warning("stage %s does not fit any more: %s", stage, "; ".join(found))
     mesh = _default_mesh() if mesh is None else mesh
     dtype = _run_dtype(compute_dtype, config, workdir, mesh.devices.flat[0].platform)

@@ -68,6 +68,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PREEMPTED = 75  # EX_TEMPFAIL: the launchers run the same command again
 CLOSED_OUTPUT = 141  # 128 + SIGPIPE, as of other programs in a pipe
 _PATHS = ("workdir", "init_from", "out", "config", "compare")
+_PATHS += ("texts", "reference", "training_text", "scorer")  # of score.py
 _ENVIRONMENT_ERRORS = frozenset(
     {
         errno.EACCES,

@@ -61,6 +61,7 @@ _OUT = flags.DEFINE_string("out", None, "JSON file to write; default: only print
 
 
 def main(argv: list[str]) -> None:
+    from diladiff_jax.console import say
     from diladiff_jax.data import printable
     from diladiff_jax.evaluation import judging
     from diladiff_jax.evaluation.report import scores_table
@@ -83,14 +84,16 @@ def main(argv: list[str]) -> None:
     total = len(texts) + len(reference or ())
     with contextlib.closing(Progress("scoring", 0, total, unit="text")) as progress:
         scores = judge.judge(texts, reference, training, lambda done: progress.advance(done, {}))
-    print(scores_table(scores))
+    # Without a file, what is printed is the result, and must not be dropped.
+    show = print if _OUT.value is None else say
+    show(scores_table(scores))
     for each in scores["nearest"][:1]:
-        print(f"\nnearest to a training document, text {each['index']}:")
+        show(f"\nnearest to a training document, text {each['index']}:")
         for kind in ("text", "document"):
-            print(f"  {kind}: {printable(each[kind])[:200]!r}")
+            show(f"  {kind}: {printable(each[kind])[:200]!r}")
     if _OUT.value is not None:
         cli.write_json("out", pathlib.Path(_OUT.value), scores)
-        print(f"\nscores: {pathlib.Path(_OUT.value).absolute()}")
+        say(f"\nscores: {pathlib.Path(_OUT.value).absolute()}")
 
 
 def _read(flag: str, path: str) -> list[str]:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from diladiff_jax.jax_settings import random_key
 from diladiff_jax.nn.attention import attend
 from diladiff_jax.nn.layers import Linear, Norm, parameter, rotary
 from diladiff_jax.nn.next_token import next_token_nll
@@ -246,5 +247,5 @@ def parameters(tensors: Mapping[str, np.ndarray], network: Llama) -> dict[str, A
 
 def abstract_parameters(network: Llama, *, boxed: bool = True) -> Any:
     """Shapes of the parameters, if `boxed` with their logical axis names."""
-    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+    shapes = jax.eval_shape(network.init, random_key(0), jnp.zeros((1, 2), jnp.int32))["params"]
     return shapes if boxed else nn.unbox(shapes)

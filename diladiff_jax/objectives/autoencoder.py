@@ -85,7 +85,7 @@ def augment_features(
     """
     half, mask, eps = jax.random.split(key, 3)
     zeroed = jnp.where(jax.random.bernoulli(mask, p_feat, f.shape), 0.0, f)
-    noised = jnp.sqrt(1.0 - noise**2) * f + noise * jax.random.normal(eps, f.shape)
+    noised = jnp.sqrt(1.0 - noise**2) * f + noise * jax.random.normal(eps, f.shape, jnp.float32)
     return jnp.where(bernoulli_rows(half, 0.5, f), zeroed, noised)
 
 
@@ -100,7 +100,7 @@ def drop_elements(
     """
     half, drop, mask, eps = jax.random.split(key, 4)
     dropped = bernoulli_rows(drop, options.p_drop, z)
-    replaced = jnp.where(dropped, jax.random.normal(eps, z.shape), z)
+    replaced = jnp.where(dropped, jax.random.normal(eps, z.shape, jnp.float32), z)
     zeroed = jnp.where(jax.random.bernoulli(mask, options.p_lat, z.shape), 0.0, z)
     return jnp.where(bernoulli_rows(half, 0.5, z), replaced, zeroed)
 
@@ -120,13 +120,13 @@ def add_noise(
     level, drop, suffix, length, eps = jax.random.split(key, 5)
     batch, n = z.shape[:2]
     low, high = options.latent_noise_low, options.latent_noise_high
-    s = jax.random.uniform(level, (batch, 1, 1), minval=low, maxval=high)
+    s = jax.random.uniform(level, (batch, 1, 1), jnp.float32, minval=low, maxval=high)
     s = jnp.where(bernoulli_rows(drop, options.p_drop, z), 1.0, s)
     if options.p_suffix > 0 and n > 1:
-        kept = jax.random.randint(length, (batch, 1, 1), 1, n)
+        kept = jax.random.randint(length, (batch, 1, 1), 1, n, jnp.int32)
         beyond = jnp.arange(n)[None, :, None] >= kept
         s = jnp.where(beyond & bernoulli_rows(suffix, options.p_suffix, z), 1.0, s)
-    return jnp.sqrt(1.0 - jnp.square(s)) * z + s * jax.random.normal(eps, z.shape)
+    return jnp.sqrt(1.0 - jnp.square(s)) * z + s * jax.random.normal(eps, z.shape, jnp.float32)
 
 
 LATENT_AUGMENTATIONS = {"dropout": drop_elements, "noise": add_noise}

@@ -166,7 +166,7 @@ class DiLaDiff:
             p_noise=options.p_noise,
             p_clean=options.p_clean,
         )
-        noise = jax.random.normal(noise_key, z.shape)
+        noise = jax.random.normal(noise_key, z.shape, jnp.float32)
         z_t = gaussian.diffuse(self.schedule, z, noise, t)
         # 2. The teacher's velocity at (z_t, t).
         v = self._teacher_velocity(context, z_t, t, noise)
@@ -201,7 +201,9 @@ class DiLaDiff:
         """
         time_key, noise_key, half_key = keys
         t, r, count = meanflow.sample_jumps(time_key, z.shape[0], self.options.step_counts)
-        z_t = gaussian.diffuse(self.schedule, z, jax.random.normal(noise_key, z.shape), t)
+        z_t = gaussian.diffuse(
+            self.schedule, z, jax.random.normal(noise_key, z.shape, jnp.float32), t
+        )
         reached = self._teacher_steps(context, z_t, t, r)
         if self.options.distillation == "shortcut":
             # The shortest jumps are the prior's; longer ones are two jumps (arXiv 2410.12557).

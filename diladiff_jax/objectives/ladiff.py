@@ -70,15 +70,17 @@ class LaDiff:
         """See `Objective.loss`."""
         time_key, noise_key, coin_key = jax.random.split(jax.random.fold_in(key, part.index), 3)
         z = self.text_encoder.latents(context, tokens)
-        t = jax.random.uniform(time_key, z.shape[:1])
-        z_t = gaussian.diffuse(self.schedule, z, jax.random.normal(noise_key, z.shape), t)
+        t = jax.random.uniform(time_key, z.shape[:1], jnp.float32)
+        z_t = gaussian.diffuse(
+            self.schedule, z, jax.random.normal(noise_key, z.shape, jnp.float32), t
+        )
 
         def predict(self_condition: Array) -> Array:
             return apply(self.network, params, z_t, t, self_condition)
 
         nothing = jnp.zeros_like(z)
         self_condition = jax.lax.cond(
-            jax.random.uniform(coin_key) < self.options.self_conditioning,
+            jax.random.uniform(coin_key, (), jnp.float32) < self.options.self_conditioning,
             lambda: jax.lax.stop_gradient(predict(nothing)),
             lambda: nothing,
         )

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from diladiff_jax import stages
+from diladiff_jax.console import say
 from diladiff_jax.data.pipeline import Batches
 from diladiff_jax.data.prepared import Prepared
 from diladiff_jax.experiment import Experiment
@@ -135,7 +136,7 @@ class _StageTrainer:
 
         def log(text: str) -> None:
             if jax.process_index() == 0:
-                print(f"{self.stage}: {text}", flush=True)
+                say(f"{self.stage}: {text}")
 
         return cached_latents(
             self.experiment.workdir / "latents",

@@ -129,7 +129,7 @@ def _prepare(
         locked = held.enter_context(workdir_lock(workdir))
     _check_stages(config, workdir, stages, init_from, mesh)
     for note in config_file.continuation_notes(config, workdir):
-        print(f"note: {note}", flush=True)
+        say(f"note: {note}")
     config_file.save(config, workdir, first=True)
     if not existed:
         locked = held.enter_context(workdir_lock(workdir))

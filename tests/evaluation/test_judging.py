@@ -70,7 +70,7 @@ def test_an_interval_of_one_value_repeated_is_too_few_texts(judge):
         metric = result["rows"][0]["metrics"]["gen_ppl"]
         assert metric["low"] is None and metric["high"] is None
         line = next(x for x in scores_table(result).splitlines() if x.startswith("gen_ppl  "))
-        assert f"{metric['value']:.1f} [too few]" in line
+        assert f"{metric['value']:.1f} [too few texts]" in line
 
 
 def test_few_texts_have_no_mauve_and_a_note_that_says_so(judge):

@@ -47,6 +47,7 @@ import functools
 import itertools
 import pathlib
 import random
+import signal
 import subprocess
 import tempfile
 import time
@@ -286,6 +287,8 @@ class Suite:
 
 
 def main(argv: list[str]) -> None:
+    # Under nohup SIGHUP is ignored, and so it would be in the runs that are sent one.
+    signal.signal(signal.SIGHUP, lambda number, frame: None)
     table, started = Table(), time.monotonic()
     out = pathlib.Path(_OUT.value).absolute()
     cli.check_replaceable("out", out, {"seconds", "rows"}, "a result of faults.py")

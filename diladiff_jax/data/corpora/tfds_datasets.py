@@ -72,8 +72,8 @@ def _bounded_retries() -> Iterator[None]:
     def reported(record: logging.LogRecord) -> bool:
         if not str(record.msg).startswith("Retrying"):
             return True
-        arguments = record.args if isinstance(record.args, tuple) else ()
-        left = getattr(arguments[0], "total", "some") if arguments else "some"
+        first = record.args[0] if isinstance(record.args, tuple) and record.args else None
+        left = getattr(first, "total", "some")
         _log.info("no connection for the download; %s more tries", left)
         return False
 

@@ -40,7 +40,7 @@ def bootstrap(
     """A statistic of samples, with its percentile bootstrap interval.
 
     If the samples do not differ, the interval has no width: they are too few to say anything, and
-    reports print "too few" in its place.
+    reports print "too few texts" in its place.
 
     Args:
       statistic: called as `statistic(*samples, axis=-1)`; reduces that axis of each array.

@@ -63,9 +63,9 @@ def estimate_text(metric: Mapping[str, Any] | None) -> str:
 
 
 def interval_words(low: float | None, high: float | None, digits: int) -> str:
-    """Both ends; "too few" if the samples do not differ, so that nothing is known of the spread."""
+    """Both ends; if the samples do not differ, nothing is known of the spread: "too few texts"."""
     if low is None or high is None or low == high:
-        return "too few"
+        return "too few texts"
     return f"{low:.{digits}f}, {high:.{digits}f}"
 
 

@@ -77,13 +77,13 @@ def test_entropy_alone_supports_no_claim():
 @pytest.mark.parametrize(
     ("estimate", "shown"),
     [
-        (intervals.ratio_exp(np.full(4, 13.0), np.full(4, 4.0)), "25.8 [too few]"),
-        (intervals.mean(np.full(500, 0.25)), "0.250 [too few]"),
-        (intervals.mean(np.array([7.0])), "7.000 [too few]"),
+        (intervals.ratio_exp(np.full(4, 13.0), np.full(4, 4.0)), "25.8 [too few texts]"),
+        (intervals.mean(np.full(500, 0.25)), "0.250 [too few texts]"),
+        (intervals.mean(np.array([7.0])), "7.000 [too few texts]"),
         ({"value": 25.8, "low": 25.79, "high": 25.81}, "25.8 [25.8, 25.8]"),
         ({"value": 2.0, "low": 1.0, "high": 3.0}, "2.000 [1.000, 3.000]"),
     ],
 )
 def test_samples_that_do_not_differ_have_no_interval(estimate, shown):
     """A width of zero would claim certainty. A narrow interval is printed as it is."""
-    assert text._estimate(estimate) == shown
+    assert text.estimate_text(estimate) == shown
