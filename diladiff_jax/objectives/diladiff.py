@@ -209,7 +209,7 @@ class DiLaDiff:
             # The shortest jumps are the prior's; longer ones are two jumps (arXiv 2410.12557).
             longer = count < max(self.options.step_counts)
             halves = self._two_jumps(params, z_t, t, r)
-            reached = jnp.where(gaussian.per_example(longer, z_t), halves, reached)
+            reached = jnp.where(longer[:, None, None], halves, reached)
         target = jax.lax.stop_gradient(
             gaussian.clean_of_ddim_step(self.schedule, z_t, reached, t, r)
         )
