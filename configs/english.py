@@ -1,11 +1,12 @@
-"""A model of English at 25 to 30 million parameters, for one GPU and ten minutes.
+"""A model of English at 25 to 30 million parameters, for one GPU.
 
     python launch/train.py --config=configs/english.py:/texts --workdir=W --stage=all
     python launch/train.py --config=configs/english.py:/texts --workdir=W --init_from=BUNDLE \\
         --stage=autoencoder
 
-The part after the colon is a folder or file of text. `launch/gpu/english.sh` runs it on a machine
-without a network, from a trained MDLM.
+The part after the colon is a folder or file of text. With `--init_from` a stage starts from a
+trained MDLM, which has to have the same backbone and tokenizer. Times and sizes of the latent are
+a plan: nothing has been trained with this config to its end yet.
 """
 
 from ml_collections import ConfigDict
@@ -49,7 +50,8 @@ def get_config(files: str = "texts") -> ConfigDict:
         )
     for stage in (c.mdlm, c.mdlm_long, c.scorer):
         stage.update(steps=4000, learning_rate=3e-3, muon_learning_rate=0.02, ema=0.995)
-    # A latent of few bits, which the prior can learn; see docs/results.md for the choice.
+    # At most 8 x 16 x log2(1 / 0.3) = 222 bits: a latent of all bits of a text is one that only a
+    # language model as good as the MDLM could predict.
     c.autoencoder.update(
         steps=2500,
         learning_rate=2e-3,

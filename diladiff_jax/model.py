@@ -162,7 +162,7 @@ class Model:
 
         Args:
           model: the model to sample; it decides the default of `latent_steps`. Default `best`.
-          **given: decode_steps, latent_steps, temperature, top_p, gamma, threshold.
+          **given: the fields of `Controls`.
 
         Raises:
           ValueError: a number out of range, or a name that is not a setting of a call.
@@ -197,7 +197,7 @@ class Model:
           batch: texts at a time; default the config's, or `num` if that is smaller.
           start: index of the first sample.
           score: whether the trained scorer judges each text too, in the same program.
-          **controls: decode_steps, latent_steps, temperature, top_p, gamma, threshold.
+          **controls: the fields of `Controls`: decode_steps, latent_steps, temperature, ...
 
         Raises:
           ValueError: an argument out of range.
@@ -424,7 +424,7 @@ def load(
       compute_dtype: "float32" or "bfloat16", what networks compute in, whatever they were trained
         in. Default: what `config` asks for, if that is not what the workdir has; else float32 on
         CPUs, where bfloat16 is slow, and what the workdir has on accelerators. Parameters are
-        float32 either way, and the student always computes in float32.
+        float32 either way.
 
     Raises:
       ConfigError, DataError, PretrainedError, CheckpointError: it is neither, or damaged; or an

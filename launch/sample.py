@@ -168,7 +168,7 @@ def _settings(model: Any, name: str | None) -> dict[str, Any]:
     controls = model.controls(name, **_overrides())._asdict()
     names = ["decode_steps", "temperature", "top_p"]
     if name and MODELS[name].latent_steps is not None:
-        names += ["latent_steps", "gamma"]
+        names += ["latent_steps", "gamma", "eta", "final_noise"]
     sampling = model.config.sampling
     settings = {key: controls[key].item() for key in names}
     settings |= {"order": sampling.order, "refresh_every": sampling.refresh_every}

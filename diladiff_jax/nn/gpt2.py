@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from diladiff_jax.jax_settings import random_key
 from diladiff_jax.nn.layers import Linear, Norm, SelfAttention, parameter
-from diladiff_jax.nn.next_token import next_token_nll
+from diladiff_jax.nn.next_token import NextTokenModel
 from diladiff_jax.nn.weights_import import (
     ACTIVATIONS,
     Source,
@@ -55,7 +55,7 @@ class GPT2Block(nn.Module):
         return h + Linear(self.width, ("mlp", "embed"), dtype=self.dtype, name="down")(x)
 
 
-class GPT2(nn.Module):
+class GPT2(NextTokenModel):
     """Maps token ids to logits of the next id. Rows hold at most `positions` tokens."""
 
     vocab_size: int
@@ -89,19 +89,6 @@ class GPT2(nn.Module):
     def project(self, h: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """Maps hidden states to float32 logits."""
         return jnp.einsum("...d,vd->...v", h, self.words.astype(h.dtype)).astype(jnp.float32)
-
-    def __call__(self, ids: Int[Array, "B L"]) -> Float[Array, "B L V"]:
-        return self.project(self.hidden_states(ids))
-
-    def nll(self, ids: Int[Array, "B L"], targets: Int[Array, "B L"]) -> Float[Array, "B L"]:
-        """Computes -log p(targets_l | ids_1 .. ids_l) in nats; see `next_token_nll`."""
-        return self.nll_of_states(self.hidden_states(ids), targets)
-
-    def nll_of_states(
-        self, h: Float[Array, "B L D"], targets: Int[Array, "B L"]
-    ) -> Float[Array, "B L"]:
-        """`nll` after `hidden_states`."""
-        return next_token_nll(self.project, h, targets)
 
 
 def from_config(config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> GPT2:

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from diladiff_jax.jax_settings import random_key
 from diladiff_jax.nn.attention import attend
 from diladiff_jax.nn.layers import Linear, Norm, parameter, rotary
-from diladiff_jax.nn.next_token import next_token_nll
+from diladiff_jax.nn.next_token import NextTokenModel
 from diladiff_jax.nn.stack import cast_matrices, run_layers
 from diladiff_jax.nn.weights_import import (
     Source,
@@ -93,7 +93,7 @@ class LlamaBlock(nn.Module):
         return h + linear("down", h.shape[-1], "mlp", "embed")(x)
 
 
-class Llama(nn.Module):
+class Llama(NextTokenModel):
     """Maps token ids to logits of the next id. Rows hold at most `positions` tokens."""
 
     vocab_size: int
@@ -148,19 +148,6 @@ class Llama(nn.Module):
         """Maps hidden states to float32 logits."""
         table = (self.words if self.tied else self.head).astype(h.dtype)
         return jnp.einsum("...d,vd->...v", h, table).astype(jnp.float32)
-
-    def __call__(self, ids: Int[Array, "B L"]) -> Float[Array, "B L V"]:
-        return self.project(self.hidden_states(ids))
-
-    def nll(self, ids: Int[Array, "B L"], targets: Int[Array, "B L"]) -> Float[Array, "B L"]:
-        """Computes -log p(targets_l | ids_1 .. ids_l) in nats; see `next_token_nll`."""
-        return self.nll_of_states(self.hidden_states(ids), targets)
-
-    def nll_of_states(
-        self, h: Float[Array, "B L D"], targets: Int[Array, "B L"]
-    ) -> Float[Array, "B L"]:
-        """`nll` after `hidden_states`."""
-        return next_token_nll(self.project, h, targets)
 
 
 def from_config(config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> Llama:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -38,3 +39,32 @@ def next_token_nll(
         return x.reshape(x.shape[0], -1, size, *x.shape[2:]).swapaxes(0, 1)
 
     return jax.lax.map(chunk, (cut(h), cut(targets))).swapaxes(0, 1).reshape(targets.shape)
+
+
+class NextTokenModel(nn.Module):
+    """A causal network that predicts the next token, in two parts that its subclass defines.
+
+    The hidden states of all positions are computed first, and then projected to the vocabulary,
+    which `nll` does for a few positions at a time.
+    """
+
+    def hidden_states(self, ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        """The normalized hidden states of the last block."""
+        raise NotImplementedError
+
+    def project(self, h: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
+        """Maps hidden states to float32 logits."""
+        raise NotImplementedError
+
+    def __call__(self, ids: Int[Array, "B L"]) -> Float[Array, "B L V"]:
+        return self.project(self.hidden_states(ids))
+
+    def nll(self, ids: Int[Array, "B L"], targets: Int[Array, "B L"]) -> Float[Array, "B L"]:
+        """Computes -log p(targets_l | ids_1 .. ids_l) in nats; see `next_token_nll`."""
+        return self.nll_of_states(self.hidden_states(ids), targets)
+
+    def nll_of_states(
+        self, h: Float[Array, "B L D"], targets: Int[Array, "B L"]
+    ) -> Float[Array, "B L"]:
+        """`nll` after `hidden_states`."""
+        return next_token_nll(self.project, h, targets)

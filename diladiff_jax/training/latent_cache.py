@@ -103,6 +103,7 @@ def cached_latents(
     record = {
         "rows": origin,
         "encoder": fingerprint([frozen, dict(context.statistics)]),
+        "computed_in": jnp.dtype(encoder.dtype).name,
         "shape": list(shape),
     }
     path, described = folder / f"{split}.npy", folder / f"{split}.json"
