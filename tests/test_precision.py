@@ -166,3 +166,21 @@ def test_a_stage_continues_in_another_precision_and_memory_setting(tmp_path, cap
     model = dl.load(tmp_path / "w")
     assert model.trained_steps("mdlm") == 5
     assert {leaf.dtype for leaf in jax.tree.leaves(model.trained("mdlm"))} == {np.dtype("float32")}
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_the_student_is_sampled_in_the_runs_type(bundle, steps):
+    """In bfloat16 its latents are those of float32 within 5% of their size, and not equal to them.
+
+    bfloat16 rounds to 2^-9; random weights of two layers and four steps multiply that.
+    """
+    found = {
+        dtype: np.asarray(
+            load(bundle, compute_dtype=dtype)
+            .sample(0, 8, model="diladiff", latent_steps=steps, decode_steps=1)
+            .latents
+        )
+        for dtype in ("float32", "bfloat16")
+    }
+    exact, rounded = found["float32"], found["bfloat16"]
+    assert 0 < np.linalg.norm(rounded - exact) < 0.05 * np.linalg.norm(exact)
