@@ -5,6 +5,7 @@ test's time, because the programs are tiny, so XLA's expensive passes are off.
 """
 
 import os
+import signal
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
@@ -24,6 +25,12 @@ import pytest
 import scipy.stats
 from jaxtyping import install_import_hook
 from parameters import random_parameters
+
+# A suite in the background of a shell, or under nohup, inherits that these are ignored, and so
+# would the commands that it starts and signals.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Checks the shape annotations of the four pure rooms. It must precede their first import.

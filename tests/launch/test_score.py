@@ -59,7 +59,7 @@ def test_it_prints_a_table_and_writes_the_documented_file(files):
     ("content", "flags", "words"),
     [
         (None, [], "--texts='{texts}' matches no file"),
-        ('{"tokens": [1]}\n', [], "line 1: no text in field 'text' (found tokens). Set --field"),
+        ('{"tokens": [1]}\n', [], "line 1: no field 'text' (found tokens). Set --field"),
         ("", [], "--texts={texts}: got no texts, expected at least one"),
         ("{nonsense\n", [], "{texts}, line 1: not JSON"),
         ('{"text": "a"}\n', ["--scorer=tiny.gguf"], "tiny.gguf cannot be read"),
