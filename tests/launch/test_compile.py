@@ -67,10 +67,10 @@ def compile_py(*flags, **options):
 SCRIPT = """
 import json, sys
 sys.path[:0] = ["launch", "tests"]
-import cli, compile as command
+import cli_cache, compile as command
 from micro import micro_config
 from diladiff_jax import preflight
-cli._compilation_cache()
+cli_cache.keep_compiled_programs()
 command.find_libtpu()
 documents = {}
 for name, stage, sampler, topology, changes in json.loads(sys.argv[1]):
