@@ -25,7 +25,7 @@ def get_config(corpus: str = "stories") -> ConfigDict:
 
     # At this size Muon learns to copy a detail from one place to another several times faster than
     # AdamW.
-    for stage in (c.mdlm, c.mdlm_long, c.autoencoder, c.ladiff, c.scorer):
+    for stage in (c.mdlm, c.mdlm_long, c.autoencoder, c.ladiff, c.diladiff, c.scorer):
         stage.update(
             optimizer="muon",
             schedule="linear",
@@ -51,23 +51,8 @@ def get_config(corpus: str = "stories") -> ConfigDict:
     # as the autoencoder, with the same final learning rate.
     c.mdlm_long.update(steps=c.autoencoder.steps, final_ratio=c.autoencoder.final_ratio)
     c.ladiff.update(learning_rate=6e-3, muon_learning_rate=0.05, ema=0.99)
-    c.diladiff.update(
-        optimizer="muon",
-        learning_rate=3e-4,  # at 1e-3 the error grows once the tangents have their full weight
-        muon_learning_rate=0.002,
-        schedule="linear",
-        final_ratio=0.1,
-        warmup=20,
-        b2=0.95,
-        epsilon=1e-8,
-        weight_decay=0.0,
-        ema=0.99,
-        # Rotation makes the student start as the teacher's DDIM sampler. The other two make it
-        # train on t = 1 and r = 0, where sampling starts and ends.
-        step_form="rotation",
-        p_noise=0.2,
-        p_clean=0.3,
-    )
+    # Rotation makes the student start as the teacher's DDIM sampler.
+    c.diladiff.update(ema=0.99, step_form="rotation")
     c.sampling.update(prior_method="ddim")
     return c
 
@@ -93,11 +78,35 @@ def _stories(c: ConfigDict) -> None:
     c.diffusion.d = 1.0  # with 10, latents of this width are almost pure noise most of the time
     for stage in (c.mdlm, c.mdlm_long, c.autoencoder, c.ladiff, c.diladiff):
         stage.batch = 128
-    c.mdlm.steps, c.autoencoder.steps, c.ladiff.steps, c.diladiff.steps = 350, 450, 400, 120
-    # With the published probabilities of 0.7, latents of this width lose which words they encode.
-    c.autoencoder.update(noise=0.3, p_feat=0.3, p_lat=0.4, p_drop=0.5)
-    c.diladiff.tangent_warmup = 36
-    c.sampling.update(batch=128, decode_steps=8, prior_steps=25, student_steps=5)
+    c.mdlm.steps, c.autoencoder.steps, c.ladiff.steps, c.diladiff.steps = 350, 450, 2000, 300
+    # Noise makes words keep a distance in the latent that the prior can hit, and a quarter of the
+    # latents that reach the decoder as they are makes it trust them: without those, 92% of the
+    # documents decoded from true latents are valid instead of 99%, and 36% of the sampled ones
+    # instead of 70%. With the paper's augmentation they are 90% and, after 400 updates, 37%.
+    c.autoencoder.update(
+        noise=0.3,
+        p_feat=0.3,
+        latent_augmentation="noise",
+        p_drop=0.25,
+        p_latent_noise=2 / 3,
+        latent_noise_low=0.0,
+        latent_noise_high=0.8,
+    )
+    c.diladiff.update(
+        distillation="progressive",
+        self_conditioning=0.0,
+        learning_rate=1e-3,
+        muon_learning_rate=0.01,
+    )
+    c.sampling.update(
+        batch=128,
+        decode_steps=8,
+        prior_steps=25,
+        eta=1.0,
+        student_steps=4,
+        student_self_conditioning="none",
+        gamma=0.0,
+    )
     c.evaluation.update(
         samples=256, decode_steps=(1, 2, 4, 8, 16, 32), control_steps=(2, 8), bound_draws=8
     )
@@ -131,7 +140,14 @@ def _real_text(c: ConfigDict, corpus: str) -> None:
     # With weaker masking (0.2), one step decodes nine tenths of the text correctly, but from a
     # latent that the prior finds harder to learn.
     c.autoencoder.update(noise=0.3, p_feat=0.3, p_lat=0.4, p_drop=0.5)
-    c.diladiff.tangent_warmup = 60
+    c.diladiff.update(
+        learning_rate=3e-4,  # at 1e-3 the error grows once the tangents have their full weight
+        muon_learning_rate=0.002,
+        tangent_warmup=60,
+        # So that it trains on t = 1 and r = 0, where sampling starts and ends.
+        p_noise=0.2,
+        p_clean=0.3,
+    )
     c.sampling.update(batch=64, decode_steps=8, prior_steps=50, student_steps=5)
     c.evaluation.update(
         samples=256, decode_steps=(1, 2, 4, 8, 16, 32), control_steps=(2, 8), bound_draws=8

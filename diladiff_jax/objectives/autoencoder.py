@@ -36,8 +36,7 @@ class AutoencoderOptions(MDLMOptions):
     p_feat: float = setting(0.7, "share of a feature vector's elements zeroed", between(0, 1))
     latent_augmentation: str = setting(
         "dropout",
-        "what is done to latents: elements of half of them zeroed (the paper's), or Gaussian noise "
-        "on all",
+        "what is done to latents: elements of half of them zeroed (the paper's), or Gaussian noise",
         one_of("dropout", "noise"),
     )
     p_lat: float = setting(
@@ -46,6 +45,12 @@ class AutoencoderOptions(MDLMOptions):
     p_drop: float = setting(
         0.75,
         "probability that noise replaces the latent; under `dropout`, in half of the examples",
+        between(0, 1),
+    )
+    p_latent_noise: float = setting(
+        1.0,
+        "augmentation `noise`: probability that a latent that `p_drop` leaves is noised; "
+        "the others reach the decoder as they are",
         between(0, 1),
     )
     latent_noise_low: float = setting(
@@ -110,17 +115,18 @@ def add_noise(
 ) -> Float[Array, "B N D"]:
     """Gaussian noise that keeps the variance: sqrt(1 - s^2) z + s eps, with one s per latent.
 
-    The level s of an example is uniform on [latent_noise_low, latent_noise_high]; with probability
-    `p_drop` it is 1. With probability `p_suffix` it is 1 for a random suffix of the N latents, of 1
-    to N - 1 of them.
+    The level s of an example is 1 with probability `p_drop`. Otherwise it is uniform on
+    [latent_noise_low, latent_noise_high] with probability `p_latent_noise`, and else 0. With
+    probability `p_suffix` it is 1 for a random suffix of the N latents, of 1 to N - 1 of them.
 
     A latent of n dimensions that always has noise of at least s carries at most n log2(1 / s) bits,
-    so the lowest level sets a bound on the rate.
+    so the lowest level sets a bound on the rate if `p_latent_noise` is 1.
     """
-    level, drop, suffix, length, eps = jax.random.split(key, 5)
+    level, drop, noised, suffix, length, eps = jax.random.split(key, 6)
     batch, n = z.shape[:2]
     low, high = options.latent_noise_low, options.latent_noise_high
     s = jax.random.uniform(level, (batch, 1, 1), jnp.float32, minval=low, maxval=high)
+    s = jnp.where(bernoulli_rows(noised, options.p_latent_noise, z), s, 0.0)
     s = jnp.where(bernoulli_rows(drop, options.p_drop, z), 1.0, s)
     if options.p_suffix > 0 and n > 1:
         kept = jax.random.randint(length, (batch, 1, 1), 1, n, jnp.int32)

@@ -82,18 +82,22 @@ def test_no_augmentation_is_the_identity():
 
 
 def test_latent_noise_has_a_level_of_its_own_in_each_example():
-    """s is uniform on [0.3, 0.9], except that p_drop of the examples have s = 1.
+    """s is uniform on [0.3, 0.9] with probability p_latent_noise, else 0; p_drop of all have s = 1.
 
     The level is recovered from latents of 400 equal elements: their mean is sqrt(1 - s^2) c.
     Shares to 4.5 sigma; KS of the levels, false alarm 1e-5.
     """
-    options = AutoencoderOptions(p_drop=0.2, latent_noise_low=0.3, latent_noise_high=0.9)
+    options = AutoencoderOptions(
+        p_drop=0.2, p_latent_noise=0.6, latent_noise_low=0.3, latent_noise_high=0.9
+    )
     z = jnp.full((4_000, 20, 20), 100.0)
     out = np.asarray(jax.jit(lambda z: add_noise(jax.random.key(1), z, options))(z))
     s = np.sqrt(np.clip(1 - (out.mean(axis=(1, 2)) / 100) ** 2, 0, 1))
-    replaced = s > 0.95
+    replaced, untouched = s > 0.95, (out == 100.0).all(axis=(1, 2))
     assert abs(replaced.mean() - 0.2) < WITHIN(0.2, 4_000)
-    assert scipy.stats.kstest(s[~replaced], "uniform", (0.3, 0.6)).pvalue > 1e-5
+    assert abs(untouched.mean() - 0.8 * 0.4) < WITHIN(0.32, 4_000)
+    noised = s[~replaced & ~untouched]
+    assert scipy.stats.kstest(noised, "uniform", (0.3, 0.6)).pvalue > 1e-5
     np.testing.assert_allclose(out.var(axis=(1, 2)), s**2, rtol=0.4)
 
 
