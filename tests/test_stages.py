@@ -7,6 +7,7 @@ import pytest
 from diladiff_jax import stages
 from diladiff_jax.config import blocks
 from diladiff_jax.run_options import TrainingOptions
+from diladiff_jax.sampling import SamplingOptions
 from diladiff_jax.stages import MODELS, STAGES
 
 
@@ -94,3 +95,11 @@ def test_an_unknown_name_is_an_error_that_lists_the_known_ones():
     with pytest.raises(ValueError, match="model: got 'null_latent', expected one of mdlm"):
         stages.model_named("null_latent")
     assert stages.model_named("null_latent", controls=True).control
+
+
+@pytest.mark.parametrize(("conditioned_on", "calls"), [("current", 8), ("none", 4)])
+def test_undistilled_controls_make_as_many_calls_as_the_student(conditioned_on, calls):
+    """A step of the student is a jump, after a second call if that is what conditions it."""
+    options = SamplingOptions(student_steps=4, student_self_conditioning=conditioned_on)
+    for name in ("prior_ddim", "prior_dpmpp_2m"):
+        assert stages.model_named(name, controls=True).latent_steps(options) == calls

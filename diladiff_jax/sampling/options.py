@@ -74,6 +74,10 @@ class SamplingOptions(Options):
         "noise_level", "how gamma-sampling chooses the time to jump to", key_of(GAMMA_WARPS)
     )
 
+    def student_calls(self, steps: int) -> int:
+        """Network calls of the student in `steps` steps."""
+        return steps * (2 if self.student_self_conditioning == "current" else 1)
+
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Approximations need an order that supports them, and exclude each other."""
         order = ORDERS[self.order]

@@ -165,8 +165,7 @@ _PRIOR = {"decoder": _DECODER, "teacher": ("ladiff",)}
 
 def _student_calls(options: SamplingOptions) -> int:
     """Steps of the prior with as many network calls as the student makes."""
-    calls_per_step = 2 if options.student_self_conditioning == "current" else 1
-    return calls_per_step * options.student_steps
+    return options.student_calls(options.student_steps)
 
 
 register_model(

@@ -20,7 +20,7 @@ from diladiff_jax.sampling.sampler import PriorLatents
 from diladiff_jax.stages import MODELS, SampledModel
 
 _LIMIT_STEPS = 200
-_CALLS = (5, 10, 20)
+_CALLS = (2, 4, 5, 8, 10, 20)
 _STUDENT_STEPS = (1, 2, 4, 5, 8)
 
 
@@ -70,9 +70,10 @@ def sampled_rows(
 def latent_samplers(model: Model, samples: int, *, seed: int = 0) -> Table:
     """What each latent sampler and the student reach with few network calls.
 
-    A step takes as many calls of the network as its solver says, the student's two. The first
-    solver (Euler's method) with 200 steps is the limit that the others approach. Solvers that need
-    a velocity which the schedule does not have are left out. Decoding is as in the config.
+    A step takes as many calls of the network as its solver or the student's options say. The first
+    solver (Euler's method) with 200 steps is the limit that the deterministic ones approach. DDIM
+    is there without fresh noise and with that of the DDPM posterior. Solvers that need a velocity
+    which the schedule does not have are left out. Decoding is as in the config.
 
     Args:
       model: the workdir's models.
@@ -88,19 +89,26 @@ def latent_samplers(model: Model, samples: int, *, seed: int = 0) -> Table:
         for name in solvers
     }
 
-    def row(label: str, record: SampledModel, steps: int, calls: int) -> list[Any]:
-        tokens = _tokens(model, record, steps, samples, seed)
+    def row(
+        label: str, record: SampledModel, steps: int, calls: int, eta: float = 0.0
+    ) -> list[Any]:
+        tokens = _tokens(model, record, steps, samples, seed, eta)
         found = measure(tokens)
         return [label, steps, calls, *(c for metric in QUALITY for c in cells(found.get(metric)))]
 
     limit = next(iter(solvers))
     calls = solvers[limit].calls(_LIMIT_STEPS)
     rows = [row(solvers[limit].title, priors[limit], _LIMIT_STEPS, calls)]
-    for name, solver in solvers.items():
+    variants = [(solver.title, name, 0.0) for name, solver in solvers.items()]
+    variants.append(("DDIM, eta 1", "ddim", 1.0))
+    for title, name, eta in variants:
         for most in _CALLS:
-            steps = solver.steps_within(most)
-            rows.append(row(solver.title, priors[name], steps, solver.calls(steps)))
-    rows += [row("student", MODELS["diladiff"], steps, 2 * steps) for steps in _STUDENT_STEPS]
+            steps = solvers[name].steps_within(most)
+            rows.append(row(title, priors[name], steps, solvers[name].calls(steps), eta))
+    student_calls = model.sampler.options.student_calls
+    rows += [
+        row("student", MODELS["diladiff"], steps, student_calls(steps)) for steps in _STUDENT_STEPS
+    ]
     columns = ["latents by", "steps", "network calls"]
     columns += [c for metric in QUALITY for c in (metric, "low", "high")]
     kept = [i for i in range(len(columns)) if i < 3 or any(r[i] is not None for r in rows)]
@@ -116,12 +124,12 @@ def latent_samplers(model: Model, samples: int, *, seed: int = 0) -> Table:
 
 
 def _tokens(
-    model: Model, record: SampledModel, latent_steps: int, samples: int, seed: int
+    model: Model, record: SampledModel, latent_steps: int, samples: int, seed: int, eta: float
 ) -> np.ndarray:
     """Tokens `[samples, L]` of a model, or of one with another source of latents."""
     size, program = sampling_batch(model), model.program(record)
     prompt = model.experiment.process.initial((size, model.length))
-    controls = model.controls(record.name, latent_steps=latent_steps)
+    controls = model.controls(record.name, latent_steps=latent_steps, eta=eta)
     parameters, key = model.parameters(record.name), random_key(seed)
     parts = [
         np.asarray(program(parameters, key, jnp.arange(i, i + size), prompt, controls).tokens)

@@ -393,6 +393,7 @@ def test_all_analyses_of_a_trained_workdir(trained):
         ("Heun", 3, 5),
         ("Heun", 10, 19),
         ("DPM-Solver++(2M)", 20, 20),
+        ("DDIM, eta 1", 8, 8),
         ("student", 4, 8),
     }
     likelihood = next(t for t in found.tables if t["id"] == "ladiff_likelihood")
