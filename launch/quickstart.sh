@@ -5,9 +5,9 @@
 #
 #   WORKDIR    folder for everything it creates; default runs/CORPUS. To resume a stopped run, run
 #              the same command again.
-#   --corpus   stories (default): texts of a grammar with exact oracles; 5 minutes on two idle
-#              cores, 14 on busy ones. pydocs: the documentation of this Python. Or a folder, glob
-#              or file of your own text.
+#   --corpus   stories (default): texts of a grammar with exact oracles; 23 minutes on two cores of a
+#              shared machine. pydocs: the documentation of this Python. Or a folder, glob or file
+#              of your own text.
 #   --config   experiment file; default configs/tiny.py.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
