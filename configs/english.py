@@ -5,8 +5,8 @@
         --stage=autoencoder
 
 The part after the colon is a folder or file of text. With `--init_from` a stage starts from a
-trained MDLM, which has to have the same backbone and tokenizer. Times and sizes of the latent are
-a plan: nothing has been trained with this config to its end yet.
+trained MDLM, which has to have the same backbone and tokenizer. docs/results.md says what a third
+of these updates gave; the student has not been trained with this config yet.
 """
 
 from ml_collections import ConfigDict
