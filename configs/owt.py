@@ -21,7 +21,7 @@ from diladiff_jax.config import default_config
 def get_config() -> ConfigDict:
     """Returns the config."""
     c = default_config()  # the defaults are the published setting
-    c.compute_dtype = "bfloat16"  # the student always computes in float32
+    c.compute_dtype = "bfloat16"  # the student is trained in float32
     c.data.update(corpus="openwebtext", validation_last=100_000)
     c.tokenizer.update(kind="wordpiece", file="vocab.txt", lowercase=True)
     # The last layer, of width 768. BERT has 512 positions, so it reads a text of 1,024 tokens in

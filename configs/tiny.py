@@ -88,8 +88,6 @@ def _stories(c: ConfigDict) -> None:
         latent_augmentation="noise",
         p_drop=0.25,
         p_latent_noise=2 / 3,
-        latent_noise_low=0.0,
-        latent_noise_high=0.8,
     )
     c.diladiff.update(
         distillation="progressive",
