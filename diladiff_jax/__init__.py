@@ -21,6 +21,7 @@ from diladiff_jax.stages import (
     register_stage,
 )
 from diladiff_jax.storage.errors import CheckpointError, PretrainedError
+from diladiff_jax.storage.released import models
 
 __version__ = "0.1.0"
 
@@ -37,6 +38,7 @@ __all__ = [
     "Stage",
     "diffusion",
     "load",
+    "models",
     "nn",
     "objectives",
     "register_model",

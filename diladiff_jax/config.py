@@ -37,8 +37,8 @@ from diladiff_jax.run_options import (
     MemoryOptions,
     MeshOptions,
 )
-from diladiff_jax.sampling.latent import SOLVERS
 from diladiff_jax.sampling.options import SamplingOptions
+from diladiff_jax.sampling.solvers import SOLVERS
 
 Config = Any
 """A checked experiment: an `ml_collections.ConfigDict`, whose attributes no type checker knows."""

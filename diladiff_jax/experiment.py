@@ -139,18 +139,19 @@ class Experiment:
         return stages.take(self.restore(stage), tuple(path))
 
     def restore_statistics(self) -> dict[str, Any]:
-        """The statistics frozen at the end of the autoencoder stage.
+        """The statistics frozen at the end of the encoder's stage.
 
         Raises:
           CheckpointError: that stage has no checkpoint, or one that cannot be read.
         """
-        home = lineage.home_of_trained_stage(self.workdir, "autoencoder")
-        objective: Any = self.objective("autoencoder")
+        stage = stages.ENCODER[0]
+        home = lineage.home_of_trained_stage(self.workdir, stage)
+        objective: Any = self.objective(stage)
         abstract = jax.eval_shape(objective.init_statistics)
         shardings = jax.tree.map(lambda _: sharding.replicated(self.mesh), abstract)
         if bundles.is_bundle(home):
             return bundles.Bundle(home).read_statistics(abstract, shardings)
-        with Checkpoints(home / "autoencoder" / "checkpoints") as checkpoints:
+        with Checkpoints(home / stage / "checkpoints") as checkpoints:
             return checkpoints.restore_item("statistics", abstract, shardings)
 
     def context(self, stage: str) -> Context:
@@ -171,7 +172,7 @@ class Experiment:
             name: stages.take(trained[earlier], tuple(path))
             for name, (earlier, *path) in sources.items()
         }
-        statistics = self.restore_statistics() if "autoencoder" in needed else {}
+        statistics = self.restore_statistics() if stages.ENCODER[0] in needed else {}
         return Context(frozen, statistics)
 
     @property

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from diladiff_jax import arguments, files, stages
+from diladiff_jax import arguments, stages
 from diladiff_jax import config as config_lib
 from diladiff_jax.config import Config
 from diladiff_jax.data import tokenizers
@@ -28,7 +28,7 @@ from diladiff_jax.parallel import sharding
 from diladiff_jax.programs import Programs
 from diladiff_jax.sampling.sampler import Controls, Sample, Sampler
 from diladiff_jax.stages import MODELS, SampledModel
-from diladiff_jax.storage import bundles, config_file, lineage, origins
+from diladiff_jax.storage import bundles, config_file, lineage, origins, released
 from diladiff_jax.storage.errors import CheckpointError
 
 Array = jax.Array
@@ -171,6 +171,23 @@ class Model:
         record = self._record(None) if model is None else stages.model_named(model, controls=True)
         return arguments.controls(self.sampler.options, record, self.length, given)
 
+    def sampling_settings(self, model: str | None = None, **given: Any) -> dict[str, Any]:
+        """All settings of a sampling call by name, for a record of how samples were made.
+
+        Arguments and errors are those of `controls`.
+
+        Returns:
+          The `sampling` block of the config, with what is `given` in place of its values, as
+          plain Python values; `latent_steps` is there for a model with a latent sampler.
+        """
+        record = self._record(None) if model is None else stages.model_named(model, controls=True)
+        self.controls(record.name, **given)  # raises if a value is out of range
+        options = dataclasses.asdict(self.sampler.options)
+        del options["batch"]  # changes no sample
+        if record.latent_steps is not None:
+            options["latent_steps"] = record.latent_steps(self.sampler.options)
+        return options | {name: value for name, value in given.items() if value is not None}
+
     # Sampling.
 
     @under_pinned_settings
@@ -289,7 +306,7 @@ class Model:
         features = stages.features_source(self.experiment.settings)
         frozen = {
             "features": self.trained(features),
-            "encoder": self.trained("autoencoder")["encoder"],
+            "encoder": stages.take(self.trained(stages.ENCODER[0]), stages.ENCODER[1:]),
         }
         parts = [
             self._programs.encode(frozen, self.statistics, jnp.asarray(tokens[rows]))
@@ -412,12 +429,12 @@ def load(
     mesh: Mesh | None = None,
     compute_dtype: str | None = None,
 ) -> Model:
-    """Opens a workdir of `launch/train.py`, or a bundle of `launch/export.py`.
+    """Opens a workdir of `launch/train.py`, a bundle of `launch/export.py`, or a released model.
 
     Networks are restored when first needed, each device reading only its own shards.
 
     Args:
-      workdir: the folder.
+      workdir: the folder, or a name in `models()`.
       config: the workdir's config, in which settings that may change (docs/architecture.md) may
         differ; default: the config as saved.
       mesh: with axes (data, fsdp, tensor); default all devices along data.
@@ -430,7 +447,7 @@ def load(
       ConfigError, DataError, PretrainedError, CheckpointError: it is neither, or damaged; or an
         argument is invalid.
     """
-    workdir = files.expand(workdir)
+    workdir = released.locate(workdir)
     if bundles.is_bundle(workdir):
         bundles.Bundle(workdir).check()
     if config is None:

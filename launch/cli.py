@@ -29,6 +29,7 @@ try:
         describe_flag_error,
         expand_home,
         flag_value,
+        locate_released,
         print_error,
     )
     from cli_files import check_replaceable, check_writable_folder, write_json
@@ -94,7 +95,8 @@ def experiment_flags() -> flags.FlagHolder:
     flags.DEFINE_string(
         "workdir",
         None,
-        "Folder of the experiment: its config, tokenizer, checkpoints, samples and report.",
+        "Folder of the experiment: its config, tokenizer, checkpoints, samples and report."
+        " Where nothing is trained, also a bundle or the name of a released model.",
         required=True,
     )
     return config_flag(
@@ -311,7 +313,7 @@ def _run_guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> 
 
 def _parse(argv: Sequence[str]) -> Sequence[str]:
     """Parses the flags for absl's `app.run`. Returns the remaining arguments."""
-    argv = expand_home(argv, _PATHS)
+    argv = locate_released(expand_home(argv, _PATHS), ROOT / "diladiff_jax" / "released")
     workdir, source = flag_value(argv, "workdir"), None
     for name in ("workdir", "init_from"):
         if flag_value(argv, name) == "":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pathlib
 import re
 import sys
 from collections.abc import Sequence
@@ -59,6 +60,25 @@ def expand_home(argv: Sequence[str], names: Sequence[str]) -> list[str]:
             parts = value.split(",") if key.endswith("compare") else [value]
             word = f"{key}={','.join(map(os.path.expanduser, parts))}"
         follows = not follows and not equals and word.startswith("-") and key.lstrip("-") in names
+        words.append(word)
+    return words
+
+
+def locate_released(argv: Sequence[str], folder: pathlib.Path) -> list[str]:
+    """The command line with the name of a released model in `folder` replaced by its path.
+
+    It may be the value of --workdir or --init_from, unless a folder of that name exists here.
+    """
+    words = []
+    for before, word in zip(["", *argv], argv, strict=False):
+        key, equals, value = word.rpartition("=") if word.startswith("-") else (before, "", word)
+        if (
+            key.lstrip("-") in ("workdir", "init_from")
+            and pathlib.PurePath(value).name == value
+            and (folder / value / "bundle.json").is_file()
+            and not os.path.exists(value)
+        ):
+            word = f"{key}={folder / value}" if equals else str(folder / value)
         words.append(word)
     return words
 

@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
     import diladiff_jax as dl
     from diladiff_jax.console import say
     from diladiff_jax.parallel import make_mesh
-    from diladiff_jax.stages import MODELS, features_source, sampled_models
+    from diladiff_jax.stages import ENCODER, MODELS, features_source, sampled_models
     from diladiff_jax.storage import bundles
 
     if not _OUT.value:
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
     if _MODEL.value is not None:
         stages = MODELS[_MODEL.value].stages
         # The encoder reads the MDLM's features.
-        if "autoencoder" in stages and features_source(model.experiment.settings) == "mdlm":
+        if ENCODER[0] in stages and features_source(model.experiment.settings) == "mdlm":
             stages = ("mdlm", *stages)
     out = bundles.export(model.experiment, _OUT.value, stages=stages, dtype=jnp.dtype(_DTYPE.value))
     files = [path for path in out.rglob("*") if path.is_file()]

@@ -141,7 +141,9 @@ def _write_samples(model: Any, name: str | None, path: pathlib.Path) -> None:
     from diladiff_jax.console import say
     from diladiff_jax.storage import bundles
 
-    fields = {"seed": _SEED.value, "model": name, **_settings(model, name)}
+    fields = {"seed": _SEED.value, "model": name, **model.sampling_settings(name, **_overrides())}
+    if _PROMPT.value is not None:
+        fields["prompt"] = _PROMPT.value
     if bundles.is_bundle(path.absolute().parent):
         raise cli.UsageError(
             f"--out={path} is in a bundle, which must not change. Give a file in another folder."
@@ -155,45 +157,22 @@ def _write_samples(model: Any, name: str | None, path: pathlib.Path) -> None:
         start=_START.value,
         num=_NUM.value,
         fields=fields,
-        origin=fields | _origin(model),
+        origin=_origin(model, fields),
         raw_text=model.tokenizer.raw_text,
     )
     say(f"{_NUM.value} samples of {name}: {_OUT.value}")
 
 
-def _settings(model: Any, name: str | None) -> dict[str, Any]:
-    """The settings of the sampler, with the config's defaults; those of a latent if it has one."""
-    from diladiff_jax.stages import MODELS
-
-    controls = model.controls(name, **_overrides())._asdict()
-    names = ["decode_steps", "temperature", "top_p"]
-    if name and MODELS[name].latent_steps is not None:
-        names += ["latent_steps", "gamma", "eta", "final_noise"]
-    sampling = model.config.sampling
-    settings = {key: controls[key].item() for key in names}
-    settings |= {"order": sampling.order, "refresh_every": sampling.refresh_every}
-    if sampling.order == "threshold":
-        settings["threshold"] = sampling.threshold
-    if sampling.skip_layers:
-        settings["skip_layers"] = list(sampling.skip_layers)
-        settings["skip_from"] = sampling.skip_from
-    if _PROMPT.value is not None:
-        settings["prompt"] = _PROMPT.value
-    return settings
-
-
-def _origin(model: Any) -> dict[str, Any]:
-    """What else determines the samples: only a run with the same origin is continued."""
+def _origin(model: Any, fields: dict[str, Any]) -> dict[str, Any]:
+    """What determines the samples: only a run with the same origin is continued."""
     from diladiff_jax.stages import STAGES
 
-    origin = {
+    origin = fields | {
         "workdir": str(pathlib.Path(flags.FLAGS.workdir).absolute()),
         "start": _START.value,
-        "prompt": _PROMPT.value,
         "score": _SCORE.value,
         "compute_dtype": model.experiment.compute_dtype,
         "trained_steps": {stage: model.trained_steps(stage) for stage in STAGES},
-        "sampling": model.config.sampling.to_dict() | {"batch": None},
     }
     return json.loads(json.dumps(origin))  # as it will be read back: tuples become lists
 

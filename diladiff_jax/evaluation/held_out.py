@@ -12,7 +12,7 @@ from diladiff_jax.evaluation.measures.intervals import Estimate
 from diladiff_jax.evaluation.measures.likelihood import Denoiser
 from diladiff_jax.jax_settings import random_key
 from diladiff_jax.model import Model
-from diladiff_jax.stages import MODELS
+from diladiff_jax.stages import DECODER, MODELS, TRUE_LATENT
 
 
 def validation_rows(prepared: Prepared, samples: int) -> np.ndarray:
@@ -31,7 +31,7 @@ def plain_denoiser(model: Model, name: str) -> Denoiser:
 def decoder(model: Model, latents: np.ndarray | None = None) -> Denoiser:
     """The autoencoder's trained decoder, given a latent `[n, N, D_lat]` for each row."""
     network: Any = model.networks.decoder
-    params = model.trained("autoencoder")["decoder"]
+    params = model.parameters(TRUE_LATENT.name)["decoder"]
     return Denoiser(
         lambda params, x_t, z: network.apply({"params": params}, x_t, z), params, latents
     )
@@ -50,7 +50,7 @@ def network_bounds(model: Model, rows: np.ndarray) -> dict[str, dict[str, Estima
         for name in model.models
         if not MODELS[name].has_latent
     }
-    if model.has("autoencoder"):
+    if model.has(DECODER[0]):
         latents = np.asarray(model.encode(rows))
         found["autoencoder bound"] = _bound(model, decoder(model, latents), rows)
     return found

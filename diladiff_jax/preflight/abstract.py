@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from diladiff_jax import config as config_lib
-from diladiff_jax import files
+from diladiff_jax import files, stages
 from diladiff_jax.config import Config
 from diladiff_jax.experiment import Experiment
 from diladiff_jax.jax_settings import random_key
@@ -92,7 +92,7 @@ class AbstractExperiment(Experiment):
 
     def restore_statistics(self) -> dict[str, Any]:
         """Shapes of the frozen statistics."""
-        autoencoder: Any = self.objective("autoencoder")
+        autoencoder: Any = self.objective(stages.ENCODER[0])
         shapes = jax.eval_shape(autoencoder.init_statistics)
         return abstract_arrays(
             shapes, jax.tree.map(lambda _: sharding.replicated(self.mesh), shapes)

@@ -13,14 +13,7 @@ from diladiff_jax.sampling.categorical import (
     uniform_per_sample,
 )
 from diladiff_jax.sampling.controls import Controls
-from diladiff_jax.sampling.latent import (
-    GAMMA_WARPS,
-    SOLVERS,
-    Solver,
-    Step,
-    few_step,
-    register_solver,
-)
+from diladiff_jax.sampling.latent import GAMMA_WARPS, few_step
 from diladiff_jax.sampling.options import SamplingOptions
 from diladiff_jax.sampling.orders import (
     ORDERS,
@@ -40,6 +33,7 @@ from diladiff_jax.sampling.sampler import (
     Sampler,
     StudentLatents,
 )
+from diladiff_jax.sampling.solvers import SOLVERS, Solver, Step, register_solver
 
 __all__ = [
     "GAMMA_WARPS",

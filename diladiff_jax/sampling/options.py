@@ -15,8 +15,9 @@ from diladiff_jax.options import (
     setting,
 )
 from diladiff_jax.sampling.categorical import MAX_TEMPERATURE
-from diladiff_jax.sampling.latent import GAMMA_WARPS, SELF_CONDITIONINGS, SOLVERS
+from diladiff_jax.sampling.latent import GAMMA_WARPS, SELF_CONDITIONINGS
 from diladiff_jax.sampling.orders import ORDERS
+from diladiff_jax.sampling.solvers import SOLVERS
 
 
 @dataclasses.dataclass(frozen=True)

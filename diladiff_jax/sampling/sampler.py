@@ -63,7 +63,7 @@ class PriorLatents:
     """LaDiff: the reverse diffusion of the prior, parameters "teacher".
 
     Attributes:
-      method: a solver of `latent.SOLVERS`; None takes `sampling.prior_method`.
+      method: a solver of `solvers.SOLVERS`; None takes `sampling.prior_method`.
       self_conditioning: None takes `sampling.prior_self_conditioning`.
     """
 

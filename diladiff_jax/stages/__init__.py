@@ -8,6 +8,8 @@ complete examples.
 
 from diladiff_jax.stages.method import TRUE_LATENT
 from diladiff_jax.stages.records import (
+    DECODER,
+    ENCODER,
     FEATURES,
     Parts,
     Preview,
@@ -34,6 +36,8 @@ from diladiff_jax.stages.registry import (
 )
 
 __all__ = [
+    "DECODER",
+    "ENCODER",
     "FEATURES",
     "MODELS",
     "STAGES",

@@ -12,12 +12,13 @@ from diladiff_jax.run_options import TrainingOptions
 from diladiff_jax.sampling.options import SamplingOptions
 from diladiff_jax.sampling.sampler import NullLatents, PriorLatents, Sample, StudentLatents
 from diladiff_jax.stages.records import (
+    DECODER,
+    ENCODER,
     FEATURES,
     Parts,
     Preview,
     PreviewInputs,
     SampledModel,
-    Source,
     Stage,
     Start,
 )
@@ -111,7 +112,7 @@ register_stage(
         LaDiffOptions(),
         TrainingOptions(steps=150_000, learning_rate=2e-4, schedule="constant"),
         predecessor="autoencoder",
-        frozen={"features": FEATURES, "encoder": ("autoencoder", "encoder")},
+        frozen={"features": FEATURES, "encoder": ENCODER},
         preview="ladiff",
         meaning=("latent_denoiser", "diffusion"),
     )
@@ -126,7 +127,7 @@ register_stage(
         predecessor="ladiff",
         frozen={
             "features": FEATURES,
-            "encoder": ("autoencoder", "encoder"),
+            "encoder": ENCODER,
             "teacher": ("ladiff",),
         },
         start=Start(("ladiff",), student_from_teacher),
@@ -159,8 +160,7 @@ register_stage(
     )
 )
 
-_DECODER: Source = ("autoencoder", "decoder")
-_PRIOR = {"decoder": _DECODER, "teacher": ("ladiff",)}
+_PRIOR = {"decoder": DECODER, "teacher": ("ladiff",)}
 
 
 def _student_calls(options: SamplingOptions) -> int:
@@ -206,7 +206,7 @@ register_model(
     SampledModel(
         "diladiff",
         "DiLaDiff",
-        {"decoder": _DECODER, "student": ("diladiff",)},
+        {"decoder": DECODER, "student": ("diladiff",)},
         StudentLatents(),
         lambda options: options.student_steps,
         preferred=True,
@@ -245,7 +245,7 @@ TRUE_LATENT = register_model(
     SampledModel(
         "true_latent",
         "decoder, true latents",
-        {"decoder": _DECODER},
+        {"decoder": DECODER},
         takes_latents=True,
         control=True,
         color="#3f8a57",
@@ -257,7 +257,7 @@ register_model(
     SampledModel(
         "null_latent",
         "decoder, null latent",
-        {"decoder": _DECODER},
+        {"decoder": DECODER},
         NullLatents(),
         control=True,
         color="#9a5fb0",

@@ -25,6 +25,13 @@ FEATURES: Source = ("features",)
 """The feature extractor's parameters: those of the MDLM, or of the published encoder ("bert")."""
 
 
+ENCODER: Source = ("autoencoder", "encoder")
+"""The text encoder's parameters. Its stage also keeps the statistics that standardize latents."""
+
+DECODER: Source = ("autoencoder", "decoder")
+"""The latent-conditioned decoder's parameters."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Parts:
     """What objectives are built from.

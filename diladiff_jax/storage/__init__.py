@@ -8,6 +8,7 @@ Modules:
   lineage: which workdir or bundle each stage is read from.
   origins: what each trained stage was made from.
   workdir: the lock on a workdir.
+  released: trained models that come with the package.
   pretrained: files of published networks, and published encoders.
   scorers, gguf_file: published scorers.
 """
@@ -19,6 +20,7 @@ from diladiff_jax.storage import (
     lineage,
     origins,
     pretrained,
+    released,
     scorers,
 )
 from diladiff_jax.storage.bundles import Bundle, export, is_bundle
@@ -48,6 +50,7 @@ __all__ = [
     "origins",
     "pretrained",
     "quarantine_corrupt",
+    "released",
     "require_intact",
     "scorers",
     "workdir_lock",

@@ -19,8 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diladiff_jax import files
-from diladiff_jax.objectives.base import Context
+from diladiff_jax import files, stages
+from diladiff_jax.console import say
+from diladiff_jax.data.prepared import Prepared
+from diladiff_jax.experiment import Experiment
+from diladiff_jax.objectives.base import Context, Objective
 from diladiff_jax.objectives.encoding import TextEncoder
 from diladiff_jax.parallel import sharding
 from diladiff_jax.parallel.processes import run_on_process_zero
@@ -65,6 +68,32 @@ def fingerprint(tree: Any) -> str:
 
     values = [int(value) for value in sums(jax.tree.leaves(tree))]
     return hashlib.sha256(repr(values).encode()).hexdigest()[:16]
+
+
+def stage_latents(
+    experiment: Experiment, stage: str, objective: Objective, context: Context, prepared: Prepared
+) -> Latents | None:
+    """The latents of a stage's rows, if its objective reads only them, and each more than once."""
+    settings, split = experiment.config[stage], stages.stage_named(stage).rows
+    rows, text_encoder = prepared.rows(split), getattr(objective, "text_encoder", None)
+    if text_encoder is None or settings.steps * settings.batch <= len(rows):
+        return None
+
+    def log(text: str) -> None:
+        if jax.process_index() == 0:
+            say(f"{stage}: {text}")
+
+    return cached_latents(
+        experiment.workdir / "latents",
+        split,
+        rows,
+        prepared.rows_folder.name,
+        text_encoder,
+        context,
+        experiment.mesh,
+        limit_gib=experiment.config.memory.latent_cache_gib,
+        log=log,
+    )
 
 
 def cached_latents(

@@ -1,4 +1,7 @@
-"""The loop over updates that trains every stage."""
+"""The loop over updates that trains every stage.
+
+This file is a little longer than others because all of its parts share the loop's state.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ import jax
 import jax.numpy as jnp
 
 from diladiff_jax import stages
-from diladiff_jax.console import say
 from diladiff_jax.data.pipeline import Batches
 from diladiff_jax.data.prepared import Prepared
 from diladiff_jax.experiment import Experiment
@@ -20,7 +22,7 @@ from diladiff_jax.parallel.processes import Preempted, StopSignal
 from diladiff_jax.storage import config_file
 from diladiff_jax.storage.checkpoints import Checkpoints
 from diladiff_jax.training.anomalies import AnomalyMonitor, TrainingError
-from diladiff_jax.training.latent_cache import Latents, cached_latents
+from diladiff_jax.training.latent_cache import stage_latents
 from diladiff_jax.training.metrics import MetricsWriter, Progress
 from diladiff_jax.training.optimizer import make_optimizer
 from diladiff_jax.training.preview import make_preview, show_preview
@@ -117,7 +119,8 @@ class _StageTrainer:
         experiment, batch = self.experiment, self.settings.batch
         split = stages.stage_named(self.stage).rows
         rows = prepared.rows(split)
-        source = self._latents(prepared, split) or rows
+        latents = stage_latents(experiment, self.stage, self.objective, self.context, prepared)
+        source = rows if latents is None else latents
         self.example = jax.ShapeDtypeStruct((batch, *source[0].shape), source[0].dtype)
         local_rows = sharding.local_rows(experiment.mesh, batch)
         seed = data_seed(experiment.config.seed, self.stage)
@@ -127,28 +130,6 @@ class _StageTrainer:
         )
         resources.callback(self.checkpoints.close)
         return len(rows)
-
-    def _latents(self, prepared: Prepared, split: str) -> Latents | None:
-        """The rows' latents, for an objective that reads only them, and each more than once."""
-        rows, text_encoder = prepared.rows(split), getattr(self.objective, "text_encoder", None)
-        if text_encoder is None or self.settings.steps * self.settings.batch <= len(rows):
-            return None
-
-        def log(text: str) -> None:
-            if jax.process_index() == 0:
-                say(f"{self.stage}: {text}")
-
-        return cached_latents(
-            self.experiment.workdir / "latents",
-            split,
-            rows,
-            prepared.rows_folder.name,
-            text_encoder,
-            self.context,
-            self.experiment.mesh,
-            limit_gib=self.experiment.config.memory.latent_cache_gib,
-            log=log,
-        )
 
     def _compile(self, prepared: Prepared) -> None:
         """Prepares the jitted functions, which compile at their first call, and the clock."""
@@ -247,9 +228,9 @@ class _StageTrainer:
             beyond = f", which is not below stop_at = {stop_at}" if self.start >= self.stop else ""
             where = f"step {self.start} of {self.settings.steps}"
             self.progress.log(f"{self.stage}: resumes from {where}{beyond}")
-        mesh, params = self.experiment.mesh, self.abstract.params
-        replicated = sharding.replicated_parameters(params, self.shardings.params, mesh)
-        for note in start_notes(rows, self.settings.batch, replicated):
+        for note in start_notes(
+            rows, self.settings.batch, self.abstract, self.shardings, self.experiment.mesh
+        ):
             self.progress.log(f"{self.stage}: {note}")
 
     def _observe_pending(self) -> None:

@@ -103,7 +103,9 @@ def require_memory(stage: str, abstract: TrainState, shardings: TrainState) -> N
         )
 
 
-def start_notes(rows: int, batch: int, replicated: list[tuple[str, int]]) -> list[str]:
+def start_notes(
+    rows: int, batch: int, abstract: TrainState, shardings: TrainState, mesh: jax.sharding.Mesh
+) -> list[str]:
     """What the user of a stage may not expect: a small corpus, or replicated parameters."""
     notes = []
     if rows < batch:
@@ -111,6 +113,7 @@ def start_notes(rows: int, batch: int, replicated: list[tuple[str, int]]) -> lis
             f"the corpus has {rows} rows, so a batch of {batch} contains each of them about "
             f"{batch / rows:.1f} times"
         )
+    replicated = sharding.replicated_parameters(abstract.params, shardings.params, mesh)
     if replicated:
         names = ", ".join(f"{name} ({size / 2**20:.0f} MiB)" for name, size in replicated)
         notes.append(f"replicated although fsdp x tensor could shard them: {names}")

@@ -25,6 +25,7 @@ from diladiff_jax.evaluation.held_out import validation_rows
 from diladiff_jax.evaluation.measures.mauve import MissingPackage
 from diladiff_jax.evaluation.results import Results
 from diladiff_jax.model import Model
+from diladiff_jax.stages import MODELS, TRUE_LATENT
 
 _SWEEP_FIGURES = "figures 13 to 15"
 _ATTENTION_ROWS = 64
@@ -79,7 +80,7 @@ def _recovery(c: Context) -> Findings:
 def _attention(c: Context) -> Findings:
     found = attention_share(
         c.model.networks.decoder,
-        c.model.trained("autoencoder")["decoder"],
+        c.model.parameters(TRUE_LATENT.name)["decoder"],
         c.rows[:_ATTENTION_ROWS],
         c.latents[:_ATTENTION_ROWS],
         c.model.tokenizer,
@@ -119,8 +120,10 @@ def _likelihood(c: Context) -> Findings:
     return Findings(tables=[found])
 
 
-_DECODER, _STUDENT = ("autoencoder",), ("autoencoder", "diladiff")
-_PRIOR, _BOTH = ("autoencoder", "ladiff"), ("autoencoder", "ladiff", "diladiff")
+_DECODER, _PRIOR, _STUDENT = (
+    MODELS[name].stages for name in (TRUE_LATENT.name, "ladiff", "diladiff")
+)
+_BOTH = (*_PRIOR, *_STUDENT)
 
 ANALYSES = (
     Analysis("recovery by masking ratio", _DECODER, _recovery),

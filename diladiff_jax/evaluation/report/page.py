@@ -22,6 +22,7 @@ MEASURES = {
     "valid": "share of documents that the grammar could have written",
     "agreement": "share of a document's agreements between details that are kept",
     "exact_nll": "exact negative log-likelihood of the valid documents, in nats per document",
+    "detail_entropy": "entropy of the valid documents' details (who, what, where), in nats",
     "gen_ppl": "generative perplexity under the scorer; means little without the entropy beside it",
     "entropy": "unigram entropy within a sample, in nats",
     "mauve": "MAUVE against held-out text",

@@ -16,6 +16,7 @@ _METRICS = (
     "parses",
     "exact_nll",
     "distinct",
+    "detail_entropy",
     "gen_ppl",
     "empty",
     "entropy",

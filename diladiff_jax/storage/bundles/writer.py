@@ -14,7 +14,7 @@ import numpy as np
 from diladiff_jax import files
 from diladiff_jax.config import Config
 from diladiff_jax.data.tokenizers import Tokenizer
-from diladiff_jax.stages import STAGES
+from diladiff_jax.stages import ENCODER, STAGES
 from diladiff_jax.storage import pretrained
 from diladiff_jax.storage.bundles.format import (
     STATISTICS,
@@ -133,7 +133,7 @@ def _write(
         stage: StageEntry(count, _save_tree(folder, stage, experiment.restore(stage), dtype))
         for stage, count in steps.items()
     }
-    if "autoencoder" in steps:
+    if ENCODER[0] in steps:
         _save_tree(folder, STATISTICS, experiment.restore_statistics(), np.float32)
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     Manifest({name: FileEntry.of(folder / name) for name in names}, stages).write(folder)

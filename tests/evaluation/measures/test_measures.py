@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from math import factorial
 
 import flax.linen as nn
@@ -124,8 +125,26 @@ def test_the_oracle_accepts_its_own_language_only():
     # The mean of 400 documents within 5 standard errors: a false alarm is rarer than 1e-6.
     spread = np.std([-stories.log_likelihood(d) for d in good]) / 20
     assert measures["exact_nll"]["value"] == pytest.approx(stories.entropy(), abs=5 * spread)
+    # Eight details: 7 of them have entropies of at most log 20, whose estimates from 400 documents
+    # have standard errors below 0.02 each.
+    assert measures["detail_entropy"]["value"] == pytest.approx(stories.detail_entropy(), abs=0.2)
     bad = text.oracle_measures([d + " again" for d in good])
     assert bad["valid"]["value"] == 0 and "exact_nll" not in bad
+
+
+def test_detail_entropy_sees_what_validity_does_not():
+    """Valid stories of one family of details have little entropy; the language's is exact."""
+    uniform = 4 * math.log(20) + math.log(16) + 3 * math.log(2)  # 4 of 20, colours, 3 of two
+    assert stories.detail_entropy() == pytest.approx(uniform)
+    colours = ("red", "blue", "green", "grey")
+    same = [
+        f"Tom found two {c} kites at the harbour. He sold them to Mia. Mia keeps the {c} kites"
+        f" from the harbour."
+        for c in colours * 6
+    ]
+    measures = text.oracle_measures(same)
+    assert measures["valid"]["value"] == 1
+    assert measures["detail_entropy"]["value"] == pytest.approx(math.log(4) + 3 / 48)
 
 
 JOINT = np.random.default_rng(1).dirichlet(np.full(27, 0.4)).reshape(3, 3, 3)

@@ -1,8 +1,11 @@
-"""A browser for the tests of the report's page."""
+"""A report, and a browser to look at it."""
 
 import shutil
 
 import pytest
+from report_inputs import make_found, make_results, make_samples
+
+from diladiff_jax.evaluation import report
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 
@@ -18,3 +21,14 @@ def browser():
         browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder as evaluate.py writes it."""
+    folder = tmp_path_factory.mktemp("report")
+    results = make_results()
+    found = make_found(results)
+    report.write(results, folder)
+    assert report.write_page(results, found, make_samples(), folder) == folder / "report.html"
+    return folder

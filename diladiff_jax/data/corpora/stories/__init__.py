@@ -28,7 +28,14 @@ from collections.abc import Iterator
 from diladiff_jax.data.corpora.base import Corpus, Reader
 from diladiff_jax.data.corpora.splitting import SPLITS
 from diladiff_jax.data.corpora.stories.grammar import Grammar, Report, units
-from diladiff_jax.data.corpora.stories.language import AGREEMENTS, SENTENCES, SLOTS, Slot, Variant
+from diladiff_jax.data.corpora.stories.language import (
+    AGREEMENTS,
+    SENTENCES,
+    SLOTS,
+    Features,
+    Slot,
+    Variant,
+)
 from diladiff_jax.data.hashing import seed_from
 from diladiff_jax.data.options import DataOptions
 
@@ -42,6 +49,8 @@ __all__ = [
     "Stories",
     "Variant",
     "check",
+    "detail_entropy",
+    "details",
     "documents",
     "entropy",
     "log_likelihood",
@@ -76,6 +85,16 @@ def log_likelihood(text: str) -> float:
 def entropy() -> float:
     """The exact entropy of a story, in nats."""
     return _GRAMMAR.entropy()
+
+
+def details(text: str) -> Features | None:
+    """Who, what, where and how many, by feature; None if the text is not a story."""
+    return _GRAMMAR.details(text)
+
+
+def detail_entropy() -> float:
+    """The sum of the exact entropies of a story's details, in nats."""
+    return _GRAMMAR.detail_entropy()
 
 
 def vocabulary() -> frozenset[str]:

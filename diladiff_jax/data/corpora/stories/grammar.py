@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import math
 import random
@@ -165,6 +166,31 @@ class Grammar:
             for reading in self._readings(text)
             if not self._broken(reading)
         )
+
+    def details(self, text: str) -> Features | None:
+        """The value of each feature in a story; None if the text is not one."""
+        for reading in self._readings(text):
+            if not self._broken(reading):
+                asserted = [choice.options[option] for choice, option, _ in reading]
+                return dict(itertools.chain.from_iterable(a.items() for a in asserted))
+        return None
+
+    def detail_entropy(self) -> float:
+        """The sum of the entropies of the features' values over all stories, in nats.
+
+        A feature's values have the probabilities that they have in the first choice that asserts
+        it, which holds where `unlike` excludes every word equally often.
+        """
+        total, found = 0.0, set[str]()
+        for sentence in self._sentences:
+            slots = itertools.chain.from_iterable(sentence.options)
+            for choice in (sentence, *slots):
+                for feature in set(choice.features) - found:
+                    values = [asserted[feature] for asserted in choice.options.values()]
+                    shares = [n / len(values) for n in collections.Counter(values).values()]
+                    total -= math.fsum(p * math.log(p) for p in shares)
+                found.update(choice.features)
+        return total
 
     def entropy(self) -> float:
         """The exact entropy of a story, in nats: the mean of -`log_likelihood`.
