@@ -1,12 +1,13 @@
-"""A model of English at 25 to 30 million parameters, for one GPU.
+"""A model of English for one GPU: an MDLM of 17 million parameters, 25 to 30 with its decoder.
 
     python launch/train.py --config=configs/english.py:/texts --workdir=W --stage=all
     python launch/train.py --config=configs/english.py:/texts --workdir=W --init_from=BUNDLE \\
         --stage=autoencoder
 
 The part after the colon is a folder or file of text. With `--init_from` a stage starts from a
-trained MDLM, which has to have the same backbone and tokenizer. docs/results.md says what a third
-of these updates gave; the student has not been trained with this config yet.
+trained MDLM, which has to have the same backbone and tokenizer. docs/results.md says what the
+autoencoder and the prior gave after a third of these updates; the student has not been trained
+with this config yet.
 """
 
 from ml_collections import ConfigDict
@@ -37,7 +38,8 @@ def get_config(files: str = "texts") -> ConfigDict:
     )
     c.scorer_network.update(width=384, num_layers=6, heads=6)
     c.diffusion.d = 1.0
-    for stage in (c.mdlm, c.mdlm_long, c.autoencoder, c.ladiff, c.diladiff, c.scorer):
+    denoisers = (c.mdlm, c.mdlm_long, c.autoregressive, c.scorer)
+    for stage in (*denoisers, c.autoencoder, c.ladiff, c.diladiff):
         stage.update(
             batch=512,
             optimizer="muon",
@@ -48,10 +50,10 @@ def get_config(files: str = "texts") -> ConfigDict:
             epsilon=1e-8,
             weight_decay=0.0,
         )
-    for stage in (c.mdlm, c.mdlm_long, c.scorer):
+    for stage in denoisers:
         stage.update(steps=4000, learning_rate=3e-3, muon_learning_rate=0.02, ema=0.995)
-    # At most 8 x 16 x log2(1 / 0.3) = 222 bits: a latent of all bits of a text is one that only a
-    # language model as good as the MDLM could predict.
+    # At most 8 x 16 x log2(1 / 0.3) = 222 bits: predicting a latent that stores the whole
+    # text would be as hard as language modelling.
     c.autoencoder.update(
         steps=2500,
         learning_rate=2e-3,
@@ -91,6 +93,6 @@ def get_config(files: str = "texts") -> ConfigDict:
         samples=1024, decode_steps=(1, 2, 4, 8, 16, 32, 64, 128), control_steps=(1, 4, 8, 16)
     )
     c.logging.update(
-        metrics_every=100, validate_every=1000, validation_batches=4, checkpoint_every=100_000
+        metrics_every=100, validate_every=1000, validation_batches=4, checkpoint_every=1000
     )
     return c

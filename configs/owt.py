@@ -1,16 +1,18 @@
 """The published setting on OpenWebText, with the features of bert-base-uncased.
 
-    python launch/prepare.py --config=configs/owt.py --workdir=W   # downloads the corpus once
-    python launch/train.py   --config=configs/owt.py --workdir=W --stage=all
-    python launch/train.py   --config=configs/owt.py --workdir=W --stage=mdlm --config.mesh.fsdp=16
+    # Downloads the corpus once; vocab.txt is a file of bert-base-uncased on the Hugging Face hub.
+    python launch/prepare.py --config=configs/owt.py --workdir=W \\
+        --config.tokenizer.file=/path/to/vocab.txt
+    python launch/train.py --workdir=W --stage=all        # the workdir keeps the settings
+    python launch/train.py --workdir=W --stage=mdlm --config.mesh.fsdp=16
 
 docs/method.md lists the setting under "Published settings".
 
 `--config.features.path` is a folder with BERT's config.json, vocab.txt and model.safetensors, or
 (the default here) its hub name, whose files are downloaded once and kept in W/features.
-`--config.tokenizer.file` is the encoder's vocab.txt. The paper's text says bert-base-uncased
-(30,522 ids), but its samples look like bert-base-cased; both work, the cased one with
-`--config.tokenizer.lowercase=False`.
+`--config.tokenizer.file` is the encoder's vocab.txt (by default, in the current folder). The
+paper's text says bert-base-uncased (30,522 ids), but its samples look like bert-base-cased; both
+work, the cased one with `--config.tokenizer.lowercase=False`.
 """
 
 from ml_collections import ConfigDict

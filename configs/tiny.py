@@ -25,7 +25,8 @@ def get_config(corpus: str = "stories") -> ConfigDict:
 
     # At this size Muon learns to copy a detail from one place to another several times faster than
     # AdamW.
-    for stage in (c.mdlm, c.mdlm_long, c.autoencoder, c.ladiff, c.diladiff, c.scorer):
+    denoisers = (c.mdlm, c.mdlm_long, c.autoregressive, c.scorer)
+    for stage in (*denoisers, c.autoencoder, c.ladiff, c.diladiff):
         stage.update(
             optimizer="muon",
             schedule="linear",
@@ -35,7 +36,7 @@ def get_config(corpus: str = "stories") -> ConfigDict:
             epsilon=1e-8,
             weight_decay=0.0,
         )
-    for stage in (c.mdlm, c.mdlm_long, c.scorer):
+    for stage in denoisers:
         stage.update(learning_rate=3e-3, muon_learning_rate=0.02, ema=0.99)
     # The embedding of a word must not drown in the output of the first block, which is of order 1.
     # With the default of 0.02, the MDLM and then the autoencoder need twice as many steps until

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import numbers
 import re
 from collections.abc import Sequence
@@ -15,8 +16,6 @@ from diladiff_jax.data import tokenizers
 from diladiff_jax.data.tokenizers import Tokenizer
 from diladiff_jax.diffusion.masking import DiscreteProcess
 from diladiff_jax.jax_settings import as_random_key, random_key
-from diladiff_jax.options import in_float32
-from diladiff_jax.sampling.categorical import MAX_TEMPERATURE
 from diladiff_jax.sampling.controls import Controls
 from diladiff_jax.sampling.options import SamplingOptions
 from diladiff_jax.stages import SampledModel
@@ -106,24 +105,12 @@ def controls(
     values = defaults | {name: value for name, value in given.items() if value is not None}
     most = MAX_INDEX // length - 1  # positions times steps are counted in 32 bits
     steps = [whole_number(name, values[name], 1, most) for name in ("decode_steps", "latent_steps")]
-    ranges = {
-        "temperature": (
-            lambda v: 0 <= v <= MAX_TEMPERATURE,
-            f"a number between 0 and {MAX_TEMPERATURE:g}",
-        ),
-        "top_p": (lambda v: 0 <= v <= 1, "a number between 0 and 1"),
-        "gamma": (lambda v: 0 <= v < 1, "a number in [0, 1)"),
-        "threshold": (lambda v: 0 <= v <= 1, "a number between 0 and 1"),
-        "eta": (lambda v: 0 <= v <= 1, "a number between 0 and 1"),
-        "final_noise": (lambda v: 0 <= v < 1, "a number in [0, 1)"),
-    }
-    for name, (is_valid, words) in ranges.items():
-        value = values[name]
-        if not isinstance(value, numbers.Real) or not (
-            is_valid(value) and is_valid(in_float32(float(value)))  # as it is used
-        ):
-            raise ValueError(f"{name}: got {_in_one_line(values[name])}, expected {words}")
-    return Controls(*map(jnp.int32, steps), *(jnp.float32(values[name]) for name in ranges))
+    others = {name: values[name] for name in Controls._fields if not name.endswith("_steps")}
+    for name, value in others.items():
+        if not isinstance(value, numbers.Real):
+            raise ValueError(f"{name}: got {_in_one_line(value)}, expected a number")
+        dataclasses.replace(options, **{name: float(value)})  # raises if its rule excludes it
+    return Controls(*map(jnp.int32, steps), *map(jnp.float32, others.values()))
 
 
 def prompt_tokens(

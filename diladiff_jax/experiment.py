@@ -101,6 +101,7 @@ class Experiment:
             self.process,
             SamplingOptions.of(self.settings["sampling"]),
             self.config.diladiff.step_form,
+            self.tokenizer.eot_id,
         )
 
     def checkpoints_directory(self, stage: str) -> pathlib.Path:

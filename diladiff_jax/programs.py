@@ -33,9 +33,10 @@ class Programs:
         `takes_latents` has them, `[B, N, D_lat]`, before the controls. With a "scorer" among the
         parameters, the texts are scored in the same program. The prompt's buffer is donated.
         """
-        sampler, mesh = self._experiment.sampler, self._experiment.mesh
+        sampler, mesh = model.sampler(self._experiment.sampler), self._experiment.mesh
         source = None if model.source is None else model.source.bind(sampler.options)
-        program = (source, model.takes_latents)  # equal sources share one compiled program
+        # Models that differ in their parameters only share one compiled program.
+        program = (source, model.takes_latents, model.networks, model.decode)
         if program not in self._samplers:
             batch, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
             if model.takes_latents:

@@ -36,8 +36,8 @@ class ExperimentOptions(Options):
     )
     compute_dtype: str = setting(
         "float32",
-        "of activations; optimizer, student and (unless memory.param_dtype differs) parameters "
-        "stay in float32; may change between commands",
+        "of activations; the optimizer, the student's training and (unless memory.param_dtype "
+        "differs) parameters are in float32; may change between commands",
         one_of("float32", "bfloat16"),
     )
 

@@ -95,6 +95,10 @@ def describe_flag_error(argv: Sequence[str], error: flags.Error) -> str:
     text = str(error)
     if flag_value(argv, "workdir") is None and "--workdir" in text:
         return "--workdir is missing. Give the experiment's folder, --workdir=DIR."
+    # An error in a config file arrives as the text of a traceback, whose last line is the reason.
+    if "Traceback" in text:
+        text = [line for line in text.splitlines() if line.strip()][-1]
+        return re.sub(r"^[\w.]*Error: ", "", text.strip())
     number = re.fullmatch(
         r"(?s)flag --([\w.]+)=(.*): (?:invalid literal for int|could not convert string to float"
         r"|Exceeds the limit).*",
@@ -107,9 +111,6 @@ def describe_flag_error(argv: Sequence[str], error: flags.Error) -> str:
         return f"--{boolean[1]}: got {boolean[2]!r}, expected true or false."
     if bound := re.fullmatch(r"(?s)flag --([\w.]+)=(.*): .* is not (an? .*|integer .*)", text):
         return f"--{bound[1]}: got {bound[2]}, expected {bound[3]}."
-    # An error in a config file arrives as the text of a traceback, whose last line is the reason.
-    if "Traceback" in text:
-        text = [line for line in text.splitlines() if line.strip()][-1]
     return re.sub(r"^[\w.]*Error: ", "", text.strip().removeprefix("ERROR:: "))
 
 

@@ -19,6 +19,7 @@ table as numbers; the figures as PNG and SVG in figures/; and report.html, a sin
 to send, in which the decoding can be replayed.
 """
 
+import os
 import pathlib
 from typing import Any
 
@@ -40,11 +41,11 @@ _ANALYSIS_SAMPLES = flags.DEFINE_integer(
     "Number of held-out rows, of latents and of samples that each analysis uses.",
     lower_bound=8,
 )
-_COMPARE = flags.DEFINE_list(
+_COMPARE = flags.DEFINE_string(
     "compare",
-    [],
-    "Other workdirs that have been evaluated into their own report/, for the figures of compression"
-    " (figures 5 and 9 of arXiv 2605.23605).",
+    "",
+    "Other workdirs, separated by commas, that have been evaluated into their own report/, for the"
+    " figures of compression (figures 5 and 9 of arXiv 2605.23605).",
 )
 
 _REPORT_FILES = ("table.txt", "report.html", "analyses.json", "picture.png", "figures")
@@ -66,7 +67,7 @@ def main(argv: list[str]) -> None:
     model = cli.load_model(_CONFIG, _COMPUTE_DTYPE)
     prepared = load_prepared(DataOptions.of(model.config.data), workdir)
     try:
-        others = [analyses.evaluated(other) for other in _COMPARE.value]
+        others = [analyses.evaluated(other) for other in _compared(_COMPARE.value)]
     except ValueError as error:
         raise cli.UsageError(f"--compare: {error}") from None
     _check_out(out)
@@ -91,6 +92,13 @@ def main(argv: list[str]) -> None:
     for name, file in (("picture", "picture.png"), ("results", "results.json")):
         say(f"{name}: {page.absolute().with_name(file)}")
     say(f"report: {page.absolute()}")
+
+
+def _compared(value: str) -> list[str]:
+    """The workdirs that --compare names. A path that exists is one, whatever commas it has."""
+    if os.path.exists(value):
+        return [value]
+    return [path for path in value.split(",") if path]
 
 
 def _check_out(out: str) -> None:

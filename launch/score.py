@@ -61,12 +61,11 @@ _OUT = flags.DEFINE_string("out", None, "JSON file to write; default: only print
 
 
 def main(argv: list[str]) -> None:
-    from diladiff_jax.console import say
+    from diladiff_jax.console import Progress, say
     from diladiff_jax.data import printable
     from diladiff_jax.evaluation import judging
     from diladiff_jax.evaluation.report import scores_table
     from diladiff_jax.storage import scorers
-    from diladiff_jax.training.metrics import Progress
 
     if _OUT.value is not None:
         keys = {"scorer", "definitions", "rows"}
@@ -82,7 +81,7 @@ def main(argv: list[str]) -> None:
         scorers.load_scorer(_SCORER.value), batch=_BATCH.value, max_tokens=_MAX_TOKENS.value
     )
     total = len(texts) + len(reference or ())
-    with contextlib.closing(Progress("scoring", 0, total, unit="text")) as progress:
+    with contextlib.closing(Progress("scoring", 0, total, unit="texts")) as progress:
         scores = judge.judge(texts, reference, training, lambda done: progress.advance(done, {}))
     # Without a file, what is printed is the result, and must not be dropped.
     show = print if _OUT.value is None else say

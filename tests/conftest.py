@@ -1,19 +1,32 @@
 """Fixtures that all tests share, and what has to happen before jax and the library are imported.
 
-Eight virtual CPU devices let every sharding test run anywhere. Compiling takes nearly all of a
-test's time, because the programs are tiny, so XLA's expensive passes are off.
+Eight virtual CPU devices let every sharding test run anywhere.
 """
 
+import atexit
 import os
+import pathlib
+import shutil
 import signal
+import subprocess
+import sys
+import tempfile
 
+from xla_flags import FAST_COMPILATION
+
+sys.path.append(str(pathlib.Path(__file__).parents[1] / "tools" / "reliability"))
+
+if "PYTEST_XDIST_WORKER" not in os.environ:  # all processes of a run share compiled programs
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="xla")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
-        "--xla_backend_optimization_level=0",
-        "--xla_llvm_disable_expensive_passes=true",
+        FAST_COMPILATION,
     ]
 )
 
@@ -23,6 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from fork_server import ForkServer
 from jaxtyping import install_import_hook
 from parameters import random_parameters
 
@@ -39,6 +53,7 @@ install_import_hook(
     "shape_checks.check_shapes",
 )
 
+ROOT = pathlib.Path(__file__).parents[1]
 LENGTH, VOCAB, MASK, PAD = 8, 12, 10, 11
 
 
@@ -108,18 +123,46 @@ def perturb():
 
 
 @pytest.fixture(scope="session")
+def run_command():
+    """Runs a command of launch/ on one device, without the seconds that its imports take."""
+    with ForkServer({"XLA_FLAGS": FAST_COMPILATION}) as server:
+        yield lambda script, *words: server.run(
+            ROOT / "launch" / script, words, cwd=ROOT, limit=300
+        )
+
+
+def pytest_collection_modifyitems(items):
+    """Puts one file that needs the trained workdir first, and the other ones last.
+
+    One test process trains it then, while the others have something else to do.
+    """
+    files = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    waiting = [path for path in files if any("trained" in i.fixturenames for i in files[path])]
+    order = [*waiting[:1], *(path for path in files if path not in waiting), *waiting[1:]]
+    items[:] = [item for path in order for item in files[path]]
+
+
+@pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """A workdir with every stage of the micro experiment trained over eight devices.
+    """A workdir with every stage of the micro experiment trained, in a process with one device.
 
     The first test process that needs it trains it for all.
     """
-    from micro import micro_config
-
-    from diladiff_jax.config import stages_of
-    from diladiff_jax.training.run import train
-
     base = tmp_path_factory.getbasetemp()
     workdir = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "trained"
-    with filelock.FileLock(f"{workdir}.lock"), jax.numpy_rank_promotion("allow"):  # optax promotes
-        train(micro_config(), workdir, stages_of(micro_config()))
+    with filelock.FileLock(f"{workdir}.lock"):
+        if not (workdir / "scorer").exists():
+            config = workdir.with_name("trained_config.py")
+            config.write_text("from micro import micro_config\n\nget_config = micro_config\n")
+            words = [f"--config={config}", f"--workdir={workdir}", "--stage=all"]
+            paths = {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT)])}
+            done = subprocess.run(
+                [sys.executable, str(ROOT / "launch" / "train.py"), *words],
+                env=os.environ | paths | {"XLA_FLAGS": FAST_COMPILATION},
+                capture_output=True,
+                text=True,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
     return workdir

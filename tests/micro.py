@@ -37,7 +37,7 @@ def micro_config(**changes):
         ),
         evaluation=dict(samples=24, decode_steps=(1, 4), control_steps=(2,), bound_draws=2),
         logging=dict(
-            metrics_every=2, validate_every=4, validation_batches=2, checkpoint_every=3, samples=1
+            metrics_every=2, validate_every=4, validation_batches=2, checkpoint_every=3, samples=0
         ),
     )
     for name in STAGES:

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from diladiff_jax import console
 from diladiff_jax.console import say
-from diladiff_jax.training import metrics
 
 
 def closed_file():
@@ -55,7 +55,7 @@ def test_progress_does_not_need_a_reader(broken):
     for terminal in (False, True):
         if broken is not None:
             broken.isatty = lambda terminal=terminal: terminal
-        progress = metrics.Progress("mdlm", 0, 3, seconds=0.0)
+        progress = console.Progress("mdlm", 0, 3, seconds=0.0)
         for step in (1, 2, 3):
             progress.advance(step, {"loss": 1.0})
             progress.log("validation")
@@ -82,8 +82,8 @@ def test_characters_that_an_encoding_lacks_are_escaped(monkeypatch, encoding, sh
 def test_the_time_left_is_estimated_without_the_compilation(monkeypatch, capsys):
     """The first update takes 600 s and the others 1 s: no estimate counts the first."""
     clock = [1000.0]
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: clock[0])
-    progress = metrics.Progress("mdlm", 0, 100, seconds=0.0)
+    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+    progress = console.Progress("mdlm", 0, 100, seconds=0.0)
     for step in range(1, 11):
         clock[0] += 600.0 if step == 1 else 1.0
         progress.advance(step, {})

@@ -9,6 +9,7 @@ import json
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from micro import micro_config
 
@@ -16,9 +17,12 @@ import diladiff_jax as dl
 from diladiff_jax import stages
 from diladiff_jax.data.options import DataOptions
 from diladiff_jax.data.prepared import load_prepared
+from diladiff_jax.jax_settings import random_key
 from diladiff_jax.objectives import WHOLE
 from diladiff_jax.options import Options, above, setting
 from diladiff_jax.run_options import TrainingOptions
+from diladiff_jax.sampling.categorical import sample_keys, split_per_sample
+from diladiff_jax.storage import bundles
 from diladiff_jax.training.run import train
 
 
@@ -95,9 +99,15 @@ def toy():
 def test_a_stage_and_a_model_from_outside_train_sample_and_are_reported(
     toy, trained, tmp_path, capsys
 ):
-    config = micro_config(toy=dict(steps=4, pull=2.0, learning_rate=0.1, warmup=1))
+    config = micro_config(
+        toy=dict(steps=4, pull=2.0, learning_rate=0.1, warmup=1),
+        evaluation=dict(samples=16, decode_steps=(2,), control_steps=(2,)),
+    )
     workdir = tmp_path / "w"
-    train(config, workdir, ("toy",), init_from=trained)
+    earlier = bundles.export(
+        dl.load(trained).experiment, tmp_path / "earlier", stages=("mdlm", "autoencoder")
+    )
+    train(config, workdir, ("toy",), init_from=earlier)
     metrics = [
         json.loads(line)
         for line in (workdir / "toy" / "metrics" / "metrics.jsonl").read_text().splitlines()
@@ -107,7 +117,7 @@ def test_a_stage_and_a_model_from_outside_train_sample_and_are_reported(
     assert "toy 4: validation error" in capsys.readouterr().out
 
     model = dl.load(workdir)
-    assert model.models[-1] == "toy_model" and model.best == "diladiff"
+    assert model.models == ("mdlm", "toy_model") and model.best == "mdlm"
     samples = model.sample(0, num=2, model="toy_model", decode_steps=2)
     assert len(samples.texts) == 2
     assert samples.latents.shape == (2, *model.networks.latent_shape)
@@ -167,3 +177,70 @@ def test_names_are_registered_once():
         dl.register_model(stages.MODELS["mdlm"])
     with pytest.raises(ValueError, match="not registered"):
         dl.register_stage(dataclasses.replace(TOY_STAGE, predecessor="nothing"))
+
+
+def test_a_model_with_another_network_samples_with_it(trained):
+    """It has half the layers of the MDLM's; its parameters would not fit the MDLM's network."""
+
+    def half(networks):
+        layers = networks.denoiser.num_layers // 2
+        return dataclasses.replace(networks, denoiser=networks.denoiser.clone(num_layers=layers))
+
+    smaller = stages.SampledModel("half", "Half", {"denoiser": ("mdlm",)}, networks=half)
+    experiment = dl.load(trained).experiment
+    sampler = smaller.sampler(experiment.sampler)
+    assert sampler.networks.denoiser.num_layers == 1
+    assert experiment.sampler.networks.denoiser.num_layers == 2
+    shapes = jax.eval_shape(
+        sampler.networks.denoiser.init, jax.random.key(0), jnp.zeros((1, 32), jnp.int32)
+    )
+    assert "block_1" not in shapes["params"]
+
+
+def test_the_autoregressive_baseline_writes_from_left_to_right(trained):
+    """It is the cached sampler of its network: given tokens stay, each other one has its step."""
+    model = dl.load(trained)
+    prompt = model.prompt_tokens("Mia went to the [MASK] and")
+    found = model.infill(3, prompt, model="autoregressive", top_p=1.0)
+    is_open = prompt == model.tokenizer.mask_id
+    np.testing.assert_array_equal(found.tokens[~is_open], prompt[~is_open])
+    np.testing.assert_array_equal(found.unmasked_at, np.where(is_open, np.arange(32), -1))
+
+    keys = sample_keys(random_key(3), jnp.arange(1))
+    _, token_keys = split_per_sample(keys)
+    network = stages.MODELS["autoregressive"].networks(model.networks).denoiser
+    assert network.causal
+    alone = dl.sampling.AutoregressiveSampler(
+        network, model.experiment.process, model.tokenizer.eot_id
+    )
+    expected = jax.jit(alone)(model.trained("autoregressive"), token_keys, jnp.asarray(prompt))
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (dict(title="MDLM"), "another one has the title 'MDLM'"),
+        (dict(parameters={"toy": ("mdlm",)}), "parameters has no 'denoiser'"),
+        (dict(source=dl.sampling.NullLatents()), "parameters has no 'decoder'"),
+        (
+            dict(parameters={"decoder": ("autoencoder", "decoder")}, takes_latents=True),
+            "takes_latents is for controls only",
+        ),
+    ],
+)
+def test_a_model_that_could_not_be_sampled_is_not_registered(model, words):
+    given = dict(name="x", title="X", parameters={"denoiser": ("mdlm",)}) | model
+    with pytest.raises(ValueError, match=words):
+        dl.register_model(stages.SampledModel(**given))
+    assert "x" not in stages.MODELS
+
+
+def test_a_stage_is_not_named_like_another_folder_of_a_workdir():
+    with pytest.raises(ValueError, match="another folder of that name"):
+        dl.register_stage(dataclasses.replace(TOY_STAGE, name="latents"))
+
+
+def test_a_solver_is_a_record():
+    with pytest.raises(TypeError, match="expected a Solver"):
+        dl.sampling.register_solver("bare", lambda step: step.z)

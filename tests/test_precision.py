@@ -119,6 +119,7 @@ def test_the_default_type_is_the_one_that_suits_the_device(bundle, platform, ask
     assert model_lib._run_dtype(None, config, bundle, platform) == expected
 
 
+@pytest.mark.slow
 def test_what_belongs_to_a_run_may_differ_from_the_bundle(bundle):
     """Layers that are scanned read the same parameters and give the same samples."""
     settings = config_file.load(bundle).to_dict()
@@ -168,7 +169,7 @@ def test_a_stage_continues_in_another_precision_and_memory_setting(tmp_path, cap
     assert {leaf.dtype for leaf in jax.tree.leaves(model.trained("mdlm"))} == {np.dtype("float32")}
 
 
-@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("steps", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_the_student_is_sampled_in_the_runs_type(bundle, steps):
     """In bfloat16 its latents are those of float32 within 5% of their size, and not equal to them.
 

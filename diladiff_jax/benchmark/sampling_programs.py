@@ -24,8 +24,9 @@ from diladiff_jax.diffusion.gaussian import ScheduleOptions, make_schedule
 from diladiff_jax.diffusion.masking import AbsorbingProcess
 from diladiff_jax.jax_settings import random_key
 from diladiff_jax.nn.networks import NetworkOptions, build_networks
+from diladiff_jax.sampling.latent_sources import PriorLatents, StudentLatents
 from diladiff_jax.sampling.options import SamplingOptions
-from diladiff_jax.sampling.sampler import Controls, PriorLatents, Sampler, StudentLatents
+from diladiff_jax.sampling.sampler import Controls, Sampler
 
 
 @dataclasses.dataclass(frozen=True)

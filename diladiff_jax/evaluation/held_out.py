@@ -22,8 +22,8 @@ def validation_rows(prepared: Prepared, samples: int) -> np.ndarray:
 
 
 def plain_denoiser(model: Model, name: str) -> Denoiser:
-    """The trained network of a model without a latent."""
-    network: Any = model.networks.denoiser
+    """The trained masked denoiser of a model without a latent."""
+    network: Any = MODELS[name].sampler(model.sampler).networks.denoiser
     params = model.parameters(name)["denoiser"]
     return Denoiser(lambda params, x_t, _: network.apply({"params": params}, x_t), params)
 
@@ -48,7 +48,7 @@ def network_bounds(model: Model, rows: np.ndarray) -> dict[str, dict[str, Estima
     found = {
         f"{name} bound": _bound(model, plain_denoiser(model, name), rows)
         for name in model.models
-        if not MODELS[name].has_latent
+        if not MODELS[name].has_latent and MODELS[name].decode is None
     }
     if model.has(DECODER[0]):
         latents = np.asarray(model.encode(rows))

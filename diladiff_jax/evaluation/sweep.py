@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
+from diladiff_jax.console import Progress
 from diladiff_jax.data import Prepared
 from diladiff_jax.evaluation.held_out import network_bounds, validation_rows
 from diladiff_jax.evaluation.measures.intervals import Estimate
@@ -46,7 +48,7 @@ def evaluate(
     points = [
         SweepPoint(model, name, held_out, settings.seed, steps) for name, steps in _plan(model)
     ]
-    _sample(points, settings.samples, sampling_batch(model), say)
+    _sample(points, settings.samples, sampling_batch(model))
     for point in points:
         tokens, seconds = point.result(settings.samples)
         add(
@@ -66,19 +68,27 @@ def evaluate(
 def _plan(model: Model) -> list[tuple[str, int]]:
     """The names and decoding steps of all points: the models, and the controls of a latent."""
     settings = model.config.evaluation
-    plan = [(name, steps) for name in model.models for steps in settings.decode_steps]
+    plan = [
+        (name, steps)
+        for name in model.models
+        for steps in (
+            # A decoder of its own does not read the number of steps.
+            settings.decode_steps if MODELS[name].decode is None else (model.length,)
+        )
+    ]
     if any(MODELS[name].has_latent for name in model.models):
         possible = [name for name in controls() if all(map(model.has, MODELS[name].stages))]
         plan += [(name, steps) for name in possible for steps in settings.control_steps]
     return plan
 
 
-def _sample(points: list[SweepPoint], samples: int, batch: int, say: Callable[[str], None]) -> None:
+def _sample(points: list[SweepPoint], samples: int, batch: int) -> None:
     """Takes turns batch by batch, so that other load on the machine affects all points alike."""
-    for first in range(0, samples, batch):
-        for point in points:
+    turns = [point for _ in range(0, samples, batch) for point in points]
+    with contextlib.closing(Progress("sampling", 0, len(turns), unit="batches")) as progress:
+        for done, point in enumerate(turns, 1):
             point.sample_batch()
-        say(f"sampled {min(first + batch, samples)} of {samples} texts per row")
+            progress.advance(done, {})
 
 
 def _setting(model: Model) -> dict[str, Any]:

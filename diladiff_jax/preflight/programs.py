@@ -121,7 +121,7 @@ def sampler_program(experiment: Experiment, model: str) -> Program:
             final_noise=jnp.float32,
         ).items()
     }
-    sampler = experiment.sampler
+    sampler = stages.MODELS[model].sampler(experiment.sampler)
     source = stages.MODELS[model].source
 
     def sample(params: Any, key: Any, indices: Any, prompt: Any, given: dict[str, Any]) -> Any:

@@ -14,6 +14,12 @@ from diladiff_jax.sampling.categorical import (
 )
 from diladiff_jax.sampling.controls import Controls
 from diladiff_jax.sampling.latent import GAMMA_WARPS, few_step
+from diladiff_jax.sampling.latent_sources import (
+    LatentSource,
+    NullLatents,
+    PriorLatents,
+    StudentLatents,
+)
 from diladiff_jax.sampling.options import SamplingOptions
 from diladiff_jax.sampling.orders import (
     ORDERS,
@@ -26,12 +32,10 @@ from diladiff_jax.sampling.orders import (
     register_order,
 )
 from diladiff_jax.sampling.sampler import (
-    LatentSource,
-    NullLatents,
-    PriorLatents,
+    LeftToRight,
     Sample,
     Sampler,
-    StudentLatents,
+    TokenDecoder,
 )
 from diladiff_jax.sampling.solvers import SOLVERS, Solver, Step, register_solver
 
@@ -43,6 +47,7 @@ __all__ = [
     "AutoregressiveSampler",
     "Controls",
     "LatentSource",
+    "LeftToRight",
     "NullLatents",
     "Order",
     "PriorLatents",
@@ -53,6 +58,7 @@ __all__ = [
     "Step",
     "StudentLatents",
     "TokenControls",
+    "TokenDecoder",
     "TokenNetwork",
     "ancestral",
     "by_confidence",

@@ -11,18 +11,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from diladiff_jax.diffusion import gaussian, meanflow
+from diladiff_jax.diffusion import gaussian
 from diladiff_jax.diffusion.masking import AbsorbingProcess, DiscreteProcess
 from diladiff_jax.nn.call import apply
 from diladiff_jax.nn.networks import Networks
-from diladiff_jax.sampling import latent
+from diladiff_jax.sampling.autoregressive import AutoregressiveSampler
 from diladiff_jax.sampling.categorical import (
     Keys,
-    normal_per_sample,
     sample_keys,
     split_per_sample,
 )
 from diladiff_jax.sampling.controls import Controls
+from diladiff_jax.sampling.latent_sources import LatentSource
 from diladiff_jax.sampling.options import SamplingOptions
 from diladiff_jax.sampling.orders import ORDERS, TokenControls, TokenNetwork
 
@@ -44,110 +44,44 @@ class Sample(NamedTuple):
     nll: Float[Array, " B"] | None = None
 
 
-class LatentSource(Protocol):
-    """Where the latent of a sampled model comes from. Equal sources share a compiled program."""
-
-    def bind(self, options: SamplingOptions) -> LatentSource:
-        """The same source with everything that it leaves to the settings filled in."""
-        ...
+class TokenDecoder(Protocol):
+    """How a sampled model fills in its tokens. Equal decoders share a compiled program."""
 
     def __call__(
-        self, sampler: Sampler, params: Mapping[str, Any], keys: Keys, controls: Controls
-    ) -> Float[Array, "B N D"]:
-        """Latents of samples `keys [B]`."""
+        self,
+        sampler: Sampler,
+        params: Mapping[str, Any],
+        keys: Keys,
+        prompt: Int[Array, "B L"],
+        latents: Float[Array, "B N D"] | None,
+        controls: Controls,
+    ) -> Sample:
+        """Fills the open positions of `prompt`; see `Sampler.decode`."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
-class PriorLatents:
-    """LaDiff: the reverse diffusion of the prior, parameters "teacher".
+class LeftToRight:
+    """One token after another, by a causal denoiser with cached keys and values.
 
-    Attributes:
-      method: a solver of `solvers.SOLVERS`; None takes `sampling.prior_method`.
-      self_conditioning: None takes `sampling.prior_self_conditioning`.
+    It reads parameters "denoiser" and makes one step per token, whatever `decode_steps` says.
     """
 
-    method: str | None = None
-    self_conditioning: str | None = None
-
-    def bind(self, options: SamplingOptions) -> PriorLatents:
-        """Fills in solver and self-conditioning."""
-        return PriorLatents(
-            self.method or options.prior_method,
-            self.self_conditioning or options.prior_self_conditioning,
-        )
-
     def __call__(
-        self, sampler: Sampler, params: Mapping[str, Any], keys: Keys, controls: Controls
-    ) -> Float[Array, "B N D"]:
-        """Integrates from N(0, I) in `controls.latent_steps` steps."""
-        bound, teacher = self.bind(sampler.options), sampler.networks.teacher
-
-        def denoise(z_t: Array, t: Array, condition: Array) -> Array:
-            return apply(teacher, params["teacher"], z_t, t, condition)
-
-        noise = normal_per_sample(keys, sampler.networks.latent_shape)
-        return latent.reverse_diffusion(
-            denoise,
-            sampler.schedule,
-            noise,
-            controls.latent_steps,
-            keys=keys,
-            method=bound.method or "",
-            self_conditioning=bound.self_conditioning or "",
-            eta=controls.eta,
-            final_noise=controls.final_noise,
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class StudentLatents:
-    """DiLaDiff: a few average-velocity steps of the student, parameters "student"."""
-
-    def bind(self, options: SamplingOptions) -> StudentLatents:
-        """Nothing to fill in."""
-        return self
-
-    def __call__(
-        self, sampler: Sampler, params: Mapping[str, Any], keys: Keys, controls: Controls
-    ) -> Float[Array, "B N D"]:
-        """Jumps in `controls.latent_steps` steps of one network call, or two if conditioned."""
-        student, schedule = sampler.networks.sampling_student, sampler.schedule
-        ours, options = params["student"], sampler.options
-
-        def clean(z_t: Array, t: Array, condition: Array) -> Array:
-            return apply(student, ours, z_t, t, condition, jnp.zeros_like(t))
-
-        def average_velocity(z_t: Array, t: Array, r: Array, condition: Array) -> Array:
-            z = apply(student, ours, z_t, t, condition, t - r)
-            return meanflow.STEP_FORMS[sampler.step_form](schedule, z_t, z, t, r)
-
-        return latent.few_step(
-            average_velocity,
-            clean if options.student_self_conditioning == "current" else None,
-            schedule,
-            keys,
-            sampler.networks.latent_shape,
-            controls.latent_steps,
-            gamma=controls.gamma,
-            warp=options.gamma_warp,
-            final_noise=controls.final_noise,
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class NullLatents:
-    """N(0, I) in place of a latent, which the autoencoder's augmentation trained the decoder on."""
-
-    def bind(self, options: SamplingOptions) -> NullLatents:
-        """Nothing to fill in."""
-        return self
-
-    def __call__(
-        self, sampler: Sampler, params: Mapping[str, Any], keys: Keys, controls: Controls
-    ) -> Float[Array, "B N D"]:
-        """Standard normal noise."""
-        return normal_per_sample(keys, sampler.networks.latent_shape)
+        self,
+        sampler: Sampler,
+        params: Mapping[str, Any],
+        keys: Keys,
+        prompt: Int[Array, "B L"],
+        latents: Float[Array, "B N D"] | None,
+        controls: Controls,
+    ) -> Sample:
+        """See `AutoregressiveSampler`."""
+        decode = AutoregressiveSampler(sampler.networks.denoiser, sampler.process, sampler.eot_id)
+        found = decode(params["denoiser"], keys, prompt, controls.temperature, controls.top_p)
+        positions = jnp.arange(prompt.shape[1], dtype=jnp.int32)
+        unmasked_at = jnp.where(sampler.process.is_open(prompt), positions, -1)
+        return Sample(found.tokens, unmasked_at, latents)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -164,6 +98,8 @@ class Sampler:
       process: the diffusion process of the tokens.
       options: the `sampling` block of the config.
       step_form: how the student's prediction is read; a name in `meanflow.STEP_FORMS`.
+      eot_id: the end-of-text, from which a decoder from left to right starts.
+      token_decoder: fills in the tokens; None takes `options.order`.
 
     Raises:
       ValueError: the order of `options` works for absorbing masks only, and `process` is another.
@@ -174,6 +110,8 @@ class Sampler:
     process: DiscreteProcess
     options: SamplingOptions = dataclasses.field(default_factory=SamplingOptions)
     step_form: str = "velocity"
+    eot_id: int = 0
+    token_decoder: TokenDecoder | None = None
 
     def __post_init__(self) -> None:
         order, absorbing = self.options.order, isinstance(self.process, AbsorbingProcess)
@@ -226,6 +164,8 @@ class Sampler:
         controls: Controls,
     ) -> Sample:
         """Fills the open positions of `prompt`: by the decoder, or without latents the denoiser."""
+        if self.token_decoder is not None:
+            return self.token_decoder(self, params, keys, prompt, latents, controls)
         if latents is None:
             call = functools.partial(apply, self.networks.denoiser, params["denoiser"])
             memory = ()

@@ -149,8 +149,11 @@ def register_solver(name: str, solver: Solver) -> None:
     """Makes a solver available as `sampling.prior_method = name`.
 
     Raises:
+      TypeError: it is a bare function.
       ValueError: the name is taken.
     """
+    if not isinstance(solver, Solver):
+        raise TypeError(f"solver {name}: got {solver!r}, expected a Solver")
     if name in SOLVERS:
         raise ValueError(f"solver {name} is already registered")
     SOLVERS[name] = solver

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+from diladiff_jax.nn.networks import Networks
 from diladiff_jax.objectives.autoencoder import Autoencoder, AutoencoderOptions
 from diladiff_jax.objectives.autoregressive import Autoregressive, AutoregressiveOptions
 from diladiff_jax.objectives.base import Objective, Params
@@ -9,8 +12,9 @@ from diladiff_jax.objectives.diladiff import DiLaDiff, DiLaDiffOptions, student_
 from diladiff_jax.objectives.ladiff import LaDiff, LaDiffOptions
 from diladiff_jax.objectives.mdlm import MDLM, MDLMOptions
 from diladiff_jax.run_options import TrainingOptions
+from diladiff_jax.sampling.latent_sources import NullLatents, PriorLatents, StudentLatents
 from diladiff_jax.sampling.options import SamplingOptions
-from diladiff_jax.sampling.sampler import NullLatents, PriorLatents, Sample, StudentLatents
+from diladiff_jax.sampling.sampler import LeftToRight, Sample
 from diladiff_jax.stages.records import (
     DECODER,
     ENCODER,
@@ -72,6 +76,18 @@ def _build_scorer(parts: Parts, options: AutoregressiveOptions) -> Objective:
     return Autoregressive(
         parts.networks.scorer, parts.eot_id, parts.process.sampleable, parts.loss_positions
     )
+
+
+def _causal(networks: Networks) -> Networks:
+    """The denoiser as an autoregressive model: it sees earlier tokens only, and no time."""
+    causal = networks.denoiser.clone(causal=True, adaln=0, name=None)
+    return dataclasses.replace(networks, denoiser=causal)
+
+
+def _build_autoregressive(parts: Parts, options: AutoregressiveOptions) -> Objective:
+    del options
+    network = _causal(parts.networks).denoiser
+    return Autoregressive(network, parts.eot_id, parts.process.sampleable, parts.loss_positions)
 
 
 def _decoder_from_mdlm(params: Params, mdlm: Params) -> Params:
@@ -151,6 +167,16 @@ register_stage(
 )
 register_stage(
     Stage(
+        "autoregressive",
+        "baseline: a causal model of the MDLM's size",
+        _build_autoregressive,
+        AutoregressiveOptions(),
+        preview="autoregressive",
+        baseline=True,
+    )
+)
+register_stage(
+    Stage(
         "scorer",
         "autoregressive model of held-out text that judges samples",
         _build_scorer,
@@ -187,6 +213,18 @@ register_model(
         color="#404040",
         dark_color="#d0d0d0",
         marker="D",
+    )
+)
+register_model(
+    SampledModel(
+        "autoregressive",
+        "autoregressive, cached",
+        {"denoiser": ("autoregressive",)},
+        networks=_causal,
+        decode=LeftToRight(),
+        color="#2f8f8f",
+        dark_color="#62c4c4",
+        marker="h",
     )
 )
 register_model(

@@ -15,8 +15,9 @@ from diladiff_jax.objectives.base import Objective, Params
 from diladiff_jax.objectives.encoding import BertFeatures, DenoiserFeatures, TextEncoder
 from diladiff_jax.options import Options
 from diladiff_jax.run_options import TrainingOptions
+from diladiff_jax.sampling.latent_sources import LatentSource
 from diladiff_jax.sampling.options import SamplingOptions
-from diladiff_jax.sampling.sampler import Controls, LatentSource, Sample, Sampler
+from diladiff_jax.sampling.sampler import Controls, Sample, Sampler, TokenDecoder
 
 Source = tuple[str, ...]
 """Where parameters come from: a stage, and a path inside its parameters."""
@@ -152,6 +153,10 @@ class SampledModel:
       title: what figures and tables call it.
       parameters: the sampler's name of its parameters -> where they come from.
       source: where its latent comes from; None for a model without a latent.
+      networks: from the networks of the experiment to those that it samples with; None takes them
+        as they are. A model whose token network has another size or form replaces `denoiser` or
+        `decoder`; the stage that trains it builds its objective from the same.
+      decode: how it fills in the tokens; None unmasks them in the order of `sampling.order`.
       latent_steps: the number of latent steps that the settings ask for; None without such steps.
       takes_latents: whether the latents of real text are given to it.
       control: whether it is only a control of evaluations.
@@ -166,6 +171,8 @@ class SampledModel:
     parameters: Mapping[str, Source]
     source: LatentSource | None = None
     latent_steps: Callable[[SamplingOptions], int] | None = None
+    networks: Callable[[Networks], Networks] | None = None
+    decode: TokenDecoder | None = None
     takes_latents: bool = False
     control: bool = False
     preferred: bool = False
@@ -177,6 +184,11 @@ class SampledModel:
     def stages(self) -> tuple[str, ...]:
         """The stages whose parameters it samples with."""
         return tuple(dict.fromkeys(stage for stage, *_ in self.parameters.values()))
+
+    def sampler(self, sampler: Sampler) -> Sampler:
+        """The experiment's sampler with this model's networks and decoder in place of its own."""
+        networks = sampler.networks if self.networks is None else self.networks(sampler.networks)
+        return dataclasses.replace(sampler, networks=networks, token_decoder=self.decode)
 
     @property
     def has_latent(self) -> bool:

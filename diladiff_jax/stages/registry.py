@@ -24,6 +24,9 @@ from diladiff_jax.stages.records import (
 STAGES: dict[str, Stage] = {}
 """Every stage by name, in the order of training."""
 
+_RESERVED = ("data", "features", "latents", "report", "samples", "tokenizer")
+"""Folders of a workdir that belong to no stage."""
+
 MODELS: dict[str, SampledModel] = {}
 """Every model and control by name; of the preferred models, later ones are better."""
 
@@ -33,7 +36,8 @@ def register_stage(stage: Stage) -> Stage:
 
     Raises:
       ValueError: the name is taken; its predecessor is unknown; it reads parameters of a stage that
-        need not be trained before it; or an option of its objective is named like one of training.
+        need not be trained before it; an option of its objective is named like one of training; or
+        it is named like another folder of a workdir.
     """
     if stage.name in STAGES:
         raise ValueError(f"stage {stage.name} is already registered")
@@ -43,6 +47,8 @@ def register_stage(stage: Stage) -> Stage:
     for source, *_ in [*stage.frozen.values(), *([stage.start.source] if stage.start else [])]:
         if source not in (*before, *FEATURES):
             raise ValueError(f"stage {stage.name}: {source} is not a predecessor of it")
+    if stage.name in _RESERVED:
+        raise ValueError(f"stage {stage.name}: a workdir has another folder of that name")
     training = {field.name for field in dataclasses.fields(stage.training)}
     if both := [o.name for o in dataclasses.fields(stage.options) if o.name in training]:
         raise ValueError(f"stage {stage.name}: option {both[0]} is one of its training already")
@@ -54,12 +60,22 @@ def register_model(model: SampledModel) -> SampledModel:
     """Adds a model or control after all others.
 
     Raises:
-      ValueError: the name is taken, or a stage that it needs is unknown.
+      ValueError: the name or the title is taken; a stage that it needs is unknown; it lacks the
+        parameters that its decoder reads; or it takes latents and is not a control.
     """
     if model.name in MODELS:
         raise ValueError(f"model {model.name} is already registered")
     if missing := [stage for stage in model.stages if stage not in STAGES]:
         raise ValueError(f"model {model.name}: stage {missing[0]} is not registered")
+    if model.title in (other.title for other in MODELS.values()):
+        raise ValueError(f"model {model.name}: another one has the title {model.title!r}")
+    decoder = "decoder" if model.has_latent else "denoiser"
+    if model.decode is None and decoder not in model.parameters:
+        raise ValueError(
+            f"model {model.name}: parameters has no {decoder!r}, which it decodes with"
+        )
+    if model.takes_latents and not model.control:
+        raise ValueError(f"model {model.name}: takes_latents is for controls only")
     MODELS[model.name] = model
     return model
 
@@ -131,7 +147,7 @@ def preview_of(stage: Stage) -> Preview | None:
     def draw(given: PreviewInputs) -> Sample:
         params = dict(given.fixed) | {name: take(given.params, path) for name, path in own.items()}
         indices, prompt = blank_prompts(given)
-        return given.sampler.generate(
+        return model.sampler(given.sampler).generate(
             model.source, params, given.key, indices, prompt, given.controls
         )
 

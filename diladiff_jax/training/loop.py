@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from diladiff_jax import stages
+from diladiff_jax.console import Progress
 from diladiff_jax.data.pipeline import Batches
 from diladiff_jax.data.prepared import Prepared
 from diladiff_jax.experiment import Experiment
@@ -23,7 +24,7 @@ from diladiff_jax.storage import config_file
 from diladiff_jax.storage.checkpoints import Checkpoints
 from diladiff_jax.training.anomalies import AnomalyMonitor, TrainingError
 from diladiff_jax.training.latent_cache import stage_latents
-from diladiff_jax.training.metrics import MetricsWriter, Progress
+from diladiff_jax.training.metrics import MetricsWriter
 from diladiff_jax.training.optimizer import make_optimizer
 from diladiff_jax.training.preview import make_preview, show_preview
 from diladiff_jax.training.setup import (

@@ -39,6 +39,7 @@ def test_it_has_all_its_sources(corpus):
         assert "The standard type hierarchy" in text
 
 
+@pytest.mark.slow
 def test_it_is_the_same_every_time(corpus):
     assert list(pydocs.documents()) == corpus
 

@@ -32,6 +32,7 @@ def run_benchmark(out, *flags, timeout):
     return json.loads(out.read_text()), done.stdout
 
 
+@pytest.mark.slow
 def test_sampling_rows_describe_every_case(tmp_path):
     """The exact cases give the same tokens, and the library's takes less temporary memory.
 

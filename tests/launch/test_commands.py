@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -15,31 +14,21 @@ slow = pytest.mark.slow  # every test but one, which starts a whole command seve
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def run(script, *flags):
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
-        "JAX_PLATFORMS": "cpu"
-    }
-    words = [sys.executable, str(ROOT / "launch" / script), *flags]
-    return subprocess.run(
-        words, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-
-
 def assert_one_line_error(done, words, code=1):
-    assert done.returncode == code and words in done.stderr, done.stderr
-    assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert done.code == code and words in done.err, done.err
+    assert "Traceback" not in done.err and len(done.err.strip().splitlines()) == 1
 
 
 @slow
-def test_samples_do_not_depend_on_num_and_batch(trained, tmp_path):
+def test_samples_do_not_depend_on_num_and_batch(run_command, trained, tmp_path):
     """One JSON line per sample, with index, seed, model, settings and tokens."""
     files = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     common = [f"--workdir={trained}", "--seed=4", "--decode_steps=3"]
     for path, flags in zip(
         files, (["--num=5"], ["--num=2", "--start=3", "--batch=1"]), strict=True
     ):
-        done = run("sample.py", *common, f"--out={path}", *flags)
-        assert done.returncode == 0, done.stderr
+        done = run_command("sample.py", *common, f"--out={path}", *flags)
+        assert done.code == 0, done.err
     a, b = ([json.loads(line) for line in path.read_text().splitlines()] for path in files)
     assert [record["index"] for record in a] == list(range(5))
     assert [record["index"] for record in b] == [3, 4]
@@ -49,7 +38,8 @@ def test_samples_do_not_depend_on_num_and_batch(trained, tmp_path):
     assert [record["tokens"] for record in a[3:]] == [record["tokens"] for record in b]
 
 
-def test_a_stopped_sample_resumes_after_what_it_has_written(trained, tmp_path):
+@pytest.mark.slow
+def test_a_stopped_sample_resumes_after_what_it_has_written(run_command, trained, tmp_path):
     """It keeps two complete records, drops a torn third, and samples the rest.
 
     Records of another command, or of one with other settings, are not touched.
@@ -57,7 +47,7 @@ def test_a_stopped_sample_resumes_after_what_it_has_written(trained, tmp_path):
     out = tmp_path / "a.jsonl"
     command = ["sample.py", f"--workdir={trained}", f"--out={out}"]
     command += ["--num=5", "--batch=2", "--decode_steps=3"]
-    assert run(*command).returncode == 0
+    assert run_command(*command).code == 0
     complete = out.read_text().splitlines(keepends=True)
     # U+2028 ends a line in some readers, but not in JSON Lines.
     kept = [
@@ -77,8 +67,8 @@ def test_a_stopped_sample_resumes_after_what_it_has_written(trained, tmp_path):
     origin = about.read_text()
 
     partial.write_text("".join(kept) + complete[2][:40])
-    done = run(*command)
-    assert done.returncode == 0 and "2 samples exist already" in done.stdout
+    done = run_command(*command)
+    assert done.code == 0 and "2 samples exist already" in done.out
     assert out.read_text() == "".join(kept + complete[2:])
     assert not partial.exists() and not about.exists()
 
@@ -87,11 +77,11 @@ def test_a_stopped_sample_resumes_after_what_it_has_written(trained, tmp_path):
     rejections = []
     with partial.open("r+") as held:  # as another process that is writing it
         fcntl.flock(held, fcntl.LOCK_EX)
-        rejections.append((run(*command), "another sample.py writes to"))
-    rejections.append((run(*command, "--seed=1"), "its seed is"))
-    rejections.append((run(*command, "--config.sampling.order=count"), "its order is"))
+        rejections.append((run_command(*command), "another sample.py writes to"))
+    rejections.append((run_command(*command, "--seed=1"), "its seed is"))
+    rejections.append((run_command(*command, "--config.sampling.order=count"), "its order is"))
     about.unlink()  # now the records could be anything
-    rejections.append((run(*command), "does not say what it is"))
+    rejections.append((run_command(*command), "does not say what it is"))
     for done, words in rejections:
         assert_one_line_error(done, words)
         assert partial.read_text() == "".join(kept)
@@ -99,33 +89,32 @@ def test_a_stopped_sample_resumes_after_what_it_has_written(trained, tmp_path):
 
 
 @slow
-def test_export_writes_a_bundle_that_sample_reads(trained, tmp_path):
+def test_export_writes_a_bundle_that_sample_reads(run_command, trained, tmp_path):
     """A bundle of one model has only the stages it needs, and gives the workdir's samples."""
     bundle = tmp_path / "bundle"
-    done = run("export.py", f"--workdir={trained}", f"--out={bundle}", "--model=diladiff")
-    assert done.returncode == 0 and str(bundle) in done.stdout, done.stderr
+    done = run_command("export.py", f"--workdir={trained}", f"--out={bundle}", "--model=diladiff")
+    assert done.code == 0 and str(bundle) in done.out, done.err
     names = {path.name for path in bundle.iterdir()}
     stages = {f"{name}.safetensors" for name in ("mdlm", "autoencoder", "diladiff", "statistics")}
     assert names == stages | {"bundle.json", "config.json", "tokenizer"}
     samples = [
-        run("sample.py", f"--workdir={folder}", "--num=3", "--decode_steps=2")
+        run_command("sample.py", f"--workdir={folder}", "--num=3", "--decode_steps=2")
         for folder in (trained, bundle)
     ]
-    assert samples[0].returncode == 0 and samples[0].stdout == samples[1].stdout
+    assert samples[0].code == 0 and samples[0].out == samples[1].out
 
     before = {path: path.stat().st_mtime_ns for path in bundle.rglob("*")}
     of_bundle, of_workdir = f"--workdir={bundle}", f"--workdir={trained}"
-    assert_one_line_error(run("export.py", of_bundle, f"--out={bundle}"), "already exists")
-    assert_one_line_error(run("evaluate.py", of_bundle), "is a bundle")
-    assert_one_line_error(run("train.py", of_bundle), "is a bundle")
-    assert_one_line_error(run("evaluate.py", of_workdir, f"--out={bundle}"), "is a bundle")
+    assert_one_line_error(run_command("export.py", of_bundle, f"--out={bundle}"), "already exists")
+    assert_one_line_error(run_command("evaluate.py", of_bundle), "is a bundle")
+    assert_one_line_error(run_command("train.py", of_bundle), "is a bundle")
+    assert_one_line_error(run_command("evaluate.py", of_workdir, f"--out={bundle}"), "is a bundle")
     assert {path: path.stat().st_mtime_ns for path in bundle.rglob("*")} == before
 
 
-@slow
-def test_evaluate_does_not_overwrite_a_folder_that_is_no_report(trained, tmp_path):
+def test_evaluate_does_not_overwrite_a_folder_that_is_no_report(run_command, trained, tmp_path):
     (tmp_path / "table.txt").write_text("mine")
-    done = run("evaluate.py", f"--workdir={trained}", f"--out={tmp_path}")
+    done = run_command("evaluate.py", f"--workdir={trained}", f"--out={tmp_path}")
     assert_one_line_error(done, "has a table.txt but no results.json")
     assert (tmp_path / "table.txt").read_text() == "mine"
 
@@ -146,7 +135,7 @@ def write_evaluated_workdir(folder, trained):
 
 
 @slow
-def test_evaluate_writes_a_complete_report(trained, tmp_path):
+def test_evaluate_writes_a_complete_report(run_command, trained, tmp_path):
     """The files, the figures, the page with samples of every model, and another workdir's rows."""
     import diladiff_jax as dl
     from diladiff_jax.evaluation import check_analyses, check_results
@@ -155,8 +144,8 @@ def test_evaluate_writes_a_complete_report(trained, tmp_path):
     write_evaluated_workdir(other, trained)
     flags = ["--analyses=False", "--config.evaluation.samples=16", f"--compare={other}"]
     flags += ["--config.evaluation.decode_steps=(1,2)"]
-    done = run("evaluate.py", f"--workdir={trained}", f"--out={out}", *flags)
-    assert done.returncode == 0 and f"report: {out / 'report.html'}" in done.stdout, done.stderr
+    done = run_command("evaluate.py", f"--workdir={trained}", f"--out={out}", *flags)
+    assert done.code == 0 and f"report: {out / 'report.html'}" in done.out, done.err
     documents = {"results.json", "analyses.json"}
     shown = {"table.txt", "picture.png", "report.html", "figures"}
     assert {path.name for path in out.iterdir()} == documents | shown
@@ -180,7 +169,6 @@ def test_evaluate_writes_a_complete_report(trained, tmp_path):
             assert isinstance(sample["valid"], bool)
 
 
-@slow
 @pytest.mark.parametrize(
     "script",
     [
@@ -193,12 +181,12 @@ def test_evaluate_writes_a_complete_report(trained, tmp_path):
         "benchmark.py",
     ],
 )
-def test_help_begins_with_a_command_to_copy(script):
-    done = run(script, "--help")
-    assert done.returncode == 0 and "Traceback" not in done.stderr
-    assert f"python launch/{script} --" in done.stdout.split("flags:")[0]
-    assert "--out" in done.stdout or "--workdir" in done.stdout
-    assert "{stages}" not in done.stdout and "{models}" not in done.stdout
+def test_help_begins_with_a_command_to_copy(run_command, script):
+    done = run_command(script, "--help")
+    assert done.code == 0 and "Traceback" not in done.err
+    assert f"python launch/{script} --" in done.out.split("flags:")[0]
+    assert "--out" in done.out or "--workdir" in done.out
+    assert "{stages}" not in done.out and "{models}" not in done.out
 
 
 SAMPLE = ("sample.py", "--workdir=WORKDIR")
@@ -209,7 +197,6 @@ COMPILE = ("compile.py", "--config=ROOT/configs/owt.py", "--stage=mdlm", "--topo
 BENCHMARK = ("benchmark.py", "--out=NEW.json")
 
 
-@slow
 @pytest.mark.parametrize(
     ("command", "words"),
     [
@@ -250,11 +237,11 @@ BENCHMARK = ("benchmark.py", "--out=NEW.json")
         ([*BENCHMARK, "--batch=a"], "--batch: got 'a'"),
     ],
 )
-def test_bad_input_is_rejected_in_one_line(trained, tmp_path, command, words):
+def test_bad_input_is_rejected_in_one_line(run_command, trained, tmp_path, command, words):
     places = {"WORKDIR": trained, "ROOT": ROOT, "NEW": tmp_path / "new"}
     for name, path in places.items():
         command = [word.replace(name, str(path)) for word in command]
-    assert_one_line_error(run(*command), words)
+    assert_one_line_error(run_command(*command), words)
 
 
 def quickstart(*words):
@@ -279,7 +266,7 @@ def quickstart(*words):
 )
 def test_the_quickstart_rejects_bad_options_before_it_installs_anything(flags, words):
     done = quickstart(*flags)
-    assert_one_line_error(done, words, code=2)
+    assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1
     assert not done.stdout
 
 

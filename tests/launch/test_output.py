@@ -54,7 +54,7 @@ def test_training_ends_saved_whatever_happens_to_its_output(trained, tmp_path, o
     shutil.rmtree(workdir / "mdlm" / "checksums")
     with OUTPUTS[out]() if out else open(tmp_path / "log", "wb") as stream:
         done = subprocess.run(
-            words("train.py", f"--workdir={workdir}", "--stage=mdlm"),
+            words("train.py", f"--workdir={workdir}", "--stage=mdlm", "--config.logging.samples=1"),
             env=environment(PYTHONIOENCODING=encoding),
             stdout=stream,
             stderr=subprocess.PIPE,

@@ -185,7 +185,12 @@ def test_learned_positions_tell_equal_latents_apart(random_parameters):
 
 
 @pytest.mark.parametrize(
-    "layers, scan, remat", [(3, False, "matmuls"), (3, True, "full"), (4, True, "none")]
+    "layers, scan, remat",
+    [
+        pytest.param(3, False, "matmuls", marks=pytest.mark.slow),
+        (3, True, "full"),
+        pytest.param(4, True, "none", marks=pytest.mark.slow),
+    ],
 )
 def test_scan_and_remat_change_nothing(random_parameters, layers, scan, remat):
     """Scan and rematerialization change neither parameters nor outputs nor gradients (rtol 1e-3).
@@ -215,6 +220,7 @@ def test_scan_and_remat_change_nothing(random_parameters, layers, scan, remat):
         np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_scanned_program_does_not_grow_with_depth(random_parameters):
     """A scanned program of twelve layers has as many products as one of four."""
 

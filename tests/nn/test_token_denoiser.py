@@ -90,10 +90,10 @@ def test_states_at_on_a_cache_are_those_of_a_complete_pass(build, name):
 @pytest.mark.parametrize(
     "name, scan, remat",
     [
-        ("paper", True, "none"),
+        pytest.param("paper", True, "none", marks=pytest.mark.slow),
         ("paper", True, "matmuls"),
         ("dit", True, "full"),
-        ("dit", False, "full"),
+        pytest.param("dit", False, "full", marks=pytest.mark.slow),
     ],
 )
 def test_scan_and_remat_change_nothing(build, name, scan, remat):
@@ -125,6 +125,7 @@ def test_scan_and_remat_change_nothing(build, name, scan, remat):
     )
 
 
+@pytest.mark.slow
 def test_a_scanned_program_does_not_grow_with_depth_and_full_remat_keeps_less(random_parameters):
     """A scanned program of six layers has as many products as one of three.
 

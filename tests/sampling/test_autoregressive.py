@@ -121,6 +121,7 @@ def test_pairs_of_tokens_have_the_enumerated_probabilities(random_parameters, ch
         assert chi_square(counts, joint) > 1e-4
 
 
+@pytest.mark.slow
 def test_bfloat16_samples_have_the_bfloat16_networks_log_probabilities(build):
     """Within the rounding of bfloat16: the cache is kept in that type."""
     sample, params = build(dtype=jnp.bfloat16)

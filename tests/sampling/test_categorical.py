@@ -123,7 +123,7 @@ def test_rounding_never_draws_an_index_of_probability_zero():
 
 
 def test_rare_tokens_keep_their_share():
-    """Zipf over 2,048 ids: the mean of log p over 32,000 draws is minus the entropy.
+    """Zipf over 2,048 ids: the mean of log p over 8,000 draws is minus the entropy.
 
     z < 4.5, false alarm 7e-6.
     """
@@ -134,7 +134,7 @@ def test_rare_tokens_keep_their_share():
     def draw(key):
         return sample_categorical(rows, jax.random.uniform(key, (320,)))
 
-    keys = jax.random.split(jax.random.key(0), 100)
+    keys = jax.random.split(jax.random.key(0), 25)
     logs = np.log(p)[np.asarray(jax.jit(lambda keys: jax.lax.map(draw, keys))(keys))].ravel()
     entropy = -(p * np.log(p)).sum()
     error = np.sqrt((p * np.log(p) ** 2).sum() - entropy**2) / np.sqrt(logs.size)

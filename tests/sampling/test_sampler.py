@@ -13,15 +13,10 @@ from diladiff_jax.diffusion.masking import AbsorbingProcess
 from diladiff_jax.options import OptionError
 from diladiff_jax.sampling import orders
 from diladiff_jax.sampling.categorical import normal_per_sample
+from diladiff_jax.sampling.latent_sources import NullLatents, PriorLatents, StudentLatents
 from diladiff_jax.sampling.options import SamplingOptions
 from diladiff_jax.sampling.orders import ORDERS
-from diladiff_jax.sampling.sampler import (
-    Controls,
-    NullLatents,
-    PriorLatents,
-    Sampler,
-    StudentLatents,
-)
+from diladiff_jax.sampling.sampler import Controls, Sampler
 
 LENGTH, VOCAB, MASK = 8, 12, 10
 SCHEDULE = TangentSchedule(3.0)
@@ -153,7 +148,10 @@ def without_block_1(tree):
     return tree | {"block_1": block | {"attention": attention, "mlp": mlp}}
 
 
-@pytest.mark.parametrize("order, given_latent", [("random", True), ("confidence", False)])
+@pytest.mark.parametrize(
+    "order, given_latent",
+    [("random", True), pytest.param("confidence", False, marks=pytest.mark.slow)],
+)
 def test_late_steps_leave_out_the_skipped_layers(
     networks, process, random_parameters, order, given_latent
 ):

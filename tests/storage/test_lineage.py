@@ -50,6 +50,7 @@ def test_a_bundle_is_never_trained_in(trained, bundle):
     assert sorted(path.name for path in bundle.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_a_stage_is_trained_on_other_text_from_a_bundle(bundle, tmp_path):
     """With the bundle's tokenizer and MDLM."""
     config = micro_config(

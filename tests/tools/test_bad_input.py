@@ -14,7 +14,7 @@ import bad_input
 import fork_server
 import input_case
 
-CASES = 100  # of all kinds together; tools/reliability/faults.py --inputs=2000 runs more
+CASES = 40  # of all kinds together; tools/reliability/faults.py --inputs=2000 runs more
 
 
 @pytest.fixture(scope="module")

@@ -42,6 +42,7 @@ LONGER = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
@@ -60,7 +61,6 @@ LONGER = {
         pytest.param(
             ["--kills=5", "--terms=2", "--several=1", "--damages=1", "--inputs=100"],
             LONGER,
-            marks=pytest.mark.slow,
         ),
     ],
     ids=["short", "longer"],

@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from micro import micro_config
+from xla_flags import FAST_COMPILATION
 
 from diladiff_jax.config import ConfigError, stages_of
 from diladiff_jax.storage import CheckpointError, WorkdirError
@@ -40,11 +41,10 @@ def write_config(folder, **changes):
 
 def command(workdir, config, *flags):
     """launch/train.py in a process of its own, on one device."""
-    inherited = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     words = [sys.executable, str(ROOT / "launch" / "train.py")]
     return subprocess.Popen(
         [*words, f"--workdir={workdir}", f"--config={config}", *flags],
-        env=inherited | {"JAX_PLATFORMS": "cpu"},
+        env=os.environ | {"XLA_FLAGS": FAST_COMPILATION},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -117,6 +117,7 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(traine
     assert any("optimizer" in name for name in a) and any("statistics" in name for name in a)
 
 
+@pytest.mark.slow
 def test_a_finished_stage_is_skipped_and_resumes_if_it_is_given_more_steps(tmp_path):
     """Metrics have every step once, and rates; the trace that the config asks for is written."""
     config = write_config(tmp_path, logging=dict(samples=0, profile_at=2, profile_steps=2))
@@ -149,15 +150,16 @@ def test_a_finished_stage_is_skipped_and_resumes_if_it_is_given_more_steps(tmp_p
         (["--stage=mdlm", "--init_from=/nowhere"], "/nowhere has no tokenizer"),
     ],
 )
-def test_invalid_input_is_an_error_of_one_line(tmp_path, flags, words):
+def test_invalid_input_is_an_error_of_one_line(run_command, tmp_path, flags, words):
     """With exit code 1 and no traceback."""
-    process = command(tmp_path / "w", write_config(tmp_path), *flags)
-    out, _ = process.communicate(timeout=120)
-    errors = [line for line in out.splitlines() if line.startswith("error: ")]
-    assert process.returncode == 1 and "Traceback" not in out, out
-    assert len(errors) == 1 and words in errors[0], out
+    words_given = [f"--workdir={tmp_path / 'w'}", f"--config={write_config(tmp_path)}", *flags]
+    done = run_command("train.py", *words_given)
+    errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert done.code == 1 and "Traceback" not in done.err, done.err
+    assert len(errors) == 1 and words in errors[0], done.err
 
 
+@pytest.mark.slow
 def test_a_workdir_keeps_the_settings_that_it_was_trained_with(tmp_path):
     """Other ones are an error, and its config.json stays as it is."""
     config = write_config(tmp_path, logging=dict(samples=0))
@@ -277,6 +279,7 @@ def test_a_stage_whose_predecessor_is_left_out_is_found_before_anything_is_train
     assert not (tmp_path / "w" / "data").exists()
 
 
+@pytest.mark.slow
 def test_no_update_waits_for_a_checkpoint(tmp_path, monkeypatch):
     """The loop waits for a save only to report where an interrupted run resumes."""
     monkeypatch.setattr(loop.Checkpoints, "wait", lambda self: pytest.fail("the loop waited"))

@@ -1,5 +1,7 @@
 """The update: shardings, microbatches, stochastic rounding, averages and statistics."""
 
+import functools
+
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
@@ -82,14 +84,13 @@ def run(trained, stage, sizes, steps=2):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_sharding_gives_the_same_loss(trained, stage):
-    """One device, eight along data, and 2 x 2 x 2: equal up to rounding.
+    """One device and 2 x 2 x 2: equal up to rounding.
 
     Parameters and moments are really sharded, some over fsdp and tensor both.
     """
     alone, _ = run(trained, stage, (1, 1, 1))
-    for sizes in ((8, 1, 1), (2, 2, 2)):
-        losses, state = run(trained, stage, sizes)
-        np.testing.assert_allclose(losses, alone, rtol=2e-4)
+    losses, state = run(trained, stage, (2, 2, 2))
+    np.testing.assert_allclose(losses, alone, rtol=2e-4)
     params, moments = (
         [x for x in jax.tree.leaves(tree) if not x.sharding.is_fully_replicated]
         for tree in (state.params, state.optimizer)
@@ -257,7 +258,8 @@ def test_a_stage_starts_from_the_average_of_the_one_before(trained):
         ("diladiff", "ladiff", lambda p: p),
     ):
         objective = experiment.objective(stage)
-        initial = nn.unbox(init_state(objective, optax.sgd(1.0), jax.random.key(9), ema=True))
+        init = functools.partial(init_state, objective, optax.sgd(1.0), ema=True)
+        initial = nn.unbox(jax.jit(init)(jax.random.key(9)))
         state = started(experiment, stage, initial)
         theirs = flax.traverse_util.flatten_dict(experiment.restore(source))
         for tree in (state.params, state.ema):
@@ -269,8 +271,8 @@ def test_a_stage_starts_from_the_average_of_the_one_before(trained):
 
 def test_statistics_of_a_stage_are_those_of_the_rows_it_was_trained_on(trained):
     """After two updates on the same rows, the features' moments equal numpy's over those rows."""
-    _, state = run(trained, "autoencoder", (8, 1, 1))
-    experiment, rows = open_experiment(trained, (8, 1, 1))
+    _, state = run(trained, "autoencoder", (1, 1, 1))
+    experiment, rows = open_experiment(trained, (1, 1, 1))
     features = experiment.objective("autoencoder").features(
         experiment.restore("mdlm"), jnp.asarray(rows)
     )

@@ -15,7 +15,7 @@ from diladiff_jax.evaluation.measures.samples import sample_measures
 from diladiff_jax.evaluation.sweep_point import sampling_batch
 from diladiff_jax.jax_settings import random_key
 from diladiff_jax.model import Model
-from diladiff_jax.sampling.sampler import PriorLatents
+from diladiff_jax.sampling.latent_sources import PriorLatents
 from diladiff_jax.sampling.solvers import SOLVERS
 from diladiff_jax.stages import MODELS, SampledModel
 
