@@ -18,7 +18,7 @@ def pack(
 
     'packed': the stream `document, eot, document, eot, ...` is cut every `length` tokens. Only the
     remainder at the very end, of fewer than `length` tokens, is dropped.
-    'document': each document starts a new row and takes as many rows as it needs. The rest of its
+    'document': each document starts a new row and takes the rows that it needs. The rest of its
     last row is filled with eot; a document that fills its rows exactly has no eot after it.
 
     Args:

@@ -116,7 +116,7 @@ def device_mesh(config: Config, devices: Sequence[Any]) -> Mesh:
     """The config's mesh over the given devices.
 
     Raises:
-      ConfigError: the mesh does not have as many devices.
+      ConfigError: the mesh has another number of devices.
     """
     sizes: Any = config.mesh
     try:

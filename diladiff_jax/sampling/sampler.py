@@ -199,7 +199,7 @@ class Sampler:
             def through(skip: tuple[int, ...]) -> Array:
                 return call(x, *memory, skip=skip, method="before_last")
 
-            if skipped:  # early steps lay down what later ones fill in
+            if skipped:  # early steps decide most, and keep all layers
                 late = k >= self.options.skip_from * controls.decode_steps
                 h = jax.lax.cond(late, lambda: through(skipped), lambda: through(()))
             else:

@@ -27,7 +27,7 @@ class Step:
       z: the denoiser's prediction of the clean latent at (z_t, t).
       previous: its prediction in the step before; zeros in the first.
       t, s: times `[B]`.
-      before: the time `[B]` at which `previous` was predicted; of no meaning in the first step.
+      before: the time `[B]` at which `previous` was predicted; meaningless in the first step.
       k, steps: the step's number, from 0, and how many there are.
       denoise: (z_t, t) -> another prediction, self-conditioned on `z`.
       keys: for a stochastic solver, one random key per sample and step.

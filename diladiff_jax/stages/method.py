@@ -156,7 +156,7 @@ register_stage(
 register_stage(
     Stage(
         "mdlm_long",
-        "control: the MDLM, trained for as many further steps as the decoder",
+        "control: the MDLM, trained further for the number of steps that the decoder has",
         _build_mdlm,
         MDLMOptions(),
         predecessor="mdlm",
@@ -190,7 +190,7 @@ _PRIOR = {"decoder": DECODER, "teacher": ("ladiff",)}
 
 
 def _student_calls(options: SamplingOptions) -> int:
-    """Steps of the prior with as many network calls as the student makes."""
+    """Steps of the prior with the number of network calls that the student makes."""
     return options.student_calls(options.student_steps)
 
 

@@ -156,6 +156,6 @@ def preview_of(stage: Stage) -> Preview | None:
 
 
 def blank_prompts(given: PreviewInputs) -> tuple[Array, Array]:
-    """Indices and blank prompts for as many texts as there are rows."""
+    """Indices and blank prompts, one per row."""
     prompt = given.parts.process.initial(given.rows.shape)
     return jnp.arange(len(given.rows)), jnp.asarray(prompt, np.int32)

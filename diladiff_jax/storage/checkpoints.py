@@ -109,7 +109,7 @@ class Checkpoints:
         return self._read(_restore_args({name: abstract}, {name: shardings}))[name]
 
     def describe_last(self) -> str:
-        """Says in words which checkpoint is the last, after waiting for an unfinished save.
+        """Describes the last checkpoint in a few words, after waiting for an unfinished save.
 
         Raises:
           CheckpointError: the unfinished save failed.

@@ -70,7 +70,7 @@ def sampled_rows(
 def latent_samplers(model: Model, samples: int, *, seed: int = 0) -> Table:
     """What each latent sampler and the student reach with few network calls.
 
-    A step takes as many calls of the network as its solver or the student's options say. The first
+    The solver, or the student's options, decide how many network calls a step takes. The first
     solver (Euler's method) with 200 steps is the limit that the deterministic ones approach. DDIM
     is there without fresh noise and with that of the DDPM posterior. Solvers that need a velocity
     which the schedule does not have are left out. Decoding is as in the config.

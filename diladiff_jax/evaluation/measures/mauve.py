@@ -50,7 +50,7 @@ def mauve(data_features: np.ndarray, model_features: np.ndarray, **settings: Any
     samples, so only values at equal sample counts compare. The interval is a jackknife over both
     sets, because a bootstrap repeats samples, which k-means takes for clusters. It is wider than
     the spread of MAUVE over fresh samples, by a factor of about 1.9 at a few hundred samples: each
-    jackknife value clusters anew, and that noise counts as if it were the samples'.
+    jackknife value is clustered again, and that noise counts as if it were the samples'.
 
     Args:
       data_features: features of the data's samples.

@@ -2,7 +2,7 @@
 
 A text is one document, or several with END_OF_TEXT between them. The scorer's own tokenizer encodes
 each document without special tokens, the scorer's own end-of-text takes the place of each boundary,
-and the ids are cut after as many as the model has positions. A text that does not begin with
+and the ids are cut at the number of positions that the model has. A text that does not begin with
 end-of-text is scored after one, as the context of its first id.
 
 The first position of a row, which is that end-of-text, does not count. All other ids count, but

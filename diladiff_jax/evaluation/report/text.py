@@ -55,7 +55,7 @@ def columns(lines: Sequence[Sequence[str]]) -> str:
 
 
 def estimate_text(metric: Mapping[str, Any] | None) -> str:
-    """A value with its interval in brackets. An interval of one value repeated is none."""
+    """A value with its interval in brackets. One value repeated counts as too few texts."""
     if metric is None:
         return ""
     digits = 3 if abs(metric["value"]) < 10 else 1
