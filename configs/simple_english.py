@@ -25,7 +25,7 @@ def get_config(files: str = "texts") -> ConfigDict:
     c.decoder.cross_layers = (0, 2)
     c.latent_denoiser.update(width=192, num_layers=4)
     c.scorer_network.update(width=128, num_layers=4, heads=4)
-    for stage in (c.mdlm, c.mdlm_long, c.autoencoder, c.ladiff, c.diladiff, c.scorer):
+    for stage in (c.mdlm, c.mdlm_long, c.autoregressive, c.autoencoder, c.ladiff, c.diladiff):
         stage.batch = 64
     c.mdlm.steps, c.autoencoder.steps, c.ladiff.steps, c.diladiff.steps = 4000, 2000, 6000, 600
     c.mdlm_long.steps, c.scorer.steps = 0, 0

@@ -77,9 +77,10 @@ def _stories(c: ConfigDict) -> None:
     )
     c.scorer_network.update(width=96, num_layers=3, heads=4)
     c.diffusion.d = 1.0  # with 10, latents of this width are almost pure noise most of the time
-    for stage in (c.mdlm, c.mdlm_long, c.autoencoder, c.ladiff, c.diladiff):
+    for stage in (c.mdlm, c.mdlm_long, c.autoregressive, c.autoencoder, c.diladiff):
         stage.batch = 128
-    c.mdlm.steps, c.autoencoder.steps, c.ladiff.steps, c.diladiff.steps = 350, 450, 2000, 300
+    c.ladiff.batch = 64
+    c.mdlm.steps, c.autoencoder.steps, c.ladiff.steps, c.diladiff.steps = 900, 450, 3000, 300
     # Noise on the latent makes what it says easier to hit for the prior. Some latents have to reach
     # the decoder as they are: with noise on all that p_drop leaves, the autoencoder learns the last
     # details too late. docs/results.md has the figures of both, and of the paper's augmentation.
@@ -131,7 +132,15 @@ def _real_text(c: ConfigDict, corpus: str) -> None:
     )
     c.scorer_network.update(width=128, num_layers=3, heads=4, dropout=0.1)
     c.diffusion.d = 1.0
-    for stage in (c.mdlm, c.mdlm_long, c.autoencoder, c.ladiff, c.diladiff, c.scorer):
+    for stage in (
+        c.mdlm,
+        c.mdlm_long,
+        c.autoregressive,
+        c.autoencoder,
+        c.ladiff,
+        c.diladiff,
+        c.scorer,
+    ):
         stage.batch = 64
     c.mdlm.steps, c.autoencoder.steps, c.ladiff.steps, c.diladiff.steps = 1200, 800, 2000, 200
     c.scorer.steps = 600

@@ -13,7 +13,7 @@ from diladiff_jax.nn.call import apply
 from diladiff_jax.nn.latent_denoiser import LatentDenoiser
 from diladiff_jax.objectives.base import WHOLE, Context, LossOutput, Params, Part
 from diladiff_jax.objectives.encoding import TextEncoder
-from diladiff_jax.options import Options, above, between, one_of, setting
+from diladiff_jax.options import Options, between, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,15 +23,6 @@ class LaDiffOptions(Options):
     self_conditioning: float = setting(
         0.5, "share of the batches that are self-conditioned", between(0, 1)
     )
-    time_sampling: str = setting(
-        "uniform",
-        "distribution of the times t: uniform (the paper's), or logit-normal",
-        one_of("uniform", "logit_normal"),
-    )
-    time_mean: float = setting(
-        0.0, "time_sampling `logit_normal`: location; above 0, more noise than signal"
-    )
-    time_std: float = setting(1.0, "time_sampling `logit_normal`: scale", above(0))
 
 
 def init_latent_denoiser(network: LatentDenoiser, num_latents: int, key: PRNGKeyArray) -> Params:
@@ -42,7 +33,7 @@ def init_latent_denoiser(network: LatentDenoiser, num_latents: int, key: PRNGKey
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LaDiff:
-    """Predicts the clean latent from z_t with a plain mean squared error over random times t.
+    """Predicts the clean latent from z_t, t ~ U(0, 1), with a plain mean squared error.
 
     Attributes:
       text_encoder: the frozen path from tokens to standardized latents.
@@ -79,7 +70,7 @@ class LaDiff:
         """See `Objective.loss`."""
         time_key, noise_key, coin_key = jax.random.split(jax.random.fold_in(key, part.index), 3)
         z = self.text_encoder.latents(context, tokens)
-        t = self._times(time_key, z.shape[0])
+        t = jax.random.uniform(time_key, z.shape[:1], jnp.float32)
         z_t = gaussian.diffuse(
             self.schedule, z, jax.random.normal(noise_key, z.shape, jnp.float32), t
         )
@@ -100,14 +91,6 @@ class LaDiff:
             "error_high_noise": jnp.sum(error * ~low) / jnp.maximum((~low).sum(), 1),
         }
         return error.mean(), (metrics, context.statistics)
-
-    def _times(self, key: PRNGKeyArray, batch: int) -> Float[Array, " B"]:
-        """Times `[B]` in (0, 1)."""
-        options = self.options
-        if options.time_sampling == "uniform":
-            return jax.random.uniform(key, (batch,), jnp.float32)
-        normal = jax.random.normal(key, (batch,), jnp.float32)
-        return jax.nn.sigmoid(options.time_mean + options.time_std * normal)
 
     def group(self, path: tuple[str, ...]) -> str:
         """One group, "all"."""
