@@ -69,6 +69,7 @@ def get_config(files: str = "texts") -> ConfigDict:
         p_drop=0.2,
     )
     c.mdlm_long.update(steps=c.autoencoder.steps, final_ratio=0.0)
+    c.autoregressive.update(steps=c.mdlm.steps + c.autoencoder.steps, final_ratio=0.0)
     c.ladiff.update(steps=8000, learning_rate=3e-3, muon_learning_rate=0.03, ema=0.998)
     c.diladiff.update(
         steps=3000,

@@ -28,7 +28,8 @@ def get_config(files: str = "texts") -> ConfigDict:
     for stage in (c.mdlm, c.mdlm_long, c.autoregressive, c.autoencoder, c.ladiff, c.diladiff):
         stage.batch = 64
     c.mdlm.steps, c.autoencoder.steps, c.ladiff.steps, c.diladiff.steps = 4000, 2000, 6000, 600
-    c.mdlm_long.steps, c.scorer.steps = 0, 0
+    c.mdlm_long.steps, c.scorer.steps = c.autoencoder.steps, 0
+    c.autoregressive.steps = c.mdlm.steps + c.autoencoder.steps
     c.sampling.batch = 32
     c.evaluation.update(
         samples=256, decode_steps=(1, 2, 4, 8, 16, 32, 64), control_steps=(1, 4, 16)

@@ -39,8 +39,8 @@ def home(trained, tmp_path, monkeypatch):
 def test_flags_that_are_paths_are_expanded(home, flags, expected):
     """Other flags, and a folder that is really called `~`, stay as they are."""
     script = (
-        f"import sys; sys.path.insert(0, {str(ROOT / 'launch')!r}); import cli, cli_errors\n"
-        f"print(cli_errors.expand_home(['x', *{flags!r}], cli._PATHS)[1:])"
+        f"import sys; sys.path.insert(0, {str(ROOT / 'launch')!r}); import cli_errors, cli_parse\n"
+        f"print(cli_errors.expand_home(['x', *{flags!r}], cli_parse.PATHS)[1:])"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], env=os.environ, capture_output=True, text=True, check=True
