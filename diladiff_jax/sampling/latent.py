@@ -6,6 +6,7 @@ values, so one compiled program serves them all.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 
 import jax
@@ -69,33 +70,28 @@ def reverse_diffusion(
     def time(k: Array) -> Array:
         return jnp.full(batch, _grid_time(k, steps, end), jnp.float32)
 
-    def condition_on(z: Array) -> Array:
-        return nothing if self_conditioning == "none" else z
+    predict = functools.partial(_predict, denoise, self_conditioning)
 
     def body(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         z_t, previous = carry
         t, s = time(k), time(k + 1)
         if self_conditioning == "current":
-            z = denoise(z_t, t, denoise(z_t, t, nothing))
-        else:
-            z = denoise(z_t, t, condition_on(previous))
-        step = Step(
-            schedule,
-            z_t,
-            z,
-            previous,
-            t,
-            s,
-            time(k - 1),
-            k,
-            steps,
-            denoise=lambda z_s, s: denoise(z_s, s, condition_on(z)),
-            keys=fold_in_per_sample(keys, k),
-            eta=eta,
-        )
+            previous = denoise(z_t, t, nothing)
+        z = predict(z_t, t, previous)
+        own_keys, again = fold_in_per_sample(keys, k), lambda z_s, s: predict(z_s, s, z)
+        before = time(k - 1)
+        step = Step(schedule, z_t, z, carry[1], t, s, before, k, steps, again, own_keys, eta)
         return SOLVERS[method].advance(step), z
 
     return jax.lax.fori_loop(0, steps, body, (noise, nothing))[0]
+
+
+def _predict(
+    denoise: Denoise, self_conditioning: str, z_t: Array, t: Array, previous: Array
+) -> Array:
+    """The clean latent, conditioned on an earlier prediction unless there is no conditioning."""
+    condition = jnp.zeros_like(z_t) if self_conditioning == "none" else previous
+    return denoise(z_t, t, condition)
 
 
 def _require_one_of(name: str, value: str, valid: Iterable[str]) -> None:

@@ -1,4 +1,7 @@
-"""The stages and models of the paper, its baselines and its controls."""
+"""The stages and models of the paper, its baselines and its controls.
+
+This file is a little longer than others because it is one list, to be read in one place.
+"""
 
 from __future__ import annotations
 
