@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import numbers
 import re
 from collections.abc import Sequence
@@ -102,14 +103,24 @@ def controls(
                 else f"expected one of {', '.join(Controls._fields)}"
             )
             raise ValueError(f"{name}: not an argument of a sampling call; {hint}")
+    if model.decode is not None:
+        defaults["decode_steps"] = length
     values = defaults | {name: value for name, value in given.items() if value is not None}
     most = MAX_INDEX // length - 1  # positions times steps are counted in 32 bits
     steps = [whole_number(name, values[name], 1, most) for name in ("decode_steps", "latent_steps")]
+    if model.decode is not None and steps[0] != length:
+        raise ValueError(
+            f"decode_steps: got {steps[0]}, expected {length}: {model.name} takes a step per token"
+        )
     others = {name: values[name] for name in Controls._fields if not name.endswith("_steps")}
     for name, value in others.items():
         if not isinstance(value, numbers.Real):
             raise ValueError(f"{name}: got {_in_one_line(value)}, expected a number")
-        dataclasses.replace(options, **{name: float(value)})  # raises if its rule excludes it
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        dataclasses.replace(options, **{name: number})  # raises if its rule excludes it
     return Controls(*map(jnp.int32, steps), *map(jnp.float32, others.values()))
 
 

@@ -177,16 +177,25 @@ class Model:
         Arguments and errors are those of `controls`.
 
         Returns:
-          The `sampling` block of the config, with what is `given` in place of its values, as
-          plain Python values; `latent_steps` is there for a model with a latent sampler.
+          The `sampling` block of the config with what is `given` in place of its values; where the
+          latent comes from and in how many steps; all as plain Python values.
         """
         record = self._record(None) if model is None else stages.model_named(model, controls=True)
         self.controls(record.name, **given)  # raises if a value is out of range
-        options = dataclasses.asdict(self.sampler.options)
-        del options["batch"]  # changes no sample
+        options = self.sampler.options
+        settings = {
+            name: value
+            for name, value in dataclasses.asdict(options).items()
+            if not name.startswith(("prior_", "student_steps", "batch"))
+        }
+        if record.source is not None:
+            settings["latent_source"] = repr(record.source.bind(options))
         if record.latent_steps is not None:
-            options["latent_steps"] = record.latent_steps(self.sampler.options)
-        return options | {name: value for name, value in given.items() if value is not None}
+            settings["latent_steps"] = record.latent_steps(options)
+        if record.decode is not None:
+            settings |= {"order": repr(record.decode), "decode_steps": self.length}
+        plain = {name: np.asarray(v).item() for name, v in given.items() if v is not None}
+        return settings | plain
 
     # Sampling.
 

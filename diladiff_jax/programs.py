@@ -35,7 +35,7 @@ class Programs:
         """
         sampler, mesh = model.sampler(self._experiment.sampler), self._experiment.mesh
         source = None if model.source is None else model.source.bind(sampler.options)
-        # Models that differ in their parameters only share one compiled program.
+        # Models that differ only in their parameters share one compiled program.
         program = (source, model.takes_latents, model.networks, model.decode)
         if program not in self._samplers:
             batch, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)

@@ -84,7 +84,7 @@ def experiment_flags() -> flags.FlagHolder:
         "workdir",
         None,
         "Folder of the experiment: its config, tokenizer, checkpoints, samples and report."
-        " Where nothing is trained, also a bundle or the name of a released model.",
+        " Commands that do not train also accept a bundle or the name of a released model.",
         required=True,
     )
     return config_flag(

@@ -95,10 +95,10 @@ def main(argv: list[str]) -> None:
 
 
 def _compared(value: str) -> list[str]:
-    """The workdirs that --compare names. A path that exists is one, whatever commas it has."""
+    """The workdirs that --compare names. An existing path is one, even if it has commas."""
     if os.path.exists(value):
         return [value]
-    return [path for path in value.split(",") if path]
+    return [path.strip() for path in value.split(",") if path.strip()]
 
 
 def _check_out(out: str) -> None:

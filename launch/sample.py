@@ -169,6 +169,7 @@ def _origin(model: Any, fields: dict[str, Any]) -> dict[str, Any]:
 
     origin = fields | {
         "workdir": str(pathlib.Path(flags.FLAGS.workdir).absolute()),
+        "prompt": _PROMPT.value,
         "start": _START.value,
         "score": _SCORE.value,
         "compute_dtype": model.experiment.compute_dtype,

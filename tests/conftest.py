@@ -153,7 +153,7 @@ def trained(tmp_path_factory):
     base = tmp_path_factory.getbasetemp()
     workdir = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "trained"
     with filelock.FileLock(f"{workdir}.lock"):
-        if not (workdir / "scorer").exists():
+        if not (done_mark := workdir.with_name("trained.done")).exists():
             config = workdir.with_name("trained_config.py")
             config.write_text("from micro import micro_config\n\nget_config = micro_config\n")
             words = [f"--config={config}", f"--workdir={workdir}", "--stage=all"]
@@ -165,4 +165,5 @@ def trained(tmp_path_factory):
                 text=True,
             )
             assert done.returncode == 0, done.stdout + done.stderr
+            done_mark.touch()
     return workdir

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from micro import micro_config
+from parameters import random_parameters
 
 import diladiff_jax as dl
 from diladiff_jax import stages
@@ -102,6 +103,7 @@ def test_a_stage_and_a_model_from_outside_train_sample_and_are_reported(
     config = micro_config(
         toy=dict(steps=4, pull=2.0, learning_rate=0.1, warmup=1),
         evaluation=dict(samples=16, decode_steps=(2,), control_steps=(2,)),
+        logging=dict(samples=1),
     )
     workdir = tmp_path / "w"
     earlier = bundles.export(
@@ -114,7 +116,8 @@ def test_a_stage_and_a_model_from_outside_train_sample_and_are_reported(
     ]
     losses = [record["train/loss"] for record in metrics if "train/loss" in record]
     assert losses[-1] < losses[0], "the one loop trains the toy stage"
-    assert "toy 4: validation error" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "toy 4: validation error" in printed and "\n  | " in printed, "with a preview"
 
     model = dl.load(workdir)
     assert model.models == ("mdlm", "toy_model") and model.best == "mdlm"
@@ -191,10 +194,14 @@ def test_a_model_with_another_network_samples_with_it(trained):
     sampler = smaller.sampler(experiment.sampler)
     assert sampler.networks.denoiser.num_layers == 1
     assert experiment.sampler.networks.denoiser.num_layers == 2
-    shapes = jax.eval_shape(
-        sampler.networks.denoiser.init, jax.random.key(0), jnp.zeros((1, 32), jnp.int32)
+    params = {"denoiser": random_parameters(sampler.networks.denoiser, np.zeros((1, 32), int))}
+    assert "block_1" not in params["denoiser"]
+    prompt = experiment.process.initial((2, 32))
+    controls = dl.sampling.Controls.of(sampler.options, None)._replace(decode_steps=2)
+    sample = jax.jit(sampler.generate, static_argnums=0)(
+        None, params, jax.random.key(0), jnp.arange(2), prompt, controls
     )
-    assert "block_1" not in shapes["params"]
+    assert experiment.tokenizer.sampleable[sample.tokens].all()
 
 
 def test_the_autoregressive_baseline_writes_from_left_to_right(trained):
@@ -237,7 +244,7 @@ def test_a_model_that_could_not_be_sampled_is_not_registered(model, words):
 
 
 def test_a_stage_is_not_named_like_another_folder_of_a_workdir():
-    with pytest.raises(ValueError, match="another folder of that name"):
+    with pytest.raises(ValueError, match="something else of that name"):
         dl.register_stage(dataclasses.replace(TOY_STAGE, name="latents"))
 
 

@@ -133,6 +133,7 @@ def test_models_that_sample_alike_share_a_compiled_program(model):
     assert model.program("mdlm_long") is model.program("mdlm")
     assert model.program(f"prior_{model.config.sampling.prior_method}") is model.program("ladiff")
     assert model.program("prior_dpmpp_2m") is not model.program("ladiff")
+    assert model.program("autoregressive") is not model.program("mdlm")
 
 
 def test_the_sampler_can_be_jitted_and_vmapped_by_its_caller(model):

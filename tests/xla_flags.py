@@ -1,4 +1,4 @@
-"""Flags of XLA for the tests' tiny programs, of which compiling takes nearly all of the time."""
+"""Flags of XLA for the tests, which spend nearly all of their time on compiling tiny programs."""
 
 FAST_COMPILATION = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
+import time
 from collections.abc import Callable
 from typing import Any
 
-from diladiff_jax.console import Progress
 from diladiff_jax.data import Prepared
 from diladiff_jax.evaluation.held_out import network_bounds, validation_rows
 from diladiff_jax.evaluation.measures.intervals import Estimate
@@ -16,6 +15,8 @@ from diladiff_jax.evaluation.sweep_point import SweepPoint, sampling_batch
 from diladiff_jax.model import Model
 from diladiff_jax.parallel import sharding
 from diladiff_jax.stages import MODELS, STAGES
+
+_SECONDS = 15.0  # between lines of progress
 
 _IN_ROWS = ("decode_steps", "temperature", "top_p")
 """Settings of sampling that every row has of its own."""
@@ -48,7 +49,7 @@ def evaluate(
     points = [
         SweepPoint(model, name, held_out, settings.seed, steps) for name, steps in _plan(model)
     ]
-    _sample(points, settings.samples, sampling_batch(model))
+    _sample(points, settings.samples, sampling_batch(model), say)
     for point in points:
         tokens, seconds = point.result(settings.samples)
         add(
@@ -71,10 +72,7 @@ def _plan(model: Model) -> list[tuple[str, int]]:
     plan = [
         (name, steps)
         for name in model.models
-        for steps in (
-            # A decoder of its own does not read the number of steps.
-            settings.decode_steps if MODELS[name].decode is None else (model.length,)
-        )
+        for steps in (settings.decode_steps if MODELS[name].decode is None else (model.length,))
     ]
     if any(MODELS[name].has_latent for name in model.models):
         possible = [name for name in controls() if all(map(model.has, MODELS[name].stages))]
@@ -82,13 +80,15 @@ def _plan(model: Model) -> list[tuple[str, int]]:
     return plan
 
 
-def _sample(points: list[SweepPoint], samples: int, batch: int) -> None:
+def _sample(points: list[SweepPoint], samples: int, batch: int, say: Callable[[str], None]) -> None:
     """Takes turns batch by batch, so that other load on the machine affects all points alike."""
     turns = [point for _ in range(0, samples, batch) for point in points]
-    with contextlib.closing(Progress("sampling", 0, len(turns), unit="batches")) as progress:
-        for done, point in enumerate(turns, 1):
-            point.sample_batch()
-            progress.advance(done, {})
+    said = time.monotonic()
+    for done, point in enumerate(turns, 1):
+        point.sample_batch()
+        if time.monotonic() - said > _SECONDS or done == len(turns):
+            said = time.monotonic()
+            say(f"sampled {done} of {len(turns)} batches")
 
 
 def _setting(model: Model) -> dict[str, Any]:

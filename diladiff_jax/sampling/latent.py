@@ -78,9 +78,13 @@ def reverse_diffusion(
         if self_conditioning == "current":
             previous = denoise(z_t, t, nothing)
         z = predict(z_t, t, previous)
-        own_keys, again = fold_in_per_sample(keys, k), lambda z_s, s: predict(z_s, s, z)
-        before = time(k - 1)
-        step = Step(schedule, z_t, z, carry[1], t, s, before, k, steps, again, own_keys, eta)
+
+        def again(z_s: Array, s: Array) -> Array:
+            return predict(z_s, s, z)
+
+        times = {"t": t, "s": s, "before": time(k - 1), "k": k, "steps": steps}
+        noise_of = {"keys": fold_in_per_sample(keys, k), "eta": eta}
+        step = Step(schedule, z_t, z, carry[1], denoise=again, **times, **noise_of)
         return SOLVERS[method].advance(step), z
 
     return jax.lax.fori_loop(0, steps, body, (noise, nothing))[0]

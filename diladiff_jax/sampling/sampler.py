@@ -77,6 +77,8 @@ class LeftToRight:
         controls: Controls,
     ) -> Sample:
         """See `AutoregressiveSampler`."""
+        if sampler.eot_id is None:
+            raise ValueError("eot_id: got None, expected the end-of-text, which comes first")
         decode = AutoregressiveSampler(sampler.networks.denoiser, sampler.process, sampler.eot_id)
         found = decode(params["denoiser"], keys, prompt, controls.temperature, controls.top_p)
         positions = jnp.arange(prompt.shape[1], dtype=jnp.int32)
@@ -110,7 +112,7 @@ class Sampler:
     process: DiscreteProcess
     options: SamplingOptions = dataclasses.field(default_factory=SamplingOptions)
     step_form: str = "velocity"
-    eot_id: int = 0
+    eot_id: int | None = None
     token_decoder: TokenDecoder | None = None
 
     def __post_init__(self) -> None:

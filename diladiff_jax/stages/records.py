@@ -156,7 +156,8 @@ class SampledModel:
       networks: from the networks of the experiment to those that it samples with; None takes them
         as they are. A model whose token network has another size or form replaces `denoiser` or
         `decoder`; the stage that trains it builds its objective from the same.
-      decode: how it fills in the tokens; None unmasks them in the order of `sampling.order`.
+      decode: how it fills in the tokens, in one step per token; None unmasks them in the order of
+        `sampling.order` in any number of steps.
       latent_steps: the number of latent steps that the settings ask for; None without such steps.
       takes_latents: whether the latents of real text are given to it.
       control: whether it is only a control of evaluations.

@@ -24,8 +24,8 @@ from diladiff_jax.stages.records import (
 STAGES: dict[str, Stage] = {}
 """Every stage by name, in the order of training."""
 
-_RESERVED = ("data", "features", "latents", "report", "samples", "tokenizer")
-"""Folders of a workdir that belong to no stage."""
+_RESERVED = ("data", "features", "latents", "report", "samples", "statistics", "tokenizer")
+"""Names in a workdir or a bundle that belong to no stage."""
 
 MODELS: dict[str, SampledModel] = {}
 """Every model and control by name; of the preferred models, later ones are better."""
@@ -37,7 +37,7 @@ def register_stage(stage: Stage) -> Stage:
     Raises:
       ValueError: the name is taken; its predecessor is unknown; it reads parameters of a stage that
         need not be trained before it; an option of its objective is named like one of training; or
-        it is named like another folder of a workdir.
+        it is named like something else in a workdir.
     """
     if stage.name in STAGES:
         raise ValueError(f"stage {stage.name} is already registered")
@@ -48,7 +48,7 @@ def register_stage(stage: Stage) -> Stage:
         if source not in (*before, *FEATURES):
             raise ValueError(f"stage {stage.name}: {source} is not a predecessor of it")
     if stage.name in _RESERVED:
-        raise ValueError(f"stage {stage.name}: a workdir has another folder of that name")
+        raise ValueError(f"stage {stage.name}: a workdir or bundle has something else of that name")
     training = {field.name for field in dataclasses.fields(stage.training)}
     if both := [o.name for o in dataclasses.fields(stage.options) if o.name in training]:
         raise ValueError(f"stage {stage.name}: option {both[0]} is one of its training already")

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-slow = pytest.mark.slow  # every test but one, which starts a whole command several times
+slow = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).parents[2]
 

@@ -10,6 +10,7 @@ from diladiff_jax.storage import released
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "launch"))
 import cli_errors
+import cli_parse
 
 
 @pytest.fixture
@@ -48,6 +49,10 @@ def test_commands_find_it_too(shipped, words, expected):
     """Only where a workdir is read, and only by its plain name."""
     found = cli_errors.locate_released(["sample.py", *words], shipped)
     assert found == ["sample.py", *(word.format(shipped) for word in expected)]
+
+
+def test_commands_look_where_the_library_does():
+    assert cli_parse.RELEASED == released.FOLDER
 
 
 def test_every_model_in_the_package_is_an_intact_bundle_with_a_card():

@@ -271,8 +271,8 @@ def test_a_stage_starts_from_the_average_of_the_one_before(trained):
 
 def test_statistics_of_a_stage_are_those_of_the_rows_it_was_trained_on(trained):
     """After two updates on the same rows, the features' moments equal numpy's over those rows."""
-    _, state = run(trained, "autoencoder", (1, 1, 1))
-    experiment, rows = open_experiment(trained, (1, 1, 1))
+    _, state = run(trained, "autoencoder", (8, 1, 1))
+    experiment, rows = open_experiment(trained, (8, 1, 1))
     features = experiment.objective("autoencoder").features(
         experiment.restore("mdlm"), jnp.asarray(rows)
     )

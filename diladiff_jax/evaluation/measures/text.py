@@ -12,6 +12,8 @@ from diladiff_jax.data.tokenizers import Tokenizer
 from diladiff_jax.evaluation.measures import intervals
 from diladiff_jax.evaluation.measures.intervals import Estimate
 
+_ENOUGH = 100  # valid documents, so that few of them do not look like a collapse
+
 
 def unigram_entropy(row: np.ndarray) -> float:
     """Entropy in nats of the distribution of ids within one sample `[L]`."""
@@ -99,7 +101,7 @@ def oracle_measures(texts: Sequence[str]) -> dict[str, Estimate]:
       a document keeps; and, if any document is valid, `exact_nll`, the mean negative
       log-likelihood of the valid ones in nats per document (all others have probability zero; the
       data's own mean is `stories.entropy()`), `distinct`, the share of the valid ones that are
-      not repeats of an earlier one, and `detail_entropy` of the valid ones.
+      not repeats of an earlier one, and, of at least 100 valid ones, `detail_entropy`.
     """
     reports = [stories.check(text) for text in texts]
     valid = [text for text, report in zip(texts, reports, strict=True) if report.valid]
@@ -113,7 +115,7 @@ def oracle_measures(texts: Sequence[str]) -> dict[str, Estimate]:
         measures["exact_nll"] = intervals.mean(nll)
         first = np.unique(valid, return_index=True)[1]
         measures["distinct"] = intervals.proportion(np.isin(np.arange(len(valid)), first))
-    if len(valid) > 1:
+    if len(valid) >= _ENOUGH:
         measures["detail_entropy"] = detail_entropy(valid)
     return measures
 

@@ -125,8 +125,8 @@ def test_the_oracle_accepts_its_own_language_only():
     # The mean of 400 documents within 5 standard errors: a false alarm is rarer than 1e-6.
     spread = np.std([-stories.log_likelihood(d) for d in good]) / 20
     assert measures["exact_nll"]["value"] == pytest.approx(stories.entropy(), abs=5 * spread)
-    # Eight details: 7 of them have entropies of at most log 20, whose estimates from 400 documents
-    # have standard errors below 0.02 each.
+    # Eight details of at most 20 values each; their estimates from 400 documents have standard
+    # errors below 0.02 each.
     assert measures["detail_entropy"]["value"] == pytest.approx(stories.detail_entropy(), abs=0.2)
     bad = text.oracle_measures([d + " again" for d in good])
     assert bad["valid"]["value"] == 0 and "exact_nll" not in bad
@@ -140,11 +140,12 @@ def test_detail_entropy_sees_what_validity_does_not():
     same = [
         f"Tom found two {c} kites at the harbour. He sold them to Mia. Mia keeps the {c} kites"
         f" from the harbour."
-        for c in colours * 6
+        for c in colours * 30
     ]
+    assert "detail_entropy" not in text.oracle_measures(same[:99])
     measures = text.oracle_measures(same)
     assert measures["valid"]["value"] == 1
-    assert measures["detail_entropy"]["value"] == pytest.approx(math.log(4) + 3 / 48)
+    assert measures["detail_entropy"]["value"] == pytest.approx(math.log(4) + 3 / 240)
 
 
 JOINT = np.random.default_rng(1).dirichlet(np.full(27, 0.4)).reshape(3, 3, 3)
