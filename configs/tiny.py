@@ -77,10 +77,9 @@ def _stories(c: ConfigDict) -> None:
     )
     c.scorer_network.update(width=96, num_layers=3, heads=4)
     c.diffusion.d = 1.0  # with 10, latents of this width are almost pure noise most of the time
-    for stage in (c.mdlm, c.mdlm_long, c.autoregressive, c.autoencoder, c.diladiff):
+    for stage in (c.mdlm, c.mdlm_long, c.autoregressive, c.autoencoder, c.ladiff, c.diladiff):
         stage.batch = 128
-    c.ladiff.batch = 64
-    c.mdlm.steps, c.autoencoder.steps, c.ladiff.steps, c.diladiff.steps = 900, 450, 3000, 300
+    c.mdlm.steps, c.autoencoder.steps, c.ladiff.steps, c.diladiff.steps = 350, 450, 2000, 300
     # Noise on the latent makes what it says easier to hit for the prior. Some latents have to reach
     # the decoder as they are: with noise on all that p_drop leaves, the autoencoder learns the last
     # details too late. docs/results.md has the figures of both, and of the paper's augmentation.
