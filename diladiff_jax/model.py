@@ -183,17 +183,15 @@ class Model:
         record = self._record(None) if model is None else stages.model_named(model, controls=True)
         self.controls(record.name, **given)  # raises if a value is out of range
         options = self.sampler.options
-        settings = {
-            name: value
-            for name, value in dataclasses.asdict(options).items()
-            if not name.startswith(("prior_", "student_steps", "batch"))
-        }
+        settings = dataclasses.asdict(options)
+        for name in ("batch", "prior_steps", "student_steps", "prior_method"):
+            del settings[name]  # it changes no sample, or what follows says it
         if record.source is not None:
             settings["latent_source"] = repr(record.source.bind(options))
         if record.latent_steps is not None:
             settings["latent_steps"] = record.latent_steps(options)
         if record.decode is not None:
-            settings |= {"order": repr(record.decode), "decode_steps": self.length}
+            settings |= {"order": record.decode.__name__, "decode_steps": self.length}
         plain = {name: np.asarray(v).item() for name, v in given.items() if v is not None}
         return settings | plain
 

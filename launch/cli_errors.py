@@ -75,7 +75,7 @@ def locate_released(argv: Sequence[str], folder: pathlib.Path) -> list[str]:
         if (
             key.lstrip("-") in ("workdir", "init_from")
             and pathlib.PurePath(value).name == value
-            and (folder / value / "bundle.json").is_file()
+            and os.path.isfile(folder / value / "bundle.json")  # False for any impossible name
             and not os.path.exists(value)
         ):
             word = f"{key}={folder / value}" if equals else str(folder / value)

@@ -71,9 +71,9 @@ def _list_names_in_help() -> None:
 
     names = {"{stages}": ", ".join(stages.STAGES), "{models}": ", ".join(stages.sampled_models())}
     for name in flags.FLAGS:
-        for placeholder, listed in names.items():
+        for field, listed in names.items():
             help_text = flags.FLAGS[name].help or ""
-            flags.FLAGS[name].help = help_text.replace(placeholder, listed)
+            flags.FLAGS[name].help = help_text.replace(field, listed)
 
 
 def _check_inherited_corpus(argv: Sequence[str], source: str) -> None:

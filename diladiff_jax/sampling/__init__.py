@@ -32,10 +32,10 @@ from diladiff_jax.sampling.orders import (
     register_order,
 )
 from diladiff_jax.sampling.sampler import (
-    LeftToRight,
     Sample,
     Sampler,
     TokenDecoder,
+    left_to_right,
 )
 from diladiff_jax.sampling.solvers import SOLVERS, Solver, Step, register_solver
 
@@ -47,7 +47,6 @@ __all__ = [
     "AutoregressiveSampler",
     "Controls",
     "LatentSource",
-    "LeftToRight",
     "NullLatents",
     "Order",
     "PriorLatents",
@@ -63,6 +62,7 @@ __all__ = [
     "ancestral",
     "by_confidence",
     "few_step",
+    "left_to_right",
     "normal_per_sample",
     "nucleus_threshold",
     "plain",

@@ -64,27 +64,28 @@ def reverse_diffusion(
     """
     _require_one_of("method", method, SOLVERS)
     _require_one_of("self_conditioning", self_conditioning, SELF_CONDITIONINGS)
-    nothing, batch = jnp.zeros_like(noise), noise.shape[:1]
-    end = end_time(schedule, final_noise)
-
-    def time(k: Array) -> Array:
-        return jnp.full(batch, _grid_time(k, steps, end), jnp.float32)
-
+    nothing, end = jnp.zeros_like(noise), end_time(schedule, final_noise)
+    time = functools.partial(_grid_times, len(noise), steps, end)
     predict = functools.partial(_predict, denoise, self_conditioning)
 
     def body(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        z_t, previous = carry
-        t, s = time(k), time(k + 1)
-        if self_conditioning == "current":
-            previous = denoise(z_t, t, nothing)
-        z = predict(z_t, t, previous)
-
-        def again(z_s: Array, s: Array) -> Array:
-            return predict(z_s, s, z)
-
-        times = {"t": t, "s": s, "before": time(k - 1), "k": k, "steps": steps}
-        noise_of = {"keys": fold_in_per_sample(keys, k), "eta": eta}
-        step = Step(schedule, z_t, z, carry[1], denoise=again, **times, **noise_of)
+        (z_t, previous), t, s = carry, time(k), time(k + 1)
+        first = denoise(z_t, t, nothing) if self_conditioning == "current" else previous
+        z = predict(z_t, t, first)
+        step = Step(
+            schedule=schedule,
+            z_t=z_t,
+            z=z,
+            previous=previous,
+            t=t,
+            s=s,
+            before=time(k - 1),
+            k=k,
+            steps=steps,
+            denoise=lambda z_s, s: predict(z_s, s, z),
+            keys=fold_in_per_sample(keys, k),
+            eta=eta,
+        )
         return SOLVERS[method].advance(step), z
 
     return jax.lax.fori_loop(0, steps, body, (noise, nothing))[0]
@@ -110,9 +111,10 @@ def end_time(
     return schedule.time_of_angle(jnp.arcsin(jnp.asarray(final_noise, jnp.float32)))
 
 
-def _grid_time(k: Array, steps: Array | int, end: Array) -> Array:
-    """Point k of `steps` equal intervals from 1 to `end`, which is hit exactly."""
-    return jnp.where(k == steps, end, 1.0 - (1.0 - end) * k / steps)
+def _grid_times(batch: int, steps: Array | int, end: Array, k: Array) -> Array:
+    """Point k of `steps` equal intervals from 1 to `end`, which is hit exactly, `[B]`."""
+    time = jnp.where(k == steps, end, 1.0 - (1.0 - end) * k / steps)
+    return jnp.full((batch,), time, jnp.float32)
 
 
 def noise_level_warp(
@@ -175,10 +177,10 @@ def few_step(
     _require_one_of("warp", warp, GAMMA_WARPS)
     start_keys, noise_keys = split_per_sample(keys)
     z = normal_per_sample(start_keys, shape)
-    batch, end = z.shape[:1], end_time(schedule, final_noise)
+    time = functools.partial(_grid_times, len(z), steps, end_time(schedule, final_noise))
 
     def body(k: Array, z_t: Array) -> Array:
-        t, s = (jnp.full(batch, _grid_time(i, steps, end), jnp.float32) for i in (k, k + 1))
+        t, s = time(k), time(k + 1)
         r, scale = GAMMA_WARPS[warp](schedule, s, gamma)
         last = k + 1 == steps
         r = jnp.where(last, s, r)

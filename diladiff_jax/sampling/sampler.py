@@ -45,7 +45,9 @@ class Sample(NamedTuple):
 
 
 class TokenDecoder(Protocol):
-    """How a sampled model fills in its tokens. Equal decoders share a compiled program."""
+    """A function that fills in the tokens of a sampled model in place of `Sampler.decode`."""
+
+    __name__: str
 
     def __call__(
         self,
@@ -58,32 +60,6 @@ class TokenDecoder(Protocol):
     ) -> Sample:
         """Fills the open positions of `prompt`; see `Sampler.decode`."""
         ...
-
-
-@dataclasses.dataclass(frozen=True)
-class LeftToRight:
-    """One token after another, by a causal denoiser with cached keys and values.
-
-    It reads parameters "denoiser" and makes one step per token, whatever `decode_steps` says.
-    """
-
-    def __call__(
-        self,
-        sampler: Sampler,
-        params: Mapping[str, Any],
-        keys: Keys,
-        prompt: Int[Array, "B L"],
-        latents: Float[Array, "B N D"] | None,
-        controls: Controls,
-    ) -> Sample:
-        """See `AutoregressiveSampler`."""
-        if sampler.eot_id is None:
-            raise ValueError("eot_id: got None, expected the end-of-text, which comes first")
-        decode = AutoregressiveSampler(sampler.networks.denoiser, sampler.process, sampler.eot_id)
-        found = decode(params["denoiser"], keys, prompt, controls.temperature, controls.top_p)
-        positions = jnp.arange(prompt.shape[1], dtype=jnp.int32)
-        unmasked_at = jnp.where(sampler.process.is_open(prompt), positions, -1)
-        return Sample(found.tokens, unmasked_at, latents)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -232,3 +208,27 @@ class Sampler:
             return call(h, method="project")
 
         return TokenNetwork(context, logits, refresh, self.options.refresh_every)
+
+
+def left_to_right(
+    sampler: Sampler,
+    params: Mapping[str, Any],
+    keys: Keys,
+    prompt: Int[Array, "B L"],
+    latents: Float[Array, "B N D"] | None,
+    controls: Controls,
+) -> Sample:
+    """A `TokenDecoder`: one token after another, by a causal denoiser with cached keys and values.
+
+    It reads parameters "denoiser". See `AutoregressiveSampler`.
+
+    Raises:
+      ValueError: the sampler has no `eot_id`, or its denoiser is not causal.
+    """
+    if sampler.eot_id is None:
+        raise ValueError("eot_id: got None, expected the end-of-text, which comes first")
+    decode = AutoregressiveSampler(sampler.networks.denoiser, sampler.process, sampler.eot_id)
+    found = decode(params["denoiser"], keys, prompt, controls.temperature, controls.top_p)
+    positions = jnp.arange(prompt.shape[1], dtype=jnp.int32)
+    unmasked_at = jnp.where(sampler.process.is_open(prompt), positions, -1)
+    return Sample(found.tokens, unmasked_at, latents)

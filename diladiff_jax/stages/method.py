@@ -17,7 +17,7 @@ from diladiff_jax.objectives.mdlm import MDLM, MDLMOptions
 from diladiff_jax.run_options import TrainingOptions
 from diladiff_jax.sampling.latent_sources import NullLatents, PriorLatents, StudentLatents
 from diladiff_jax.sampling.options import SamplingOptions
-from diladiff_jax.sampling.sampler import LeftToRight, Sample
+from diladiff_jax.sampling.sampler import Sample, left_to_right
 from diladiff_jax.stages.records import (
     DECODER,
     ENCODER,
@@ -224,7 +224,7 @@ register_model(
         "autoregressive, cached",
         {"denoiser": ("autoregressive",)},
         networks=_causal,
-        decode=LeftToRight(),
+        decode=left_to_right,
         color="#2f8f8f",
         dark_color="#62c4c4",
         marker="h",

@@ -130,9 +130,9 @@ def retrained(trained, bundle, tmp_path):
 
 
 def test_stages_with_a_retrained_predecessor_are_not_inherited(retrained):
-    """The source trained them on its own MDLM. The scorer has no predecessor."""
+    """The source trained them on its own MDLM. Autoregressive model and scorer have none."""
     steps = {stage: trained_steps(retrained, stage) for stage in STAGES}
-    assert steps == dict.fromkeys(STAGES, 0) | {"mdlm": 6, "scorer": 6}
+    assert steps == dict.fromkeys(STAGES, 0) | {"mdlm": 6, "autoregressive": 6, "scorer": 6}
 
 
 def test_the_source_of_trained_stages_cannot_be_changed(retrained, trained):

@@ -43,6 +43,7 @@ def test_a_folder_of_the_same_name_takes_precedence(shipped):
         (["--init_from", "tiny-model", "--num=1"], ["--init_from", "{0}/tiny-model", "--num=1"]),
         (["--out=tiny-model", "--workdir=other"], ["--out=tiny-model", "--workdir=other"]),
         (["--workdir=../released/tiny-model"], ["--workdir=../released/tiny-model"]),
+        (["--workdir=" + 300 * "x"], ["--workdir=" + 300 * "x"]),  # no file can have such a name
     ],
 )
 def test_commands_find_it_too(shipped, words, expected):

@@ -1,18 +1,13 @@
 """Bad input ends with success or with one line, and the judge of that notices every problem."""
 
-import pathlib
 import shutil
-import sys
-
-import hypothesis
-import pytest
-from hypothesis import strategies as st
-
-sys.path.append(str(pathlib.Path(__file__).parents[2] / "tools" / "reliability"))
 
 import bad_input
 import fork_server
+import hypothesis
 import input_case
+import pytest
+from hypothesis import strategies as st
 
 CASES = 40  # of all kinds together; tools/reliability/faults.py --inputs=2000 runs more
 

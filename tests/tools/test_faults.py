@@ -1,4 +1,4 @@
-"""The fault suite, in a short form and (marked slow) in a longer one."""
+"""The fault suite, in a short and in a longer form, which both take minutes."""
 
 import json
 import pathlib
@@ -7,9 +7,6 @@ import subprocess
 import sys
 
 import pytest
-
-sys.path.append(str(pathlib.Path(__file__).resolve().parents[2] / "tools" / "reliability"))
-
 import resource_growth
 import surroundings
 
